@@ -1,0 +1,123 @@
+//! The model, written once.
+//!
+//! [`forward`] is the order of operations; a [`Machine`] is whoever carries them out: the trainer's recorder,
+//! the runtime's session, a float64 reference in the tests, and [`count`]'s counter. Nothing here knows of
+//! gradients, caches, dropout or threads: those belong inside a machine's verbs.
+
+use crate::config::Config;
+use crate::layout::{Layout, Linear, Norm};
+
+/// Something that can carry out a model's operations.
+///
+/// `Rows` is a handle to `[rows, width]` numbers, one row a token. A handle given by value is used for the
+/// last time; one given by reference is needed again.
+pub trait Machine {
+    /// A handle to one matrix of activations.
+    type Rows;
+
+    /// Token embedding plus position embedding of the rows at hand.
+    fn embed(&mut self, layout: &Layout) -> Self::Rows;
+    /// LayerNorm of each row.
+    fn norm(&mut self, x: &Self::Rows, norm: &Norm) -> Self::Rows;
+    /// `x W^T + b`.
+    fn linear(&mut self, x: Self::Rows, linear: &Linear) -> Self::Rows;
+    /// Causal self-attention of `layer` over fused queries, keys and values: `[rows, 3 width]` to `[rows, width]`.
+    fn attention(&mut self, qkv: Self::Rows, layer: usize) -> Self::Rows;
+    /// The feed-forward nonlinearity, element by element.
+    fn activation(&mut self, x: Self::Rows) -> Self::Rows;
+    /// The residual stream plus a branch's result.
+    fn add(&mut self, stream: Self::Rows, branch: Self::Rows) -> Self::Rows;
+    /// The projection to the vocabulary; a machine may keep only the rows it needs.
+    fn logits(&mut self, x: Self::Rows, head: &Linear) -> Self::Rows;
+}
+
+/// A pre-norm decoder: the lecture's GPT, GPT-2 and their kin.
+///
+/// For each layer, `x += out(attention(qkv(norm(x))))` and then `x += down(activation(up(norm(x))))`
+/// (Radford et al. 2019, section 2.3).
+pub fn forward<M: Machine>(machine: &mut M, layout: &Layout) -> M::Rows {
+    let mut x = machine.embed(layout);
+    for (index, layer) in layout.layers.iter().enumerate() {
+        let h = machine.norm(&x, &layer.attention_norm);
+        let h = machine.linear(h, &layer.qkv);
+        let h = machine.attention(h, index);
+        let h = machine.linear(h, &layer.attention_out);
+        x = machine.add(x, h);
+
+        let h = machine.norm(&x, &layer.feed_forward_norm);
+        let h = machine.linear(h, &layer.up);
+        let h = machine.activation(h);
+        let h = machine.linear(h, &layer.down);
+        x = machine.add(x, h);
+    }
+    let h = machine.norm(&x, &layout.final_norm);
+    machine.logits(h, &layout.head)
+}
+
+/// What one token costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Parameters read in matrix products and norms for one token; embeddings count the rows read.
+    pub active_parameters: u64,
+    /// Multiplications and additions for one token in the matrix products.
+    pub flops: u64,
+    /// Attention's own multiplications and additions for one token, for each position attended to.
+    pub attention_flops_per_position: u64,
+}
+
+/// Counts what one token costs by walking [`forward`].
+pub fn count(config: &Config, layout: &Layout) -> Cost {
+    let mut counter = Counter { config, cost: Cost::default() };
+    forward(&mut counter, layout);
+    counter.cost
+}
+
+struct Counter<'a> {
+    config: &'a Config,
+    cost: Cost,
+}
+
+impl Machine for Counter<'_> {
+    type Rows = ();
+
+    fn embed(&mut self, _: &Layout) {
+        self.cost.active_parameters += 2 * self.config.width as u64;
+    }
+
+    fn norm(&mut self, _: &(), norm: &Norm) {
+        self.cost.active_parameters += self.config.width as u64 * (1 + u64::from(norm.bias.is_some()));
+    }
+
+    fn linear(&mut self, _: (), linear: &Linear) {
+        let products = linear.inputs as u64 * linear.outputs as u64;
+        self.cost.active_parameters += products + linear.bias.map_or(0, |_| linear.outputs as u64);
+        self.cost.flops += 2 * products;
+    }
+
+    fn attention(&mut self, _: (), _: usize) {
+        self.cost.attention_flops_per_position += 4 * self.config.width as u64;
+    }
+
+    fn activation(&mut self, _: ()) {}
+
+    fn add(&mut self, _: (), _: ()) {}
+
+    fn logits(&mut self, x: (), head: &Linear) {
+        self.linear(x, head);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::lecture;
+
+    #[test]
+    fn the_counter_walks_every_parameter_but_unread_embedding_rows() {
+        let config = lecture();
+        let layout = Layout::new(&config);
+        let cost = count(&config, &layout);
+        let unread = (config.vocabulary - 1 + config.context - 1) * config.width;
+        assert_eq!(cost.active_parameters as usize, layout.parameters() - unread);
+    }
+}

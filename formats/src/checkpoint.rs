@@ -1,0 +1,1 @@
+//! Model files opened (mapped, checked against the layout) and checkpoints saved (atomic, durable).

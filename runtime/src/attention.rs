@@ -1,0 +1,1 @@
+//! Causal attention of new rows against the cache.

@@ -1,0 +1,1 @@
+//! An iterator of tokens with their text.

@@ -1,0 +1,1 @@
+//! One conversation with a model: ids fed, cache kept, logits read.

@@ -1,0 +1,1 @@
+//! The arithmetic of the CPU as one table of routines, chosen once.

@@ -1,0 +1,1 @@
+//! The portable twin of every routine.

@@ -1,0 +1,1 @@
+//! The threads of a model, their barrier and the buffers they share.

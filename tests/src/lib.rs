@@ -1,0 +1,1 @@
+//! What the tests share: the float64 reference, the comparers, small models and folders.

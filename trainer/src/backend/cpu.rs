@@ -1,0 +1,1 @@
+//! The CPU as a backend: one line a verb.

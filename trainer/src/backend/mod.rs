@@ -1,0 +1,3 @@
+//! What a device must be able to do.
+
+pub mod cpu;

@@ -1,0 +1,1 @@
+//! A model that learns: steps and losses over a backend.

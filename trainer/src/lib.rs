@@ -1,0 +1,19 @@
+//! Learns from text and writes what `runtime` runs.
+
+pub mod backend;
+pub mod data;
+pub mod learner;
+pub mod memory;
+pub mod ops;
+pub mod optimizer;
+pub mod options;
+pub mod params;
+pub mod presets;
+pub mod progress;
+pub mod random;
+pub mod report;
+pub mod run;
+pub mod schedule;
+pub mod state;
+pub mod tape;
+pub mod train;

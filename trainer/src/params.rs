@@ -1,0 +1,1 @@
+//! The parameters as one arena.

@@ -1,0 +1,1 @@
+//! The run drawn as one HTML page.

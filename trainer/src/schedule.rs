@@ -1,0 +1,1 @@
+//! Learning-rate curves as pure functions of the step.

@@ -1,0 +1,1 @@
+//! Everything of a run that has memory.

@@ -1,0 +1,1 @@
+//! Lifetimes, slots and first writers.

@@ -1,0 +1,1 @@
+//! The machine that records the forward pass.

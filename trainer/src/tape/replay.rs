@@ -1,0 +1,1 @@
+//! A program carried out, forward and backward.
