@@ -98,8 +98,8 @@ impl Progress {
             return Progress::writing_to(Box::new(stderr), mode, total_steps, already);
         }
         let bar = ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{bar:20} {wide_msg}") {
-            bar.set_style(style.progress_chars("━╸─"));
+        if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
+            bar.set_style(style);
         }
         Progress::with(Output::Live { bar, drawn: None }, total_steps, already)
     }
@@ -135,7 +135,6 @@ impl Progress {
             report.step.saturating_sub(self.already),
             self.total_steps.saturating_sub(report.step),
         );
-        let sentence = || sentence(report, self.total_steps, self.validation, remaining);
         match &mut self.output {
             Output::Live { bar, drawn } => {
                 let early = drawn.is_some_and(|at| at.elapsed() < REDRAW);
@@ -143,10 +142,11 @@ impl Progress {
                     return;
                 }
                 *drawn = Some(Instant::now());
-                bar.set_message(sentence());
-                bar.set_position(report.step);
+                bar.set_message(glance(report, self.total_steps, self.validation, remaining));
             }
-            Output::Plain(writer) => write_line(writer, &sentence()),
+            Output::Plain(writer) => {
+                write_line(writer, &sentence(report, self.total_steps, self.validation, remaining))
+            }
             Output::Json(writer) => write_event(
                 writer,
                 &Event::Step {
@@ -210,19 +210,48 @@ fn remaining(elapsed: Duration, done: u64, left: u64) -> Option<Duration> {
     Duration::try_from_secs_f64(elapsed.as_secs_f64() / done as f64 * left as f64).ok()
 }
 
+/// The live line. It fits 80 columns for runs of up to 9999 steps, and its least important number stands last,
+/// where a narrow terminal cuts it.
+fn glance(report: &StepReport, total: u64, validation: Option<f64>, remaining: Option<Duration>) -> String {
+    let validation = validation.map(|loss| format!(" val {loss:.4}")).unwrap_or_default();
+    format!(
+        "{} {}/{total} loss {:.4}{validation} lr {:.1e} {} tok/s eta {} {}",
+        bar(report.step, total),
+        report.step,
+        report.loss,
+        report.learning_rate,
+        thousands(report.tokens_per_s),
+        eta(remaining),
+        memory(report.memory_bytes),
+    )
+}
+
+/// A bar of six cells, to the half cell.
+fn bar(step: u64, total: u64) -> String {
+    const CELLS: usize = 6;
+    let halves = (step.min(total) as f64 / total.max(1) as f64 * (2 * CELLS) as f64) as usize;
+    let half = halves % 2;
+    ["━".repeat(halves / 2), "╸".repeat(half), "─".repeat(CELLS - halves / 2 - half)].concat()
+}
+
+/// The plain line.
 fn sentence(report: &StepReport, total: u64, validation: Option<f64>, remaining: Option<Duration>) -> String {
     let width = total.to_string().len();
     let validation = validation.map(|loss| format!("  val {loss:.4}")).unwrap_or_default();
-    let eta = remaining.map_or_else(|| "?".to_string(), |time| clock(time.as_secs()));
     format!(
-        "step {:>width$}/{total}  loss {:.4}{validation}  lr {:.2e}  grad {:.2}  {} tokens/s  eta {eta}  {}",
+        "step {:>width$}/{total}  loss {:.4}{validation}  lr {:.2e}  grad {:.2}  {} tokens/s  eta {}  {}",
         report.step,
         report.loss,
         report.learning_rate,
         report.gradient_norm,
         thousands(report.tokens_per_s),
+        eta(remaining),
         memory(report.memory_bytes),
     )
+}
+
+fn eta(remaining: Option<Duration>) -> String {
+    remaining.map_or_else(|| "?".to_string(), |time| clock(time.as_secs()))
 }
 
 /// `41s`, `2m 05s`, `3h 07m`, `2d 04h`: two units at most, so that the line keeps its width.
@@ -395,6 +424,21 @@ mod tests {
         progress.line(&report(399));
         progress.line(&report(6000));
         assert_eq!(output.text().matches("eta ?").count(), 2);
+    }
+
+    #[test]
+    fn the_live_line_fits_a_terminal() {
+        let line = glance(&report(1200), 5000, Some(2.212_1), Some(Duration::from_secs(83)));
+        assert_eq!(line, "━───── 1200/5000 loss 2.3054 val 2.2121 lr 1.0e-3 193k tok/s eta 1m 23s 212 MiB");
+        assert!(line.chars().count() < 80, "{} columns", line.chars().count());
+    }
+
+    #[test]
+    fn the_bar_is_full_only_at_the_end() {
+        assert_eq!(
+            [(0, 10), (1, 10), (9, 10), (10, 10), (11, 10), (0, 0)].map(|(step, total)| bar(step, total)),
+            ["──────", "╸─────", "━━━━━─", "━━━━━━", "━━━━━━", "──────"]
+        );
     }
 
     #[test]
