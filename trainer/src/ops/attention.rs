@@ -1,0 +1,329 @@
+//! Causal self-attention (Vaswani et al. 2017, eq. 1), one head of one window at a time.
+//!
+//! Forward, with `q`, `k`, `v` the head's rows of the fused projection, `c` the score scale:
+//! `s_ij = c q_i . k_j` for `j <= i`, `p_ij = exp(s_ij - l_i)` with `l_i = log sum_j exp s_ij`,
+//! `o_i = sum_j p_ij m_ij v_j`, `m` the dropout mask of the weights.
+//!
+//! Backward, the weights made again from `l` (Dao et al. 2022, section 3.1):
+//! `d_v_j = sum_i p_ij m_ij d_o_i`, `d_p_ij = m_ij d_o_i . v_j`, `D_i = d_o_i . o_i`,
+//! `d_s_ij = p_ij (d_p_ij - D_i)`, `d_q_i = c sum_j d_s_ij k_j`, `d_k_j = c sum_i d_s_ij q_i`.
+//!
+//! Scores live for one block of queries only, never for the whole square.
+
+use super::dropout::Mask;
+use runtime::simd::Simd;
+use runtime::simd::product::{Operand, Product, Write};
+use runtime::simd::routines::Unit;
+
+/// Queries whose scores are held at once.
+const QUERIES: usize = 64;
+
+/// The shape of attention over one shard: `sequences` windows of `block` rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Windows.
+    pub sequences: usize,
+    /// Rows of a window.
+    pub block: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub size: usize,
+    /// The factor on scores.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// Width of a row of the output; a row of `qkv` is three times this.
+    pub fn width(&self) -> usize {
+        self.heads * self.size
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.sequences * self.block
+    }
+
+    /// Length of the scratch one pass needs: the scores of a block of queries and their gradients.
+    pub fn scratch(&self) -> usize {
+        2 * QUERIES.min(self.block) * self.stride()
+    }
+
+    /// Distance between rows of scores, a multiple of four so that dropout's blocks start on rows.
+    fn stride(&self) -> usize {
+        self.block.next_multiple_of(4)
+    }
+
+    /// One head of one window: offset of its first query in `qkv`, and of its first output.
+    fn place(&self, sequence: usize, head: usize) -> (usize, usize) {
+        let row = sequence * self.block;
+        (row * 3 * self.width() + head * self.size, row * self.width() + head * self.size)
+    }
+}
+
+/// A block of queries of one head, against the keys up to its last one.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    s: &'a Heads,
+    first: usize,
+    queries: usize,
+    /// Number of the block's first score among all scores, for dropout.
+    first_score: usize,
+}
+
+impl Block<'_> {
+    fn keys(&self) -> usize {
+        self.first + self.queries
+    }
+
+    /// `queries x keys` products over the head's width.
+    fn against_keys(&self, a_row_stride: usize) -> Product {
+        Product {
+            rows: self.queries,
+            inner: self.s.size,
+            columns: self.keys(),
+            a_row_stride,
+            a_inner_stride: 1,
+            b: Operand::Transposed { stride: 3 * self.s.width() },
+            c_stride: self.s.stride(),
+            write: Write::Set,
+        }
+    }
+
+    /// `queries x size` sums over the keys of rows of `qkv`.
+    fn over_keys(&self, c_stride: usize) -> Product {
+        Product {
+            rows: self.queries,
+            inner: self.keys(),
+            columns: self.s.size,
+            a_row_stride: self.s.stride(),
+            a_inner_stride: 1,
+            b: Operand::Rows { stride: 3 * self.s.width() },
+            c_stride,
+            write: Write::Set,
+        }
+    }
+
+    /// `keys x size` sums over the block's queries.
+    fn over_queries(&self, b_stride: usize, write: Write) -> Product {
+        Product {
+            rows: self.keys(),
+            inner: self.queries,
+            columns: self.s.size,
+            a_row_stride: 1,
+            a_inner_stride: self.s.stride(),
+            b: Operand::Rows { stride: b_stride },
+            c_stride: 3 * self.s.width(),
+            write,
+        }
+    }
+
+    /// Multiplies the block's weights by their dropout factors.
+    fn drop(&self, mask: Mask, weights: &mut [f32]) {
+        let Some(mask) = mask else { return };
+        for (query, row) in weights.chunks_mut(self.s.stride()).take(self.queries).enumerate() {
+            let from = self.first_score + query * self.s.stride();
+            mask.factors(from, self.first + query + 1, |key, factor| row[key] *= factor);
+        }
+    }
+}
+
+/// Calls `work` for every block of queries of every head: with its offsets and, for each head, last block first,
+/// so that gradients over keys are set once and then added to.
+fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, usize, usize, usize)) {
+    for sequence in 0..s.sequences {
+        for head in 0..s.heads {
+            let (at_query, at_out) = s.place(sequence, head);
+            for first in (0..s.block).step_by(QUERIES).rev() {
+                let queries = QUERIES.min(s.block - first);
+                let first_score = ((sequence * s.heads + head) * s.block + first) * s.stride();
+                let at_sum = (sequence * s.heads + head) * s.block + first;
+                work(Block { s, first, queries, first_score }, at_query, at_out, at_sum);
+            }
+        }
+    }
+}
+
+/// `qkv` `[rows, 3 width]`, `out` `[rows, width]`, `log_sums` `[sequences, heads, block]`.
+pub fn forward(
+    simd: &Simd,
+    s: &Heads,
+    qkv: &[f32],
+    mask: Mask,
+    out: &mut [f32],
+    log_sums: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let (width, row) = (s.width(), 3 * s.width());
+    blocks(s, |block, at_query, at_out, at_sum| {
+        let (at_key, at_value) = (at_query + width, at_query + 2 * width);
+        let queries = &qkv[at_query + block.first * row..];
+        (simd.product)(&block.against_keys(row), queries, &qkv[at_key..], None, scratch);
+        let log_sums = &mut log_sums[at_sum..at_sum + block.queries];
+        simd.vectorize(|unit| {
+            for (query, log_sum) in log_sums.iter_mut().enumerate() {
+                let scores = &mut scratch[query * s.stride()..][..block.keys()];
+                *log_sum = causal_softmax(unit, s.scale, block.first + query + 1, scores);
+            }
+        });
+        block.drop(mask, scratch);
+        let to = &mut out[at_out + block.first * width..];
+        (simd.product)(&block.over_keys(width), scratch, &qkv[at_value..], None, to);
+    });
+}
+
+/// Softmax of the first `visible` scores, zero for the others; returns the log of the sum.
+#[inline(always)]
+fn causal_softmax(unit: Unit, scale: f32, visible: usize, scores: &mut [f32]) -> f32 {
+    let (seen, unseen) = scores.split_at_mut(visible);
+    unseen.fill(0.0);
+    let maximum = scale * unit.maximum(seen);
+    for score in seen.iter_mut() {
+        *score = unit.exp(unit.multiply_add(*score, scale, -maximum));
+    }
+    let sum = unit.sum(seen, |value| value);
+    let inverse = 1.0 / sum;
+    for score in seen.iter_mut() {
+        *score *= inverse;
+    }
+    maximum + sum.ln()
+}
+
+/// The gradient of `qkv`, set.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    simd: &Simd,
+    s: &Heads,
+    qkv: &[f32],
+    out: &[f32],
+    log_sums: &[f32],
+    mask: Mask,
+    d_out: &[f32],
+    d_qkv: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let (width, row) = (s.width(), 3 * s.width());
+    let (weights, d_weights) = scratch.split_at_mut(s.scratch() / 2);
+    blocks(s, |block, at_query, at_out, at_sum| {
+        let (at_key, at_value) = (at_query + width, at_query + 2 * width);
+        let (queries, from_out) = (at_query + block.first * row, at_out + block.first * width);
+        let write = if block.keys() == s.block { Write::Set } else { Write::Accumulate };
+        let d_rows = &d_out[from_out..];
+
+        (simd.product)(&block.against_keys(row), &qkv[queries..], &qkv[at_key..], None, weights);
+        (simd.product)(&block.against_keys(width), d_rows, &qkv[at_value..], None, d_weights);
+        simd.vectorize(|unit| {
+            for query in 0..block.queries {
+                let visible = block.first + query + 1;
+                let weights = &mut weights[query * s.stride()..][..block.keys()];
+                let (seen, unseen) = weights.split_at_mut(visible);
+                unseen.fill(0.0);
+                let log_sum = log_sums[at_sum + query];
+                for weight in seen {
+                    *weight = unit.exp(unit.multiply_add(*weight, s.scale, -log_sum));
+                }
+            }
+        });
+        // d_p takes the mask; then d_s, while the weights without it are still at hand.
+        block.drop(mask, d_weights);
+        simd.vectorize(|unit| {
+            for query in 0..block.queries {
+                let visible = block.first + query + 1;
+                let at = from_out + query * width;
+                let dot = unit.sum_pairs(&d_out[at..at + s.size], &out[at..at + s.size], |d, o| d * o);
+                let weights = &weights[query * s.stride()..][..block.keys()];
+                let d_weights = &mut d_weights[query * s.stride()..][..block.keys()];
+                d_weights[visible..].fill(0.0);
+                for (d, weight) in d_weights[..visible].iter_mut().zip(weights) {
+                    *d = s.scale * weight * (*d - dot);
+                }
+            }
+        });
+        block.drop(mask, weights);
+        let d_values = &mut d_qkv[at_value..];
+        (simd.product)(&block.over_queries(width, write), weights, d_rows, None, d_values);
+        let d_queries = &mut d_qkv[queries..];
+        (simd.product)(&block.over_keys(row), d_weights, &qkv[at_key..], None, d_queries);
+        let d_keys = &mut d_qkv[at_key..];
+        (simd.product)(&block.over_queries(row, write), d_weights, &qkv[queries..], None, d_keys);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{gradient, values};
+    use crate::ops::dropout::Noise;
+
+    fn shapes() -> Vec<Heads> {
+        [(1, 1, 1, 1), (2, 3, 2, 5), (1, 8, 4, 16), (1, 13, 1, 7), (1, 67, 1, 3), (1, 130, 1, 2)]
+            .map(|(sequences, block, heads, size)| Heads { sequences, block, heads, size, scale: 0.7 })
+            .to_vec()
+    }
+
+    fn run(simd: &Simd, s: &Heads, qkv: &[f32], mask: Mask) -> (Vec<f32>, Vec<f32>) {
+        let mut out = vec![f32::NAN; s.rows() * s.width()];
+        let mut log_sums = vec![f32::NAN; s.rows() * s.heads];
+        forward(simd, s, qkv, mask, &mut out, &mut log_sums, &mut vec![f32::NAN; s.scratch()]);
+        (out, log_sums)
+    }
+
+    #[test]
+    fn forward_matches_float64() {
+        for simd in Simd::available() {
+            for s in shapes() {
+                let (row, width) = (3 * s.width(), s.width());
+                let qkv = values(s.rows() * row, 1);
+                let (out, _) = run(simd, &s, &qkv, None);
+                let at = |r: usize, c: usize| f64::from(qkv[r * row + c]);
+                for r in 0..s.rows() {
+                    for h in 0..s.heads {
+                        let first = r / s.block * s.block;
+                        let dot = |j: usize| (0..s.size).map(|c| at(r, h * s.size + c) * at(j, width + h * s.size + c));
+                        let scores: Vec<f64> =
+                            (first..=r).map(|j| (dot(j).sum::<f64>() * f64::from(s.scale)).exp()).collect();
+                        let sum: f64 = scores.iter().sum();
+                        for c in 0..s.size {
+                            let want: f64 = (first..=r)
+                                .zip(&scores)
+                                .map(|(j, p)| p / sum * at(j, 2 * width + h * s.size + c))
+                                .sum();
+                            let got = f64::from(out[r * width + h * s.size + c]);
+                            assert!((got - want).abs() <= 2e-6, "{s:?} row {r} head {h}: {got} is not {want}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        for simd in Simd::available() {
+            for s in shapes() {
+                for mask in [None, Noise::new(3, 4, 0.3).at(2, 0)] {
+                    let qkv = values(s.rows() * 3 * s.width(), 1);
+                    let d_out = values(s.rows() * s.width(), 2);
+                    let (out, log_sums) = run(simd, &s, &qkv, mask);
+                    let mut d_qkv = vec![f32::NAN; qkv.len()];
+                    let mut scratch = vec![f32::NAN; s.scratch()];
+                    backward(simd, &s, &qkv, &out, &log_sums, mask, &d_out, &mut d_qkv, &mut scratch);
+                    gradient(&format!("{s:?}"), &qkv, &d_qkv, &d_out, |qkv| run(simd, &s, qkv, mask).0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_sees_no_later_row() {
+        let s = Heads { sequences: 1, block: 70, heads: 2, size: 4, scale: 0.5 };
+        let mut qkv = values(s.rows() * 3 * s.width(), 1);
+        let (before, _) = run(Simd::best(), &s, &qkv, None);
+        for row in [69, 40, 1] {
+            qkv[row * 3 * s.width()..].iter_mut().for_each(|value| *value += 1.0);
+            let (after, _) = run(Simd::best(), &s, &qkv, None);
+            assert_eq!(before[..row * s.width()], after[..row * s.width()]);
+            assert_ne!(before[row * s.width()..], after[row * s.width()..]);
+        }
+    }
+}
