@@ -20,7 +20,9 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// All of it; more than fits a counter counts as the largest there is.
     pub fn total(&self) -> u64 {
-        [self.weights, self.gradients, self.moments, self.activations].into_iter().fold(0, u64::saturating_add)
+        [self.weights, self.gradients, self.moments, self.activations]
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 
     /// Refuses a plan that does not fit beside what the process already holds.
@@ -72,11 +74,14 @@ fn group_folders(groups: &str) -> Vec<PathBuf> {
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
         let root = match controllers {
             "" => Path::new("/sys/fs/cgroup"),
-            list if list.split(',').any(|controller| controller == "memory") => Path::new("/sys/fs/cgroup/memory"),
+            list if list.split(',').any(|controller| controller == "memory") => {
+                Path::new("/sys/fs/cgroup/memory")
+            }
             _ => continue,
         };
         let folder = root.join(path.trim_start_matches('/'));
-        folders.extend(folder.ancestors().take_while(|parent| parent.starts_with(root)).map(Path::to_path_buf));
+        folders
+            .extend(folder.ancestors().take_while(|parent| parent.starts_with(root)).map(Path::to_path_buf));
     }
     folders
 }
@@ -99,7 +104,8 @@ mod tests {
 
     #[test]
     fn a_plan_that_does_not_fit_names_the_flag() {
-        let plan = MemoryPlan { weights: 1 << 20, gradients: 2 << 20, moments: 3 << 20, activations: 4 << 20 };
+        let plan =
+            MemoryPlan { weights: 1 << 20, gradients: 2 << 20, moments: 3 << 20, activations: 4 << 20 };
         assert!(plan.require(10 << 20).is_ok());
         let error = plan.require((10 << 20) - 1).expect_err("too large");
         assert_eq!(error.exit_code(), 7);
@@ -127,7 +133,11 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("lectern-memory-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
         assert_eq!(group_available(&folder), None);
-        for (name, text) in [("memory.max", "1000\n"), ("memory.current", "900\n"), ("memory.stat", "anon 1\ninactive_file 300\n")] {
+        for (name, text) in [
+            ("memory.max", "1000\n"),
+            ("memory.current", "900\n"),
+            ("memory.stat", "anon 1\ninactive_file 300\n"),
+        ] {
             fs::write(folder.join(name), text).expect("a file");
         }
         assert_eq!(group_available(&folder), Some(400));

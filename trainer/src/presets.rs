@@ -1,8 +1,8 @@
 //! Named runs: complete sets of options, from which a config file and flags depart.
 
 use crate::data::Alphabet;
-use crate::options::{Options, nearest};
 use crate::optimizer::Decay;
+use crate::options::{Options, nearest};
 use crate::progress::ProgressMode;
 use crate::random::RngKind;
 use crate::schedule::Curve;

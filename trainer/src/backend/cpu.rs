@@ -130,6 +130,10 @@ impl Backend for Cpu {
         to[..from.len()].copy_from_slice(from);
     }
 
+    fn lanes(&self) -> usize {
+        self.threads()
+    }
+
     fn each<T: Send>(&self, shards: &mut [T], work: impl Fn(usize, &mut T) + Sync + Send) {
         self.pool.install(|| shards.par_iter_mut().enumerate().for_each(|(index, shard)| work(index, shard)));
     }
@@ -245,16 +249,22 @@ impl Backend for Cpu {
         activation::backward(self.simd, kind, x, d_out, (d_x, write));
     }
 
-    fn add(&self, stream: &Vec<f32>, branch: &Vec<f32>, mask: Mask, out: &mut Vec<f32>) {
-        add::forward(stream, branch, mask, out);
+    fn add(&self, rows: usize, stream: &Vec<f32>, branch: &Vec<f32>, mask: Mask, out: &mut Vec<f32>) {
+        add::forward(rows, stream, branch, mask, out);
     }
 
-    fn add_backward_stream(&self, d_out: &Vec<f32>, (d_stream, write): (&mut Vec<f32>, Write)) {
-        add::backward(d_out, None, (d_stream, write));
+    fn add_backward_stream(&self, rows: usize, d_out: &Vec<f32>, (d_stream, write): (&mut Vec<f32>, Write)) {
+        add::backward(rows, d_out, None, (d_stream, write));
     }
 
-    fn add_backward_branch(&self, d_out: &Vec<f32>, mask: Mask, (d_branch, write): (&mut Vec<f32>, Write)) {
-        add::backward(d_out, mask, (d_branch, write));
+    fn add_backward_branch(
+        &self,
+        rows: usize,
+        d_out: &Vec<f32>,
+        mask: Mask,
+        (d_branch, write): (&mut Vec<f32>, Write),
+    ) {
+        add::backward(rows, d_out, mask, (d_branch, write));
     }
 
     fn loss(
@@ -288,19 +298,25 @@ impl Backend for Cpu {
         loss::forward(self.simd, s, x, &head_of(params, head), targets, losses, Some(gradients), scratch);
     }
 
-    fn gather(&self, grads: &mut [&mut Vec<f32>]) -> f64 {
-        let Some((total, others)) = grads.split_first_mut() else { return 0.0 };
+    fn gather<T>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Vec<f32>) -> f64 {
+        let Some((first, others)) = shards.split_first_mut() else { return 0.0 };
+        let total = grads(first);
+        for other in others {
+            let other = grads(other);
+            self.pool.install(|| {
+                total.par_chunks_mut(STRETCH).zip(other.par_chunks_mut(STRETCH)).for_each(
+                    |(total, other)| {
+                        self.simd.vectorize(|_| {
+                            for (total, other) in total.iter_mut().zip(other) {
+                                *total += *other;
+                                *other = 0.0;
+                            }
+                        });
+                    },
+                );
+            });
+        }
         self.pool.install(|| {
-            for other in others {
-                total.par_chunks_mut(STRETCH).zip(other.par_chunks_mut(STRETCH)).for_each(|(total, other)| {
-                    self.simd.vectorize(|_| {
-                        for (total, other) in total.iter_mut().zip(other) {
-                            *total += *other;
-                            *other = 0.0;
-                        }
-                    });
-                });
-            }
             // Each stretch is summed alone and the sums are added in order.
             let square = |part: &[f32]| {
                 let sum = self.simd.vectorize(|unit| unit.sum(part, |value| value * value));

@@ -44,11 +44,20 @@ pub trait Backend: Sync + Sized {
     fn download_values(&self, from: &Self::Values, to: &mut [f32]);
     /// Ids to the device.
     fn upload_indices(&self, from: &[u32], to: &mut Self::Indices);
+    /// How many shards it can work on side by side.
+    fn lanes(&self) -> usize;
     /// Does `work` for each shard, side by side where the device can.
     fn each<T: Send>(&self, shards: &mut [T], work: impl Fn(usize, &mut T) + Sync + Send);
 
     /// See [`crate::ops::embedding`].
-    fn embed(&self, s: &Embed, ids: &Self::Indices, params: &Params<Self>, mask: Mask, out: &mut Self::Values);
+    fn embed(
+        &self,
+        s: &Embed,
+        ids: &Self::Indices,
+        params: &Params<Self>,
+        mask: Mask,
+        out: &mut Self::Values,
+    );
     /// Its backward pass.
     fn embed_backward(
         &self,
@@ -142,11 +151,24 @@ pub trait Backend: Sync + Sized {
     );
 
     /// See [`crate::ops::add`].
-    fn add(&self, stream: &Self::Values, branch: &Self::Values, mask: Mask, out: &mut Self::Values);
+    fn add(
+        &self,
+        rows: usize,
+        stream: &Self::Values,
+        branch: &Self::Values,
+        mask: Mask,
+        out: &mut Self::Values,
+    );
     /// The gradient of the stream: `d_out` itself.
-    fn add_backward_stream(&self, d_out: &Self::Values, d_stream: (&mut Self::Values, Write));
+    fn add_backward_stream(&self, rows: usize, d_out: &Self::Values, d_stream: (&mut Self::Values, Write));
     /// The gradient of the branch: `d_out` through the mask.
-    fn add_backward_branch(&self, d_out: &Self::Values, mask: Mask, d_branch: (&mut Self::Values, Write));
+    fn add_backward_branch(
+        &self,
+        rows: usize,
+        d_out: &Self::Values,
+        mask: Mask,
+        d_branch: (&mut Self::Values, Write),
+    );
 
     /// See [`crate::ops::loss`]: each row's cross-entropy.
     #[allow(clippy::too_many_arguments)]
@@ -176,8 +198,8 @@ pub trait Backend: Sync + Sized {
         scratch: &mut Self::Floats,
     );
 
-    /// Adds the shards' gradients, in order, into the first and zeroes the others; returns the squared norm.
-    fn gather(&self, grads: &mut [&mut Self::Floats]) -> f64;
+    /// Adds the shards' gradients, in order, into the first's and zeroes the others; returns the squared norm.
+    fn gather<T>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Self::Floats) -> f64;
     /// See [`crate::ops::adamw`]: one update of every parameter; zeroes the gradient.
     fn adamw(
         &self,

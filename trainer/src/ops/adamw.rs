@@ -69,7 +69,14 @@ pub fn update(
 }
 
 #[inline(always)]
-fn stretch(unit: Unit, c: Rounded, weights: &mut [f32], first: &mut [f32], second: &mut [f32], grads: &mut [f32]) {
+fn stretch(
+    unit: Unit,
+    c: Rounded,
+    weights: &mut [f32],
+    first: &mut [f32],
+    second: &mut [f32],
+    grads: &mut [f32],
+) {
     for (((weight, m), v), grad) in weights.iter_mut().zip(first).zip(second).zip(grads) {
         let g = *grad * c.scale;
         *grad = 0.0;

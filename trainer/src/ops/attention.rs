@@ -46,12 +46,7 @@ impl Heads {
 
     /// Length of the scratch one pass needs: the scores of a block of queries and their gradients.
     pub fn scratch(&self) -> usize {
-        2 * QUERIES.min(self.block) * self.stride()
-    }
-
-    /// Distance between rows of scores, a multiple of four so that dropout's blocks start on rows.
-    fn stride(&self) -> usize {
-        self.block.next_multiple_of(4)
+        2 * QUERIES.min(self.block) * self.block
     }
 
     /// One head of one window: offset of its first query in `qkv`, and of its first output.
@@ -67,8 +62,8 @@ struct Block<'a> {
     s: &'a Heads,
     first: usize,
     queries: usize,
-    /// Number of the block's first score among all scores, for dropout.
-    first_score: usize,
+    /// Number of the block's first row among the rows of all heads, for dropout and sums.
+    first_row: usize,
 }
 
 impl Block<'_> {
@@ -85,7 +80,7 @@ impl Block<'_> {
             a_row_stride,
             a_inner_stride: 1,
             b: Operand::Transposed { stride: 3 * self.s.width() },
-            c_stride: self.s.stride(),
+            c_stride: self.s.block,
             write: Write::Set,
         }
     }
@@ -96,7 +91,7 @@ impl Block<'_> {
             rows: self.queries,
             inner: self.keys(),
             columns: self.s.size,
-            a_row_stride: self.s.stride(),
+            a_row_stride: self.s.block,
             a_inner_stride: 1,
             b: Operand::Rows { stride: 3 * self.s.width() },
             c_stride,
@@ -111,7 +106,7 @@ impl Block<'_> {
             inner: self.queries,
             columns: self.s.size,
             a_row_stride: 1,
-            a_inner_stride: self.s.stride(),
+            a_inner_stride: self.s.block,
             b: Operand::Rows { stride: b_stride },
             c_stride: 3 * self.s.width(),
             write,
@@ -121,24 +116,23 @@ impl Block<'_> {
     /// Multiplies the block's weights by their dropout factors.
     fn drop(&self, mask: Mask, weights: &mut [f32]) {
         let Some(mask) = mask else { return };
-        for (query, row) in weights.chunks_mut(self.s.stride()).take(self.queries).enumerate() {
-            let from = self.first_score + query * self.s.stride();
-            mask.factors(from, self.first + query + 1, |key, factor| row[key] *= factor);
+        for (query, row) in weights.chunks_mut(self.s.block).take(self.queries).enumerate() {
+            let visible = self.first + query + 1;
+            mask.row(self.first_row + query, visible, |key, factor| row[key] *= factor);
         }
     }
 }
 
 /// Calls `work` for every block of queries of every head: with its offsets and, for each head, last block first,
 /// so that gradients over keys are set once and then added to.
-fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, usize, usize, usize)) {
+fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, usize, usize)) {
     for sequence in 0..s.sequences {
         for head in 0..s.heads {
             let (at_query, at_out) = s.place(sequence, head);
             for first in (0..s.block).step_by(QUERIES).rev() {
                 let queries = QUERIES.min(s.block - first);
-                let first_score = ((sequence * s.heads + head) * s.block + first) * s.stride();
-                let at_sum = (sequence * s.heads + head) * s.block + first;
-                work(Block { s, first, queries, first_score }, at_query, at_out, at_sum);
+                let first_row = (sequence * s.heads + head) * s.block + first;
+                work(Block { s, first, queries, first_row }, at_query, at_out);
             }
         }
     }
@@ -155,14 +149,14 @@ pub fn forward(
     scratch: &mut [f32],
 ) {
     let (width, row) = (s.width(), 3 * s.width());
-    blocks(s, |block, at_query, at_out, at_sum| {
+    blocks(s, |block, at_query, at_out| {
         let (at_key, at_value) = (at_query + width, at_query + 2 * width);
         let queries = &qkv[at_query + block.first * row..];
         (simd.product)(&block.against_keys(row), queries, &qkv[at_key..], None, scratch);
-        let log_sums = &mut log_sums[at_sum..at_sum + block.queries];
+        let log_sums = &mut log_sums[block.first_row..][..block.queries];
         simd.vectorize(|unit| {
             for (query, log_sum) in log_sums.iter_mut().enumerate() {
-                let scores = &mut scratch[query * s.stride()..][..block.keys()];
+                let scores = &mut scratch[query * s.block..][..block.keys()];
                 *log_sum = causal_softmax(unit, s.scale, block.first + query + 1, scores);
             }
         });
@@ -204,7 +198,7 @@ pub fn backward(
 ) {
     let (width, row) = (s.width(), 3 * s.width());
     let (weights, d_weights) = scratch.split_at_mut(s.scratch() / 2);
-    blocks(s, |block, at_query, at_out, at_sum| {
+    blocks(s, |block, at_query, at_out| {
         let (at_key, at_value) = (at_query + width, at_query + 2 * width);
         let (queries, from_out) = (at_query + block.first * row, at_out + block.first * width);
         let write = if block.keys() == s.block { Write::Set } else { Write::Accumulate };
@@ -215,10 +209,10 @@ pub fn backward(
         simd.vectorize(|unit| {
             for query in 0..block.queries {
                 let visible = block.first + query + 1;
-                let weights = &mut weights[query * s.stride()..][..block.keys()];
+                let weights = &mut weights[query * s.block..][..block.keys()];
                 let (seen, unseen) = weights.split_at_mut(visible);
                 unseen.fill(0.0);
-                let log_sum = log_sums[at_sum + query];
+                let log_sum = log_sums[block.first_row + query];
                 for weight in seen {
                     *weight = unit.exp(unit.multiply_add(*weight, s.scale, -log_sum));
                 }
@@ -231,8 +225,8 @@ pub fn backward(
                 let visible = block.first + query + 1;
                 let at = from_out + query * width;
                 let dot = unit.sum_pairs(&d_out[at..at + s.size], &out[at..at + s.size], |d, o| d * o);
-                let weights = &weights[query * s.stride()..][..block.keys()];
-                let d_weights = &mut d_weights[query * s.stride()..][..block.keys()];
+                let weights = &weights[query * s.block..][..block.keys()];
+                let d_weights = &mut d_weights[query * s.block..][..block.keys()];
                 d_weights[visible..].fill(0.0);
                 for (d, weight) in d_weights[..visible].iter_mut().zip(weights) {
                     *d = s.scale * weight * (*d - dot);
@@ -279,9 +273,11 @@ mod tests {
                 for r in 0..s.rows() {
                     for h in 0..s.heads {
                         let first = r / s.block * s.block;
-                        let dot = |j: usize| (0..s.size).map(|c| at(r, h * s.size + c) * at(j, width + h * s.size + c));
+                        let dot = |j: usize| -> f64 {
+                            (0..s.size).map(|c| at(r, h * s.size + c) * at(j, width + h * s.size + c)).sum()
+                        };
                         let scores: Vec<f64> =
-                            (first..=r).map(|j| (dot(j).sum::<f64>() * f64::from(s.scale)).exp()).collect();
+                            (first..=r).map(|j| (dot(j) * f64::from(s.scale)).exp()).collect();
                         let sum: f64 = scores.iter().sum();
                         for c in 0..s.size {
                             let want: f64 = (first..=r)
@@ -289,7 +285,10 @@ mod tests {
                                 .map(|(j, p)| p / sum * at(j, 2 * width + h * s.size + c))
                                 .sum();
                             let got = f64::from(out[r * width + h * s.size + c]);
-                            assert!((got - want).abs() <= 2e-6, "{s:?} row {r} head {h}: {got} is not {want}");
+                            assert!(
+                                (got - want).abs() <= 2e-6,
+                                "{s:?} row {r} head {h}: {got} is not {want}"
+                            );
                         }
                     }
                 }
@@ -301,7 +300,7 @@ mod tests {
     fn gradients_match_finite_differences() {
         for simd in Simd::available() {
             for s in shapes() {
-                for mask in [None, Noise::new(3, 4, 0.3).at(2, 0)] {
+                for mask in [None, Noise::new(3, 4, 0.3).at(2, 0, s.block)] {
                     let qkv = values(s.rows() * 3 * s.width(), 1);
                     let d_out = values(s.rows() * s.width(), 2);
                     let (out, log_sums) = run(simd, &s, &qkv, mask);

@@ -18,7 +18,7 @@ pub fn forward(s: &Embed, ids: &[u32], tokens: &[f32], positions: &[f32], mask: 
         }
     }
     if let Some(mask) = mask {
-        mask.factors(0, s.rows * s.width, |index, factor| out[index] *= factor);
+        mask.rows(s.rows, |index, factor| out[index] *= factor);
     }
 }
 
@@ -41,7 +41,7 @@ pub fn backward(
                     *d_position += d;
                 }
             }
-            Some(mask) => mask.factors(row * s.width, s.width, |column, factor| {
+            Some(mask) => mask.row(row, s.width, |column, factor| {
                 d_token[column] += d_out[column] * factor;
                 d_position[column] += d_out[column] * factor;
             }),
@@ -57,9 +57,8 @@ mod tests {
 
     #[test]
     fn gradients_match_finite_differences() {
-        for (block, width, mask) in
-            [(1, 1, None), (3, 5, None), (4, 8, Noise::new(1, 2, 0.3).at(0, 0)), (2, 4, None)]
-        {
+        for (block, width, dropout) in [(1, 1, 0.0), (3, 5, 0.3), (4, 8, 0.3), (2, 4, 0.0)] {
+            let mask = Noise::new(1, 2, dropout).at(0, 0, width);
             let s = Embed { rows: 2 * block, block, width };
             let ids: Vec<u32> = (0..s.rows as u32).map(|row| row * 7 % 5).collect();
             let (tokens, positions) = (values(5 * width, 1), values(block * width, 2));

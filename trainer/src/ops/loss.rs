@@ -153,7 +153,9 @@ mod tests {
                     gradient("weight", &weight, &d_weight, &d_losses, |weight| {
                         pass.borrow_mut()(&x, weight, &bias, None)
                     });
-                    gradient("bias", &bias, &d_bias, &d_losses, |bias| pass.borrow_mut()(&x, &weight, bias, None));
+                    gradient("bias", &bias, &d_bias, &d_losses, |bias| {
+                        pass.borrow_mut()(&x, &weight, bias, None)
+                    });
                 }
             }
         }

@@ -54,7 +54,12 @@ pub const KEYS: &[Key] = &[
     key(MODEL, "heads", Kind::Count(1, MAX_HEADS as u64), "attention heads; they share the width evenly"),
     key(MODEL, "feed_forward", Kind::Count(1, MAX_FEED_FORWARD as u64), "hidden width; 4 x width unless set"),
     key(MODEL, "activation", Kind::Choice(&["relu", "gelu-erf", "gelu-tanh"]), "feed-forward nonlinearity"),
-    key(MODEL, "attention_scale", Kind::Choice(&["head-size", "width"]), "what attention scores are divided by, as a root"),
+    key(
+        MODEL,
+        "attention_scale",
+        Kind::Choice(&["head-size", "width"]),
+        "what attention scores are divided by, as a root",
+    ),
     key(MODEL, "norm_eps", Kind::Positive(1.0), "added to the variance in LayerNorm"),
     key(MODEL, "norm_bias", Kind::Switch, "LayerNorm has a bias"),
     key(MODEL, "qkv_bias", Kind::Switch, "the query-key-value projection has a bias"),
@@ -62,7 +67,12 @@ pub const KEYS: &[Key] = &[
     key(MODEL, "feed_forward_bias", Kind::Switch, "the feed-forward projections have biases"),
     key(MODEL, "tied", Kind::Switch, "the head shares the token embedding"),
     key(MODEL, "head_bias", Kind::Switch, "the head has a bias"),
-    key(MODEL, "dropout", Kind::Fraction, "part zeroed in training: embeddings, attention, both residual branches"),
+    key(
+        MODEL,
+        "dropout",
+        Kind::Fraction,
+        "part zeroed in training: embeddings, attention, both residual branches",
+    ),
     key(MODEL, "init", Kind::Choice(&["torch", "gpt2"]), "how the parameters begin"),
     key(TRAINING, "batch", Kind::Count(1, 1 << 20), "sequences in a step"),
     key(TRAINING, "steps", Kind::Count(1, 9_999_999_999), "steps in all"),
@@ -70,21 +80,41 @@ pub const KEYS: &[Key] = &[
     key(TRAINING, "schedule", Kind::Choice(&["constant", "cosine"]), "learning rate after the warm-up"),
     key(TRAINING, "final_learning_rate", Kind::Amount(100.0), "where a cosine ends"),
     key(TRAINING, "warmup", Kind::Count(0, 9_999_999_999), "steps of linear rise"),
-    key(TRAINING, "decay_steps", Kind::Count(1, 9_999_999_999), "where a cosine ends; the first run's steps unless set"),
+    key(
+        TRAINING,
+        "decay_steps",
+        Kind::Count(1, 9_999_999_999),
+        "where a cosine ends; the first run's steps unless set",
+    ),
     key(TRAINING, "beta1", Kind::Fraction, "AdamW: decay of the first moment"),
     key(TRAINING, "beta2", Kind::Fraction, "AdamW: decay of the second moment"),
     key(TRAINING, "eps", Kind::Positive(1.0), "AdamW: added to the root of the second moment"),
     key(TRAINING, "weight_decay", Kind::Amount(1.0), "AdamW: decoupled weight decay"),
     key(TRAINING, "decay", Kind::Choice(&["everything", "matrices"]), "which parameters decay"),
     key(TRAINING, "clip", Kind::Amount(1e6), "largest gradient norm; 0 never clips"),
-    key(TRAINING, "eval_every", Kind::Count(0, 9_999_999_999), "steps from one evaluation to the next; 0 never evaluates"),
+    key(
+        TRAINING,
+        "eval_every",
+        Kind::Count(0, 9_999_999_999),
+        "steps from one evaluation to the next; 0 never evaluates",
+    ),
     key(TRAINING, "eval_batches", Kind::Count(1, 1_000_000), "batches of each split in an evaluation"),
     key(TRAINING, "seed", Kind::Count(0, i64::MAX as u64), "of everything random"),
-    key(TRAINING, "rng", Kind::Choice(&["counter", "torch"]), "whose random numbers: ours, or PyTorch's CPU generator"),
+    key(
+        TRAINING,
+        "rng",
+        Kind::Choice(&["counter", "torch"]),
+        "whose random numbers: ours, or PyTorch's CPU generator",
+    ),
     key(RUN, "device", Kind::Choice(&["auto", "cpu", "cuda"]), "where to compute"),
     key(RUN, "threads", Kind::Count(1, 1024), "CPU threads; all unless set"),
     key(RUN, "dtype", Kind::Choice(&["f16", "bf16", "f32"]), "type of the saved weights"),
-    key(RUN, "save_every", Kind::Count(0, 9_999_999_999), "steps from one checkpoint to the next; 0 saves at the end only"),
+    key(
+        RUN,
+        "save_every",
+        Kind::Count(0, 9_999_999_999),
+        "steps from one checkpoint to the next; 0 saves at the end only",
+    ),
     key(RUN, "keep", Kind::Count(1, 1_000_000), "checkpoints kept"),
     key(RUN, "log_every", Kind::Count(1, 9_999_999_999), "steps from one logged step to the next"),
     key(RUN, "sample", Kind::Count(0, 100_000_000), "tokens of the sample at the end"),
@@ -134,9 +164,7 @@ impl Key {
             Kind::Positive(most) => real(|x, most| x > 0.0 && x <= most, most),
             Kind::Amount(most) => real(|x, most| (0.0..=most).contains(&x), most),
             Kind::Switch => value.as_bool().map(Value::Boolean),
-            Kind::Choice(words) => {
-                value.as_str().filter(|word| words.contains(word)).map(|_| value.clone())
-            }
+            Kind::Choice(words) => value.as_str().filter(|word| words.contains(word)).map(|_| value.clone()),
         };
         checked.ok_or_else(|| Error::config(origin, shown, value, self.expected()))
     }
@@ -158,7 +186,11 @@ impl Key {
 pub fn nearest<'a>(word: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let typed = word.replace('-', "_");
     let near = 1 + word.chars().count() / 3;
-    words.map(|known| (distance(&typed, &known.replace('-', "_")), known)).filter(|(d, _)| *d <= near).min().map(|(_, known)| known)
+    words
+        .map(|known| (distance(&typed, &known.replace('-', "_")), known))
+        .filter(|(d, _)| *d <= near)
+        .min()
+        .map(|(_, known)| known)
 }
 
 /// Levenshtein's distance.
@@ -220,9 +252,9 @@ impl clap::Args for Flags {
 
 impl clap::FromArgMatches for Flags {
     fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Flags, clap::Error> {
-        let values = KEYS.iter().filter_map(|key| {
-            matches.get_one::<String>(key.name).map(|value| (key.name, value.clone()))
-        });
+        let values = KEYS
+            .iter()
+            .filter_map(|key| matches.get_one::<String>(key.name).map(|value| (key.name, value.clone())));
         Ok(Flags { values: values.collect() })
     }
 
@@ -247,7 +279,8 @@ mod tests {
     #[test]
     fn the_list_and_the_options_have_the_same_keys() {
         let options = crate::presets::find("gpt-zero").expect("a preset").settled();
-        let mut options = crate::options::Options { threads: Some(1), ..options }.table().expect("plain data");
+        let mut options =
+            crate::options::Options { threads: Some(1), ..options }.table().expect("plain data");
         assert!(options.remove("preset").is_some());
         let mut listed: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
         let mut held: Vec<&str> = options.keys().map(String::as_str).collect();
@@ -289,7 +322,12 @@ mod tests {
     #[test]
     fn near_words_are_found_and_far_ones_are_not() {
         let names = || KEYS.iter().map(|key| key.name);
-        for (typed, meant) in [("widht", "width"), ("learning-rate", "learning_rate"), ("lerning_rate", "learning_rate"), ("layer", "layers")] {
+        for (typed, meant) in [
+            ("widht", "width"),
+            ("learning-rate", "learning_rate"),
+            ("lerning_rate", "learning_rate"),
+            ("layer", "layers"),
+        ] {
             assert_eq!(nearest(typed, names()), Some(meant));
         }
         assert_eq!(nearest("xylophone", names()), None);

@@ -369,7 +369,8 @@ fn read(path: &Path) -> Result<Given> {
 
 fn parse(text: &str, origin: &str) -> Result<Given> {
     let table: Table = text.parse().map_err(|error: toml::de::Error| {
-        let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        let line =
+            error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         Error::config(origin, format!("line {line}"), error.message(), "TOML, lines of `key = value`")
     })?;
     let mut given = Given::default();
@@ -382,7 +383,9 @@ fn parse(text: &str, origin: &str) -> Result<Given> {
             ("data", _) => {
                 let paths: Option<Vec<PathBuf>> = match value {
                     Value::String(path) => Some(vec![path.into()]),
-                    Value::Array(paths) => paths.iter().map(|path| path.as_str().map(PathBuf::from)).collect(),
+                    Value::Array(paths) => {
+                        paths.iter().map(|path| path.as_str().map(PathBuf::from)).collect()
+                    }
                     _ => None,
                 };
                 given.data =
@@ -419,8 +422,10 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("lectern-options-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let path = folder.join("my.toml");
-        std::fs::write(&path, "preset = \"nano-cpu\"\nbatch = 3\nclip = 2\ndata = \"a.txt\"\n").expect("a file");
-        let asked = Request { config: Some(path.clone()), ..request(None, &[("batch", "5"), ("qkv_bias", "true")]) };
+        std::fs::write(&path, "preset = \"nano-cpu\"\nbatch = 3\nclip = 2\ndata = \"a.txt\"\n")
+            .expect("a file");
+        let asked =
+            Request { config: Some(path.clone()), ..request(None, &[("batch", "5"), ("qkv_bias", "true")]) };
         let recipe = asked.resolve().expect("a valid request");
         assert_eq!(recipe.options.batch, 5);
         assert_eq!(recipe.options.clip, 2.0);
@@ -447,7 +452,9 @@ mod tests {
     #[test]
     fn mistakes_in_a_file_are_named() {
         assert!(refused("widht = 3").contains("widht is not a key, expected `width`"));
-        assert!(refused("width = 0").contains("my.toml: width is 0, expected a whole number from 1 to 65536"));
+        assert!(
+            refused("width = 0").contains("my.toml: width is 0, expected a whole number from 1 to 65536")
+        );
         assert!(refused("width = \"wide\"").contains("width is \"wide\""));
         assert!(refused("tied = 1").contains("true or false"));
         assert!(refused("dropout = nan").contains("dropout is nan"));
@@ -500,7 +507,8 @@ mod tests {
                     _ => "0.00042".to_owned(),
                 },
             };
-            let flags = if key.name == "width" { vec![("width", "64")] } else { vec![(key.name, other.as_str())] };
+            let flags =
+                if key.name == "width" { vec![("width", "64")] } else { vec![(key.name, other.as_str())] };
             let error = request(None, &flags).resume(&recorded, run).expect_err(key.name);
             assert!(error.to_string().contains(&format!("runs/one: {} is", key.name)), "{error}");
         }

@@ -116,7 +116,8 @@ mod tests {
     use formats::layout::{Part, Role};
 
     fn initialised(kind: RngKind, seed: u64, scheme: InitScheme) -> (Config, Layout, Vec<f32>) {
-        let config = crate::presets::find("gpt-zero").and_then(|preset| preset.model(65)).expect("a valid preset");
+        let config =
+            crate::presets::find("gpt-zero").and_then(|preset| preset.model(65)).expect("a valid preset");
         let layout = Layout::new(&config);
         let mut arena = vec![f32::NAN; layout.parameters()];
         Generator::new(kind, seed).initialise(&mut arena, &layout, &config, scheme);
@@ -159,9 +160,13 @@ mod tests {
                     };
                     let slack = 5.0 * deviation / count.sqrt() + 1e-12;
                     assert!((mean - expected_mean).abs() <= slack, "{parameter:?}: mean {mean}");
-                    assert!((variance.sqrt() - deviation).abs() <= slack, "{parameter:?}: variance {variance}");
+                    assert!(
+                        (variance.sqrt() - deviation).abs() <= slack,
+                        "{parameter:?}: variance {variance}"
+                    );
                 }
-                let norm = layout.iter().find(|(_, p)| p.role == Role::FinalNorm(Part::Weight)).expect("a norm").1;
+                let norm =
+                    layout.iter().find(|(_, p)| p.role == Role::FinalNorm(Part::Weight)).expect("a norm").1;
                 assert_eq!(arena[norm.offset], 1.0);
             }
         }

@@ -120,11 +120,7 @@ impl Torch {
 
     /// The state as plain data.
     pub fn state(&self) -> TorchState {
-        TorchState {
-            words: self.words.to_vec(),
-            next: self.next,
-            spare_bits: self.spare.map(f64::to_bits),
-        }
+        TorchState { words: self.words.to_vec(), next: self.next, spare_bits: self.spare.map(f64::to_bits) }
     }
 
     /// The generator that gave this state; none if it is not one.
@@ -193,20 +189,56 @@ mod tests {
     fn uniform_gives_torchs_bits() {
         let mut values = [0.0; 5];
         Torch::new(1337).uniform(&mut values, 0.125);
-        assert_eq!(values, [-0.10542072355747223, -0.0010958164930343628, 0.03077453374862671, -0.019390463829040527, -0.07490290701389313]);
+        assert_eq!(
+            values,
+            [
+                -0.10542072355747223,
+                -0.0010958164930343628,
+                0.03077453374862671,
+                -0.019390463829040527,
+                -0.07490290701389313
+            ]
+        );
         // A bound that is no power of two shows whether the product is rounded before the sum.
         let mut values = [0.0; 6];
         Torch::new(3).uniform(&mut values, 0.1);
         assert_eq!(values, UNIFORM_TENTH);
     }
 
-    const UNIFORM_TENTH: [f32; 6] = [-0.09914729744195938, -0.07888612896203995, -0.042831506580114365, -0.09460903704166412, -0.005677127745002508, -0.08797674626111984];
+    const UNIFORM_TENTH: [f32; 6] = [
+        -0.09914729744195938,
+        -0.07888612896203995,
+        -0.042831506580114365,
+        -0.09460903704166412,
+        -0.005677127745002508,
+        -0.08797674626111984,
+    ];
 
     #[test]
     fn normal_of_whole_blocks_gives_torchs_values() {
         let mut values = [0.0; 16];
         Torch::new(1337).normal(&mut values, 1.0);
-        close(&values, &[0.1807715892791748, -0.06998809427022934, -0.3596234917640686, -0.9152044653892517, 0.625765323638916, 0.025509923696517944, 0.954513669013977, 0.06434852629899979, 0.3611505627632141, 1.1678781509399414, -1.3498932123184204, -0.5101767182350159, 0.23595769703388214, -0.23977836966514587, -0.9211146831512451, 1.5432970523834229]);
+        close(
+            &values,
+            &[
+                0.1807715892791748,
+                -0.06998809427022934,
+                -0.3596234917640686,
+                -0.9152044653892517,
+                0.625765323638916,
+                0.025509923696517944,
+                0.954513669013977,
+                0.06434852629899979,
+                0.3611505627632141,
+                1.1678781509399414,
+                -1.3498932123184204,
+                -0.5101767182350159,
+                0.23595769703388214,
+                -0.23977836966514587,
+                -0.9211146831512451,
+                1.5432970523834229,
+            ],
+        );
     }
 
     #[test]
@@ -228,7 +260,9 @@ mod tests {
 
     #[test]
     fn a_small_normal_goes_value_by_value_and_keeps_its_spare() {
-        for (length, next) in [(1, [544295, 513753]), (2, [544295, 513753]), (3, [686834, 987090]), (15, [713326, 946129])] {
+        for (length, next) in
+            [(1, [544295, 513753]), (2, [544295, 513753]), (3, [686834, 987090]), (15, [713326, 946129])]
+        {
             let mut torch = Torch::new(1337);
             let mut values = vec![0.0; length];
             torch.normal(&mut values, 0.02);
@@ -257,7 +291,9 @@ mod tests {
         let mut copy = Torch::from_state(&state).expect("a state of its own");
         assert_eq!(copy, torch);
         assert_eq!(copy.draw(), torch.draw());
-        for broken in [TorchState { next: 625, ..torch.state() }, TorchState { words: vec![1; 623], ..torch.state() }] {
+        for broken in
+            [TorchState { next: 625, ..torch.state() }, TorchState { words: vec![1; 623], ..torch.state() }]
+        {
             assert!(Torch::from_state(&broken).is_none());
         }
     }
