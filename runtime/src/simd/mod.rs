@@ -7,7 +7,7 @@
 //!
 //! [`product`] is the general matrix product and its packing, written once over [`lanes::Lanes`];
 //! [`routines`] are row-wise functions in plain Rust, compiled again for each instruction set by
-//! [`Simd::vectorize`]; `avx2` and `avx512` say what a vector is there.
+//! [`Simd::run`]; `avx2` and `avx512` say what a vector is there.
 //!
 //! The order of every sum is fixed by the sizes alone, never by a thread count.
 
@@ -97,6 +97,18 @@ pub struct Simd {
     peak: fn(u64) -> f32,
 }
 
+/// Plain Rust to be compiled for each instruction set, see [`Simd::run`].
+///
+/// A type of its own rather than a closure because only a method can be `#[inline(always)]`, and code that is not
+/// inlined into the function that carries the instruction set is compiled without it.
+pub trait Work {
+    /// What comes of it.
+    type Output;
+
+    /// Does it; implement with `#[inline(always)]`, and call only what is inlined too.
+    fn run(self, unit: routines::Unit) -> Self::Output;
+}
+
 impl Simd {
     /// The fastest table this processor can run, or the one `LECTERN_SIMD` names; chosen once.
     pub fn best() -> &'static Simd {
@@ -131,19 +143,17 @@ impl Simd {
         tables
     }
 
-    /// Runs `work` compiled with this table's instructions: plain loops inside it become vector loops.
-    ///
-    /// The closure must be small enough to be inlined; what it calls must be `#[inline(always)]`.
+    /// Carries out `work` compiled with this table's instructions: plain loops inside it become vector loops.
     #[inline(always)]
-    pub fn vectorize<R>(&self, work: impl FnOnce(routines::Unit) -> R) -> R {
+    pub fn run<W: Work>(&self, work: W) -> W::Output {
         match self.set {
-            InstructionSet::Scalar => work(routines::Unit::PLAIN),
+            InstructionSet::Scalar => work.run(routines::Unit::PLAIN),
             // SAFETY: the table was handed out after its features were detected.
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => unsafe { avx2::vectorize(work) },
+            InstructionSet::Avx2 => unsafe { avx2::run(work) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => unsafe { avx512::vectorize(work) },
+            InstructionSet::Avx512 => unsafe { avx512::run(work) },
         }
     }
 
@@ -174,11 +184,10 @@ macro_rules! shims {
 /// its features.
 macro_rules! vector_table {
     ($name:literal, $set:ident, $lanes:ty, $features:literal) => {
-        /// Runs `work` compiled with this instruction set.
-        #[inline]
+        /// Carries out `work` compiled with this instruction set.
         #[target_feature(enable = $features)]
-        pub(super) fn vectorize<R>(work: impl FnOnce(routines::Unit) -> R) -> R {
-            work(routines::Unit::FUSED)
+        pub(super) fn run<W: $crate::simd::Work>(work: W) -> W::Output {
+            work.run(routines::Unit::FUSED)
         }
 
         shims! { $features,

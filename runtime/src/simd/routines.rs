@@ -1,6 +1,6 @@
 //! Functions over rows of activations, in plain Rust written so that the compiler can turn them into vectors:
 //! the tables compile them again for each instruction set, and the trainer's operations use them inside
-//! [`super::Simd::vectorize`].
+//! [`super::Simd::run`].
 //!
 //! Sums run in [`LANES`] interleaved accumulators and then a fixed tree, so their order depends on the length
 //! alone.

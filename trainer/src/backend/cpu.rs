@@ -306,12 +306,8 @@ impl Backend for Cpu {
             self.pool.install(|| {
                 total.par_chunks_mut(STRETCH).zip(other.par_chunks_mut(STRETCH)).for_each(
                     |(total, other)| {
-                        self.simd.vectorize(|_| {
-                            for (total, other) in total.iter_mut().zip(other) {
-                                *total += *other;
-                                *other = 0.0;
-                            }
-                        });
+                        (self.simd.add)(total, other);
+                        other.fill(0.0);
                     },
                 );
             });
@@ -319,7 +315,7 @@ impl Backend for Cpu {
         self.pool.install(|| {
             // Each stretch is summed alone and the sums are added in order.
             let square = |part: &[f32]| {
-                let sum = self.simd.vectorize(|unit| unit.sum(part, |value| value * value));
+                let sum = (self.simd.dot_f32)(part, part);
                 f64::from(sum)
             };
             let partial: Vec<f64> = total.par_chunks(STRETCH).map(square).collect();

@@ -7,9 +7,9 @@
 //!   `f' = s + x s (1 - s) 2 u'`
 
 use formats::config::Activation;
-use runtime::simd::Simd;
 use runtime::simd::product::Write;
 use runtime::simd::routines::Unit;
+use runtime::simd::{Simd, Work};
 
 /// `1 / sqrt(2 pi)`.
 const DENSITY: f32 = 0.398_942_28;
@@ -18,23 +18,56 @@ const TWICE: f32 = 1.595_769_1;
 
 /// `out = f(x)`.
 pub fn forward(simd: &Simd, kind: Activation, x: &[f32], out: &mut [f32]) {
-    simd.vectorize(|unit| match kind {
-        Activation::Relu => map(x, out, |x| if x > 0.0 { x } else { 0.0 * x }),
-        Activation::GeluErf => map(x, out, |x| unit.gelu_erf(x)),
-        Activation::GeluTanh => map(x, out, |x| unit.gelu_tanh(x)),
-    });
+    simd.run(Forward { kind, x, out });
 }
 
 /// `d_x = d_out f'(x)`.
-pub fn backward(simd: &Simd, kind: Activation, x: &[f32], d_out: &[f32], (d_x, write): (&mut [f32], Write)) {
-    simd.vectorize(|unit| match kind {
-        Activation::Relu => scale(x, d_out, d_x, write, |x| if x > 0.0 { 1.0 } else { 0.0 * x }),
-        Activation::GeluErf => scale(x, d_out, d_x, write, |x| {
-            let (distribution, density) = unit.normal(x);
-            unit.multiply_add(x * DENSITY, density, distribution)
-        }),
-        Activation::GeluTanh => scale(x, d_out, d_x, write, |x| gelu_tanh_slope(unit, x)),
-    });
+pub fn backward(simd: &Simd, kind: Activation, x: &[f32], d_out: &[f32], d_x: (&mut [f32], Write)) {
+    simd.run(Backward { kind, x, d_out, d_x });
+}
+
+struct Forward<'a> {
+    kind: Activation,
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Work for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let Forward { kind, x, out } = self;
+        match kind {
+            Activation::Relu => map(x, out, |x| if x > 0.0 { x } else { 0.0 * x }),
+            Activation::GeluErf => map(x, out, |x| unit.gelu_erf(x)),
+            Activation::GeluTanh => map(x, out, |x| unit.gelu_tanh(x)),
+        }
+    }
+}
+
+struct Backward<'a> {
+    kind: Activation,
+    x: &'a [f32],
+    d_out: &'a [f32],
+    d_x: (&'a mut [f32], Write),
+}
+
+impl Work for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let Backward { kind, x, d_out, d_x: (d_x, write) } = self;
+        match kind {
+            Activation::Relu => scale(x, d_out, d_x, write, |x| if x > 0.0 { 1.0 } else { 0.0 * x }),
+            Activation::GeluErf => scale(x, d_out, d_x, write, |x| {
+                let (distribution, density) = unit.normal(x);
+                unit.multiply_add(x * DENSITY, density, distribution)
+            }),
+            Activation::GeluTanh => scale(x, d_out, d_x, write, |x| gelu_tanh_slope(unit, x)),
+        }
+    }
 }
 
 #[inline(always)]

@@ -5,8 +5,8 @@
 //! `w = (1 - lr d) w - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)`,
 //! `d` the weight decay of a parameter that decays and zero for the others.
 
-use runtime::simd::Simd;
 use runtime::simd::routines::Unit;
+use runtime::simd::{Simd, Work};
 
 /// One update's constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,25 +65,31 @@ pub fn update(
         size: -(adam.learning_rate / (1.0 - adam.beta1.powi(step))) as f32,
         scale: adam.gradient_scale,
     };
-    simd.vectorize(|unit| stretch(unit, constants, weights, first, second, grads));
+    simd.run(Stretch { constants, weights, first, second, grads });
 }
 
-#[inline(always)]
-fn stretch(
-    unit: Unit,
-    c: Rounded,
-    weights: &mut [f32],
-    first: &mut [f32],
-    second: &mut [f32],
-    grads: &mut [f32],
-) {
-    for (((weight, m), v), grad) in weights.iter_mut().zip(first).zip(second).zip(grads) {
-        let g = *grad * c.scale;
-        *grad = 0.0;
-        *m = unit.multiply_add(c.first, g - *m, *m);
-        *v = unit.multiply_add(c.second * g, g, *v * c.beta2);
-        let root = v.sqrt() / c.root + c.eps;
-        *weight = unit.multiply_add(c.size, *m / root, *weight * c.keep);
+struct Stretch<'a> {
+    constants: Rounded,
+    weights: &'a mut [f32],
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+    grads: &'a mut [f32],
+}
+
+impl Work for Stretch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let Stretch { constants: c, weights, first, second, grads } = self;
+        for (((weight, m), v), grad) in weights.iter_mut().zip(first).zip(second).zip(grads) {
+            let g = *grad * c.scale;
+            *grad = 0.0;
+            *m = unit.multiply_add(c.first, g - *m, *m);
+            *v = unit.multiply_add(c.second * g, g, *v * c.beta2);
+            let root = v.sqrt() / c.root + c.eps;
+            *weight = unit.multiply_add(c.size, *m / root, *weight * c.keep);
+        }
     }
 }
 

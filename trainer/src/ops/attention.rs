@@ -11,9 +11,9 @@
 //! Scores live for one block of queries only, never for the whole square.
 
 use super::dropout::Mask;
-use runtime::simd::Simd;
 use runtime::simd::product::{Operand, Product, Write};
 use runtime::simd::routines::Unit;
+use runtime::simd::{Simd, Work};
 
 /// Queries whose scores are held at once.
 const QUERIES: usize = 64;
@@ -113,6 +113,12 @@ impl Block<'_> {
         }
     }
 
+    /// One query's scores: those of the keys it sees, and those of the block's later ones.
+    #[inline(always)]
+    fn row<'a>(&self, query: usize, scores: &'a mut [f32]) -> (&'a mut [f32], &'a mut [f32]) {
+        scores[query * self.s.block..][..self.keys()].split_at_mut(self.first + query + 1)
+    }
+
     /// Multiplies the block's weights by their dropout factors.
     fn drop(&self, mask: Mask, weights: &mut [f32]) {
         let Some(mask) = mask else { return };
@@ -154,33 +160,94 @@ pub fn forward(
         let queries = &qkv[at_query + block.first * row..];
         (simd.product)(&block.against_keys(row), queries, &qkv[at_key..], None, scratch);
         let log_sums = &mut log_sums[block.first_row..][..block.queries];
-        simd.vectorize(|unit| {
-            for (query, log_sum) in log_sums.iter_mut().enumerate() {
-                let scores = &mut scratch[query * s.block..][..block.keys()];
-                *log_sum = causal_softmax(unit, s.scale, block.first + query + 1, scores);
-            }
-        });
+        simd.run(Weigh { block, log_sums, scores: scratch });
         block.drop(mask, scratch);
         let to = &mut out[at_out + block.first * width..];
         (simd.product)(&block.over_keys(width), scratch, &qkv[at_value..], None, to);
     });
 }
 
-/// Softmax of the first `visible` scores, zero for the others; returns the log of the sum.
-#[inline(always)]
-fn causal_softmax(unit: Unit, scale: f32, visible: usize, scores: &mut [f32]) -> f32 {
-    let (seen, unseen) = scores.split_at_mut(visible);
-    unseen.fill(0.0);
-    let maximum = scale * unit.maximum(seen);
-    for score in seen.iter_mut() {
-        *score = unit.exp(unit.multiply_add(*score, scale, -maximum));
+/// Scores to weights: a softmax over the keys each query sees, zero for the others.
+struct Weigh<'a> {
+    block: Block<'a>,
+    log_sums: &'a mut [f32],
+    scores: &'a mut [f32],
+}
+
+impl Work for Weigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let Weigh { block, log_sums, scores } = self;
+        let scale = block.s.scale;
+        for (query, log_sum) in log_sums.iter_mut().enumerate() {
+            let (seen, unseen) = block.row(query, scores);
+            unseen.fill(0.0);
+            let maximum = scale * unit.maximum(seen);
+            for score in seen.iter_mut() {
+                *score = unit.exp(unit.multiply_add(*score, scale, -maximum));
+            }
+            let sum = unit.sum(seen, |value| value);
+            let inverse = 1.0 / sum;
+            for score in seen.iter_mut() {
+                *score *= inverse;
+            }
+            *log_sum = maximum + sum.ln();
+        }
     }
-    let sum = unit.sum(seen, |value| value);
-    let inverse = 1.0 / sum;
-    for score in seen.iter_mut() {
-        *score *= inverse;
+}
+
+/// Scores to the same weights again, from the sums that were kept.
+struct WeighAgain<'a> {
+    block: Block<'a>,
+    log_sums: &'a [f32],
+    scores: &'a mut [f32],
+}
+
+impl Work for WeighAgain<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let WeighAgain { block, log_sums, scores } = self;
+        for (query, log_sum) in log_sums.iter().enumerate() {
+            let (seen, unseen) = block.row(query, scores);
+            unseen.fill(0.0);
+            for score in seen {
+                *score = unit.exp(unit.multiply_add(*score, block.s.scale, -log_sum));
+            }
+        }
     }
-    maximum + sum.ln()
+}
+
+/// Gradients of weights to gradients of scores.
+struct Unweigh<'a> {
+    block: Block<'a>,
+    weights: &'a [f32],
+    d_weights: &'a mut [f32],
+    out: &'a [f32],
+    d_out: &'a [f32],
+}
+
+impl Work for Unweigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let Unweigh { block, weights, d_weights, out, d_out } = self;
+        let (width, size) = (block.s.width(), block.s.size);
+        for query in 0..block.queries {
+            let at = query * width..query * width + size;
+            let dot = unit.sum_pairs(&d_out[at.clone()], &out[at], |d, o| d * o);
+            let weights = &weights[query * block.s.block..];
+            let (seen, unseen) = block.row(query, d_weights);
+            unseen.fill(0.0);
+            for (d, weight) in seen.iter_mut().zip(weights) {
+                *d = block.s.scale * weight * (*d - dot);
+            }
+        }
+    }
 }
 
 /// The gradient of `qkv`, set.
@@ -206,33 +273,11 @@ pub fn backward(
 
         (simd.product)(&block.against_keys(row), &qkv[queries..], &qkv[at_key..], None, weights);
         (simd.product)(&block.against_keys(width), d_rows, &qkv[at_value..], None, d_weights);
-        simd.vectorize(|unit| {
-            for query in 0..block.queries {
-                let visible = block.first + query + 1;
-                let weights = &mut weights[query * s.block..][..block.keys()];
-                let (seen, unseen) = weights.split_at_mut(visible);
-                unseen.fill(0.0);
-                let log_sum = log_sums[block.first_row + query];
-                for weight in seen {
-                    *weight = unit.exp(unit.multiply_add(*weight, s.scale, -log_sum));
-                }
-            }
-        });
+        let log_sums = &log_sums[block.first_row..][..block.queries];
+        simd.run(WeighAgain { block, log_sums, scores: weights });
         // d_p takes the mask; then d_s, while the weights without it are still at hand.
         block.drop(mask, d_weights);
-        simd.vectorize(|unit| {
-            for query in 0..block.queries {
-                let visible = block.first + query + 1;
-                let at = from_out + query * width;
-                let dot = unit.sum_pairs(&d_out[at..at + s.size], &out[at..at + s.size], |d, o| d * o);
-                let weights = &weights[query * s.block..][..block.keys()];
-                let d_weights = &mut d_weights[query * s.block..][..block.keys()];
-                d_weights[visible..].fill(0.0);
-                for (d, weight) in d_weights[..visible].iter_mut().zip(weights) {
-                    *d = s.scale * weight * (*d - dot);
-                }
-            }
-        });
+        simd.run(Unweigh { block, weights, d_weights, out: &out[from_out..], d_out: d_rows });
         block.drop(mask, weights);
         let d_values = &mut d_qkv[at_value..];
         (simd.product)(&block.over_queries(width, write), weights, d_rows, None, d_values);

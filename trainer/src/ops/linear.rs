@@ -76,13 +76,9 @@ pub fn backward_weight(
 
 /// `d_b += sum over rows of d_y`.
 pub fn backward_bias(simd: &Simd, d_out: &[f32], d_bias: &mut [f32]) {
-    simd.vectorize(|_| {
-        for row in d_out.chunks_exact(d_bias.len()) {
-            for (sum, d) in d_bias.iter_mut().zip(row) {
-                *sum += d;
-            }
-        }
-    });
+    for row in d_out.chunks_exact(d_bias.len()) {
+        (simd.add)(d_bias, row);
+    }
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@
 //! `d_x = r (e - <e> - n <e n>)`, `d_g += d_y n`, `d_b += d_y`, rows in order.
 
 use crate::backend::Rows;
-use runtime::simd::Simd;
 use runtime::simd::product::Write;
-use runtime::simd::routines::LANES;
+use runtime::simd::routines::{LANES, Unit};
+use runtime::simd::{Simd, Work};
 
 /// `moments` `[rows, 2]` keeps `m` and `r`.
 pub fn forward(
@@ -37,12 +37,31 @@ pub fn backward(
     gain: &[f32],
     moments: &[f32],
     d_out: &[f32],
-    (d_x, write): (&mut [f32], Write),
+    d_x: (&mut [f32], Write),
     d_gain: &mut [f32],
-    mut d_bias: Option<&mut [f32]>,
+    d_bias: Option<&mut [f32]>,
 ) {
-    let (width, count) = (s.width, s.width as f32);
-    simd.vectorize(|unit| {
+    simd.run(Backward { s, x, gain, moments, d_out, d_x, d_gain, d_bias });
+}
+
+struct Backward<'a> {
+    s: &'a Rows,
+    x: &'a [f32],
+    gain: &'a [f32],
+    moments: &'a [f32],
+    d_out: &'a [f32],
+    d_x: (&'a mut [f32], Write),
+    d_gain: &'a mut [f32],
+    d_bias: Option<&'a mut [f32]>,
+}
+
+impl Work for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let Backward { s, x, gain, moments, d_out, d_x: (d_x, write), d_gain, mut d_bias } = self;
+        let (width, count) = (s.width, s.width as f32);
         for row in 0..s.rows {
             let (mean, scale) = (moments[2 * row], moments[2 * row + 1]);
             let at = row * width..(row + 1) * width;
@@ -80,7 +99,7 @@ pub fn backward(
                 }
             }
         }
-    });
+    }
 }
 
 #[cfg(test)]
