@@ -239,14 +239,8 @@ impl Backend for Cpu {
         activation::forward(self.simd, kind, x, out);
     }
 
-    fn activation_backward(
-        &self,
-        kind: Activation,
-        x: &Vec<f32>,
-        d_out: &Vec<f32>,
-        (d_x, write): (&mut Vec<f32>, Write),
-    ) {
-        activation::backward(self.simd, kind, x, d_out, (d_x, write));
+    fn activation_backward(&self, kind: Activation, x: &Vec<f32>, d_out: &Vec<f32>, d_x: &mut Vec<f32>) {
+        activation::backward(self.simd, kind, x, d_out, d_x);
     }
 
     fn add(&self, rows: usize, stream: &Vec<f32>, branch: &Vec<f32>, mask: Mask, out: &mut Vec<f32>) {

@@ -141,13 +141,13 @@ pub trait Backend: Sync + Sized {
 
     /// See [`crate::ops::activation`].
     fn activation(&self, kind: Activation, x: &Self::Values, out: &mut Self::Values);
-    /// Its backward pass.
+    /// Its backward pass; sets the gradient.
     fn activation_backward(
         &self,
         kind: Activation,
         x: &Self::Values,
         d_out: &Self::Values,
-        d_x: (&mut Self::Values, Write),
+        d_x: &mut Self::Values,
     );
 
     /// See [`crate::ops::add`].

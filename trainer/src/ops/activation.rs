@@ -7,7 +7,6 @@
 //!   `f' = s + x s (1 - s) 2 u'`
 
 use formats::config::Activation;
-use runtime::simd::product::Write;
 use runtime::simd::routines::Unit;
 use runtime::simd::{Simd, Work};
 
@@ -22,7 +21,7 @@ pub fn forward(simd: &Simd, kind: Activation, x: &[f32], out: &mut [f32]) {
 }
 
 /// `d_x = d_out f'(x)`.
-pub fn backward(simd: &Simd, kind: Activation, x: &[f32], d_out: &[f32], d_x: (&mut [f32], Write)) {
+pub fn backward(simd: &Simd, kind: Activation, x: &[f32], d_out: &[f32], d_x: &mut [f32]) {
     simd.run(Backward { kind, x, d_out, d_x });
 }
 
@@ -37,11 +36,23 @@ impl Work for Forward<'_> {
 
     #[inline(always)]
     fn run(self, unit: Unit) {
-        let Forward { kind, x, out } = self;
-        match kind {
-            Activation::Relu => map(x, out, |x| if x > 0.0 { x } else { 0.0 * x }),
-            Activation::GeluErf => map(x, out, |x| unit.gelu_erf(x)),
-            Activation::GeluTanh => map(x, out, |x| unit.gelu_tanh(x)),
+        let pairs = self.out.iter_mut().zip(self.x);
+        match self.kind {
+            Activation::Relu => {
+                for (out, &x) in pairs {
+                    *out = if x > 0.0 { x } else { 0.0 * x };
+                }
+            }
+            Activation::GeluErf => {
+                for (out, &x) in pairs {
+                    *out = unit.gelu_erf(x);
+                }
+            }
+            Activation::GeluTanh => {
+                for (out, &x) in pairs {
+                    *out = unit.gelu_tanh(x);
+                }
+            }
         }
     }
 }
@@ -50,7 +61,7 @@ struct Backward<'a> {
     kind: Activation,
     x: &'a [f32],
     d_out: &'a [f32],
-    d_x: (&'a mut [f32], Write),
+    d_x: &'a mut [f32],
 }
 
 impl Work for Backward<'_> {
@@ -58,14 +69,24 @@ impl Work for Backward<'_> {
 
     #[inline(always)]
     fn run(self, unit: Unit) {
-        let Backward { kind, x, d_out, d_x: (d_x, write) } = self;
-        match kind {
-            Activation::Relu => scale(x, d_out, d_x, write, |x| if x > 0.0 { 1.0 } else { 0.0 * x }),
-            Activation::GeluErf => scale(x, d_out, d_x, write, |x| {
-                let (distribution, density) = unit.normal(x);
-                unit.multiply_add(x * DENSITY, density, distribution)
-            }),
-            Activation::GeluTanh => scale(x, d_out, d_x, write, |x| gelu_tanh_slope(unit, x)),
+        let triples = self.d_x.iter_mut().zip(self.x).zip(self.d_out);
+        match self.kind {
+            Activation::Relu => {
+                for ((d_x, &x), &d) in triples {
+                    *d_x = d * if x > 0.0 { 1.0 } else { 0.0 * x };
+                }
+            }
+            Activation::GeluErf => {
+                for ((d_x, &x), &d) in triples {
+                    let (distribution, density) = unit.normal(x);
+                    *d_x = d * unit.multiply_add(x * DENSITY, density, distribution);
+                }
+            }
+            Activation::GeluTanh => {
+                for ((d_x, &x), &d) in triples {
+                    *d_x = d * gelu_tanh_slope(unit, x);
+                }
+            }
         }
     }
 }
@@ -75,29 +96,6 @@ fn gelu_tanh_slope(unit: Unit, x: f32) -> f32 {
     let gate = unit.gelu_tanh_gate(x);
     let inner = unit.multiply_add(x * x, 3.0 * 0.044_715 * TWICE, TWICE);
     unit.multiply_add(x * gate * (1.0 - gate), inner, gate)
-}
-
-#[inline(always)]
-fn map(x: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = f(x);
-    }
-}
-
-#[inline(always)]
-fn scale(x: &[f32], d_out: &[f32], d_x: &mut [f32], write: Write, slope: impl Fn(f32) -> f32) {
-    match write {
-        Write::Set => {
-            for ((d_x, &x), &d) in d_x.iter_mut().zip(x).zip(d_out) {
-                *d_x = d * slope(x);
-            }
-        }
-        Write::Accumulate => {
-            for ((d_x, &x), &d) in d_x.iter_mut().zip(x).zip(d_out) {
-                *d_x += d * slope(x);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -113,7 +111,7 @@ mod tests {
                     let x: Vec<f32> = values(len, 1).iter().map(|x| 3.0 * x).collect();
                     let d_out = values(len, 2);
                     let mut d_x = vec![f32::NAN; len];
-                    backward(simd, kind, &x, &d_out, (&mut d_x, Write::Set));
+                    backward(simd, kind, &x, &d_out, &mut d_x);
                     gradient(&format!("{kind:?}"), &x, &d_x, &d_out, |x| {
                         let mut out = vec![0.0; len];
                         forward(simd, kind, x, &mut out);

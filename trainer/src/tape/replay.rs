@@ -256,9 +256,10 @@ impl<B: Backend> Replay<B> {
                     self.scratch = scratch;
                 }
                 Op::Activation { x, out } => {
+                    assert_eq!(write, Write::Set, "the nonlinearity is the only reader of its input");
                     let kind = self.program.config.activation;
                     self.make_gradient(x, |this, d_x| {
-                        backend.activation_backward(kind, this.value(x), this.gradient(out), (d_x, write));
+                        backend.activation_backward(kind, this.value(x), this.gradient(out), d_x);
                     });
                 }
                 Op::Add { stream, branch, out, site } => {
