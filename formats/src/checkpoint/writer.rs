@@ -123,3 +123,90 @@ pub(super) fn write(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::container::TensorFile;
+    use super::*;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    fn outgoing<'a>(name: &str, dtype: Dtype, shape: &[usize], values: Values<'a>) -> Outgoing<'a> {
+        Outgoing { name: name.into(), dtype, shape: shape.into(), values }
+    }
+
+    fn written(tensors: &mut [Outgoing]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        write(tensors, &mut bytes, |error| Error::write("model.safetensors", error))?;
+        Ok(bytes)
+    }
+
+    #[test]
+    fn the_bytes_are_the_crates_own_and_never_change() {
+        use safetensors::tensor::TensorView;
+        let floats = [1.0f32, -2.5, 3.25];
+        let halves = floats.map(f16::from_f32).map(f16::to_le_bytes).concat();
+        let bytes = floats.map(f32::to_le_bytes).concat();
+        let theirs = safetensors::serialize(
+            [
+                ("b", TensorView::new(safetensors::Dtype::F32, vec![3], &bytes).expect("fits")),
+                ("a", TensorView::new(safetensors::Dtype::F16, vec![3, 1], &halves).expect("fits")),
+                ("A", TensorView::new(safetensors::Dtype::F32, vec![1, 3], &bytes).expect("fits")),
+            ],
+            Some([("format".to_string(), "pt".to_string())].into_iter().collect()),
+        )
+        .expect("can be written");
+        for _ in 0..3 {
+            let ours = written(&mut [
+                outgoing("a", Dtype::F16, &[3, 1], Values::Floats(&floats)),
+                outgoing("A", Dtype::F32, &[1, 3], Values::Encoded(&bytes)),
+                outgoing("b", Dtype::F32, &[3], Values::Floats(&floats)),
+            ])
+            .expect("can be written");
+            assert_eq!(ours, theirs);
+        }
+    }
+
+    #[test]
+    fn every_value_survives_or_is_rounded_once() {
+        let values: Vec<f32> = (0..3 * CHUNK + 7).map(|i| (i as f32 - 5000.0) * 0.37).collect();
+        for dtype in Dtype::ALL {
+            let bytes = written(&mut [outgoing("a", dtype, &[values.len()], Values::Floats(&values))]);
+            let bytes: Arc<[u8]> = bytes.expect("finite").into();
+            let file = TensorFile::from_bytes(bytes, Path::new("memory")).expect("our own file");
+            let tensor = file.get("a").expect("is there").values;
+            assert_eq!((tensor.len(), tensor.dtype()), (values.len(), dtype));
+            for (index, &value) in values.iter().enumerate() {
+                let expected = match dtype {
+                    Dtype::F32 => value,
+                    Dtype::F16 => f16::from_f32(value).to_f32(),
+                    Dtype::Bf16 => bf16::from_f32(value).to_f32(),
+                };
+                assert_eq!(tensor.get(index), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_dtype_cannot_hold_is_not_written() {
+        let mut large = [outgoing("a", Dtype::F16, &[2], Values::Floats(&[1.0, 65520.0]))];
+        let error = written(&mut large).expect_err("beyond f16");
+        assert!(error.to_string().contains("tensor a holds 65520, beyond the range of f16"), "{error}");
+        large[0].dtype = Dtype::Bf16;
+        assert!(written(&mut large).is_ok());
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for dtype in Dtype::ALL {
+                let error = written(&mut [outgoing("a", dtype, &[1], Values::Floats(&[bad]))]);
+                assert_eq!(error.expect_err("not finite").exit_code(), 9);
+            }
+        }
+    }
+
+    #[test]
+    fn a_shape_that_is_not_the_datas_is_our_bug() {
+        let mut wrong = [outgoing("a", Dtype::F32, &[3], Values::Floats(&[1.0, 2.0]))];
+        assert_eq!(written(&mut wrong).expect_err("two for three").exit_code(), 1);
+        let mut name = [outgoing("a b", Dtype::F32, &[1], Values::Floats(&[1.0]))];
+        assert_eq!(written(&mut name).expect_err("no name").exit_code(), 1);
+    }
+}
