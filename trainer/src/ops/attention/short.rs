@@ -5,8 +5,9 @@
 
 use super::Heads;
 use crate::ops::dropout::Mask;
-use runtime::simd::routines::Unit;
+use runtime::simd::routines::{LANES, Unit};
 use runtime::simd::{Simd, Work};
+use std::ops::Range;
 
 /// Longest window of this room.
 pub const MOST: usize = 16;
@@ -84,11 +85,40 @@ fn combine<const N: usize>(unit: Unit, weights: &[f32], columns: &[[f32; N]]) ->
     sum
 }
 
-/// `to += weight from`.
+/// Rows of a strided matrix: row `i` begins at `at + i stride`.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    values: &'a [f32],
+    at: usize,
+    stride: usize,
+}
+
+/// `to = sum_i weight(i) row_i`, for `i` in `range`, in registers a chunk of columns at a time.
 #[inline(always)]
-fn axpy(unit: Unit, weight: f32, from: &[f32], to: &mut [f32]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = unit.multiply_add(weight, *from, *to);
+fn mix(unit: Unit, range: Range<usize>, weight: impl Fn(usize) -> f32, rows: Matrix<'_>, to: &mut [f32]) {
+    let (whole, rest) = to.as_chunks_mut::<LANES>();
+    let rest_at = rows.at + whole.len() * LANES;
+    for (chunk, to) in whole.iter_mut().enumerate() {
+        let mut sum = [0.0; LANES];
+        for index in range.clone() {
+            let by = weight(index);
+            let from = row(rows.values, rows.at + index * rows.stride + chunk * LANES, LANES);
+            for lane in 0..LANES {
+                sum[lane] = unit.multiply_add(by, from[lane], sum[lane]);
+            }
+        }
+        *to = sum;
+    }
+    if rest.is_empty() {
+        return;
+    }
+    rest.fill(0.0);
+    for index in range {
+        let by = weight(index);
+        let from = row(rows.values, rest_at + index * rows.stride, rest.len());
+        for (to, from) in rest.iter_mut().zip(from) {
+            *to = unit.multiply_add(by, *from, *to);
+        }
     }
 }
 
@@ -103,9 +133,9 @@ fn scores<const N: usize>(
     to: &mut [[f32; N]],
 ) {
     for (key, scores) in to.iter_mut().enumerate() {
-        *scores = combine(unit, row(qkv, at_key + key * 3 * s.width(), s.size), queries);
-        for (query, score) in scores.iter_mut().enumerate() {
-            *score = if query < key { f32::NEG_INFINITY } else { *score * s.scale };
+        let sums = combine(unit, row(qkv, at_key + key * 3 * s.width(), queries.len()), queries);
+        for query in 0..N {
+            scores[query] = if query < key { f32::NEG_INFINITY } else { sums[query] * s.scale };
         }
     }
 }
@@ -134,16 +164,17 @@ impl<const N: usize> Work for Forward<'_, N> {
     #[inline(always)]
     fn run(self, unit: Unit) {
         let Forward { s, qkv, mask, out, log_sums, scratch } = self;
+        let size = s.size;
         let (width, stride) = (s.width(), 3 * s.width());
         let (chunks, _) = scratch.as_chunks_mut::<N>();
-        let (queries, chunks) = chunks.split_at_mut(s.size);
+        let (queries, chunks) = chunks.split_at_mut(size);
         let weights = &mut chunks[..s.block];
         for sequence in 0..s.sequences {
             for head in 0..s.heads {
                 let (at_query, at_out) = s.place(sequence, head);
                 let first_row = (sequence * s.heads + head) * s.block;
-                transpose(qkv, at_query, stride, s.block, queries);
-                scores(unit, s, qkv, at_query + width, queries, weights);
+                transpose(qkv, at_query, stride, s.block, &mut queries[..size]);
+                scores(unit, s, qkv, at_query + width, &queries[..size], weights);
                 let mut maximum = [f32::NEG_INFINITY; N];
                 for scores in weights.iter() {
                     for lane in 0..N {
@@ -169,13 +200,10 @@ impl<const N: usize> Work for Forward<'_, N> {
                     *log_sum = maximum[query] + sum[query].ln();
                 }
                 drop(mask, first_row, s.block, weights);
+                let values = Matrix { values: qkv, at: at_query + 2 * width, stride };
                 for query in 0..s.block {
-                    let to = &mut out[at_out + query * width..][..s.size];
-                    to.fill(0.0);
-                    for (key, weights) in weights[..=query].iter().enumerate() {
-                        let values = row(qkv, at_query + 2 * width + key * stride, s.size);
-                        axpy(unit, weights[query], values, to);
-                    }
+                    let to = &mut out[at_out + query * width..][..size];
+                    mix(unit, 0..query + 1, |key| weights[key][query], values, to);
                 }
             }
         }
@@ -198,10 +226,11 @@ impl<const N: usize> Work for Backward<'_, N> {
     #[inline(always)]
     fn run(self, unit: Unit) {
         let Backward { s, qkv, log_sums, mask, d_out, d_qkv, scratch } = self;
+        let size = s.size;
         let (width, stride) = (s.width(), 3 * s.width());
         let (chunks, _) = scratch.as_chunks_mut::<N>();
-        let (queries, chunks) = chunks.split_at_mut(s.size);
-        let (d_outs, chunks) = chunks.split_at_mut(s.size);
+        let (queries, chunks) = chunks.split_at_mut(size);
+        let (d_outs, chunks) = chunks.split_at_mut(size);
         let (weights, chunks) = chunks.split_at_mut(s.block);
         let d_weights = &mut chunks[..s.block];
         for sequence in 0..s.sequences {
@@ -209,13 +238,13 @@ impl<const N: usize> Work for Backward<'_, N> {
                 let (at_query, at_out) = s.place(sequence, head);
                 let (at_key, at_value) = (at_query + width, at_query + 2 * width);
                 let first_row = (sequence * s.heads + head) * s.block;
-                transpose(qkv, at_query, stride, s.block, queries);
-                transpose(d_out, at_out, width, s.block, d_outs);
-                scores(unit, s, qkv, at_key, queries, weights);
+                transpose(qkv, at_query, stride, s.block, &mut queries[..size]);
+                transpose(d_out, at_out, width, s.block, &mut d_outs[..size]);
+                scores(unit, s, qkv, at_key, &queries[..size], weights);
                 let mut log_sum = [0.0; N];
                 log_sum[..s.block].copy_from_slice(&log_sums[first_row..first_row + s.block]);
                 for (key, (weights, d_weights)) in weights.iter_mut().zip(d_weights.iter_mut()).enumerate() {
-                    *d_weights = combine(unit, row(qkv, at_value + key * stride, s.size), d_outs);
+                    *d_weights = combine(unit, row(qkv, at_value + key * stride, size), &d_outs[..size]);
                     for lane in 0..N {
                         let weight = unit.exp(weights[lane] - log_sum[lane]);
                         weights[lane] = if lane < key { 0.0 } else { weight };
@@ -234,24 +263,17 @@ impl<const N: usize> Work for Backward<'_, N> {
                     }
                 }
                 drop(mask, first_row, s.block, weights);
+                let rows = |values, at, stride| Matrix { values, at, stride };
                 for query in 0..s.block {
-                    let to = &mut d_qkv[at_query + query * stride..][..s.size];
-                    to.fill(0.0);
-                    for (key, d_weights) in d_weights[..=query].iter().enumerate() {
-                        axpy(unit, d_weights[query], row(qkv, at_key + key * stride, s.size), to);
-                    }
+                    let to = &mut d_qkv[at_query + query * stride..][..size];
+                    mix(unit, 0..query + 1, |key| d_weights[key][query], rows(qkv, at_key, stride), to);
                 }
                 for key in 0..s.block {
-                    let to = &mut d_qkv[at_key + key * stride..][..s.size];
-                    to.fill(0.0);
-                    for query in key..s.block {
-                        axpy(unit, d_weights[key][query], row(qkv, at_query + query * stride, s.size), to);
-                    }
-                    let to = &mut d_qkv[at_value + key * stride..][..s.size];
-                    to.fill(0.0);
-                    for query in key..s.block {
-                        axpy(unit, weights[key][query], row(d_out, at_out + query * width, s.size), to);
-                    }
+                    let seen = key..s.block;
+                    let to = &mut d_qkv[at_key + key * stride..][..size];
+                    mix(unit, seen.clone(), |query| d_weights[key][query], rows(qkv, at_query, stride), to);
+                    let to = &mut d_qkv[at_value + key * stride..][..size];
+                    mix(unit, seen, |query| weights[key][query], rows(d_out, at_out, width), to);
                 }
             }
         }
