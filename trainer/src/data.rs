@@ -1,9 +1,9 @@
 //! Text cut into splits and batches. Holds the whole text as token ids; never holds a model.
 
+use formats::checkpoint::source;
 use formats::tokenizer::Tokenizer;
 use formats::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -56,15 +56,20 @@ pub struct Source {
 impl Source {
     /// Reads files byte for byte.
     pub fn read(paths: &[PathBuf]) -> Result<Source> {
-        let mut source = Source { bytes: Vec::new(), files: Vec::new() };
+        let mut text = Source { bytes: Vec::new(), files: Vec::new() };
         for path in paths {
-            read_file(path, &mut source.bytes)?;
-            source.files.push((path.clone(), source.bytes.len()));
+            let bytes = source::read(path, u64::MAX)?;
+            if text.bytes.is_empty() {
+                text.bytes = bytes;
+            } else {
+                text.bytes.extend_from_slice(&bytes);
+            }
+            text.files.push((path.clone(), text.bytes.len()));
         }
-        if source.bytes.is_empty() {
-            return Err(Error::file(source.name(), "the text is empty", "name a text with something in it"));
+        if text.bytes.is_empty() {
+            return Err(Error::file(text.name(), "the text is empty", "name a text with something in it"));
         }
-        Ok(source)
+        Ok(text)
     }
 
     /// The file that stands for all of them in a sentence.
@@ -166,6 +171,7 @@ pub fn windows(split: &[u32], block: usize) -> (&[u32], &[u32]) {
     if whole == 0 { (&[], &[]) } else { (&split[..whole], &split[1..whole + 1]) }
 }
 
+<<<<<<< HEAD
 fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
     let unreadable = |error: std::io::Error| {
         Error::file(
@@ -190,6 +196,8 @@ fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
+=======
+>>>>>>> helper-d
 #[cfg(test)]
 mod tests {
     use super::*;
