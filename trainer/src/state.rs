@@ -39,6 +39,8 @@ pub struct TrainState {
     pub options: BTreeMap<String, String>,
 }
 
+const HELP: &str = "resume from another checkpoint, or start anew with another --out";
+
 /// The part that is not tensors, as JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +54,18 @@ struct Record {
     options: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     generator: Option<TorchState>,
+}
+
+impl Record {
+    fn open(path: &Path) -> Result<Record> {
+        let wrong = |problem: String| Error::file(path, problem, HELP);
+        let record: Record = serde_json::from_str(&source::read_text(path, MAX_RECORD_BYTES)?)
+            .map_err(|error| wrong(format!("is not a training state: {error}")))?;
+        if record.format != FORMAT {
+            return Err(wrong(format!("has format {}, this trainer reads {FORMAT}", record.format)));
+        }
+        Ok(record)
+    }
 }
 
 impl TrainState {
@@ -81,16 +95,16 @@ impl TrainState {
         commit.write(RECORD, json.as_bytes())
     }
 
+    /// The text a checkpoint was learned from.
+    pub fn text_of(checkpoint: &Path) -> Result<Fingerprint> {
+        Record::open(&checkpoint.join(RECORD)).map(|record| record.text)
+    }
+
     /// Reads the state of a checkpoint of a model with `parameters` values.
     pub fn open(checkpoint: &Path, parameters: usize) -> Result<TrainState> {
-        const HELP: &str = "resume from another checkpoint, or start anew with another --out";
         let path = checkpoint.join(RECORD);
         let wrong = |problem: String| Error::file(&path, problem, HELP);
-        let record: Record = serde_json::from_str(&source::read_text(&path, MAX_RECORD_BYTES)?)
-            .map_err(|error| wrong(format!("is not a training state: {error}")))?;
-        if record.format != FORMAT {
-            return Err(wrong(format!("has format {}, this trainer reads {FORMAT}", record.format)));
-        }
+        let record = Record::open(&path)?;
         if record.parameters != parameters {
             let found = record.parameters;
             return Err(wrong(format!("is of a model of {found} parameters, expected {parameters}")));
