@@ -133,7 +133,7 @@ impl Curves {
             title: "Loss of each logged batch, and of both splits where evaluated, over the steps of the run",
             unit: "loss, nats per token",
             width: 960.0,
-            height: 430.0,
+            height: 440.0,
             right: 108.0,
             steps: self.steps,
             scale: Scale::Settled,
@@ -182,8 +182,8 @@ impl Curves {
                 title,
                 unit,
                 width: 308.0,
-                height: 190.0,
-                right: 14.0,
+                height: 200.0,
+                right: 24.0,
                 steps: self.steps,
                 scale,
                 series: vec![series],
@@ -309,7 +309,7 @@ main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 @media (min-width: 63rem) { main { padding-left: 0; padding-right: 0; } }
 h1 { font-size: 1.6rem; font-weight: 600; line-height: 1.25; letter-spacing: -0.01em; margin: 0 0 1.25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1rem; font-weight: 600; margin: 0 0 .6rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: 1rem 1.5rem; margin: 0 0 2rem;
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(11.5rem, 40%), 1fr)); gap: 1rem 1.5rem; margin: 0 0 2rem;
   padding: 1rem 0; border: solid var(--rule); border-width: 1px 0; }
 dt { color: var(--quiet); font-size: .8rem; }
 dd { margin: 0; font-size: 1.05rem; font-weight: 500; overflow-wrap: anywhere; }

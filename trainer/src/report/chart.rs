@@ -78,7 +78,7 @@ const MARKERS: usize = 64;
 const NAME_HEIGHT: f64 = 16.0;
 
 const LEFT: f64 = 46.0;
-const TOP: f64 = 26.0;
+const TOP: f64 = 32.0;
 const BOTTOM: f64 = 38.0;
 
 struct Axis {
@@ -186,7 +186,7 @@ impl Chart<'_> {
             let room = (high.abs() * 0.1).max(1e-6);
             (low, high) = (if low == 0.0 { 0.0 } else { low - room }, high + room);
         }
-        let step = round_step((high - low) / ((self.height - TOP - BOTTOM) / 52.0).max(2.0));
+        let step = round_step((high - low) / ((self.height - TOP - BOTTOM) / 42.0).max(2.0));
         // The lowest line keeps clear of the axis, and the highest of the frame's edge.
         let (below, above) = ((low - 0.25 * step) / step, (high + 0.1 * step) / step);
         let low = if low == 0.0 { 0.0 } else { (below * 2.0).floor() / 2.0 * step };
