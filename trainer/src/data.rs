@@ -146,20 +146,17 @@ impl Text {
             (guess.saturating_sub(20)..=guess.saturating_add(20)).find(|&n| long_enough(n)).unwrap_or(guess);
         Err(Error::file(
             &self.name,
-            format!("the text has {} tokens, and a block of {block} needs at least {needed}", self.tokens.len()),
+            format!(
+                "the text has {} tokens, and a block of {block} needs at least {needed}",
+                self.tokens.len()
+            ),
             "give more text with --data, or a smaller --block",
         ))
     }
 }
 
 /// Copies the windows of `block` tokens that begin at `offsets`, and the token after each of theirs.
-pub fn gather(
-    split: &[u32],
-    offsets: &[usize],
-    block: usize,
-    inputs: &mut Vec<u32>,
-    targets: &mut Vec<u32>,
-) {
+pub fn gather(split: &[u32], offsets: &[usize], block: usize, inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
     inputs.clear();
     targets.clear();
     for &offset in offsets {
@@ -213,7 +210,10 @@ mod tests {
         assert_eq!([text.training(), text.validation()].concat(), [97, 98, 255]);
         let error = learn(b"ab\xff").expect_err("no UTF-8").to_string();
         assert!(error.contains("at byte 2"), "{error}");
-        for (parts, place) in [([&b"\xff"[..], b"b"], "part 0: not UTF-8 at byte 0"), ([b"ab", b"c\xff"], "part 1: not UTF-8 at byte 1")] {
+        for (parts, place) in [
+            ([&b"\xff"[..], b"b"], "part 0: not UTF-8 at byte 0"),
+            ([b"ab", b"c\xff"], "part 1: not UTF-8 at byte 1"),
+        ] {
             let error = source(&parts).utf8().expect_err("no UTF-8").to_string();
             assert!(error.starts_with(place), "{error}");
         }
@@ -247,7 +247,8 @@ mod tests {
         let (mut inputs, mut targets) = (vec![9], vec![9]);
         gather(&split, &[5, 0], 3, &mut inputs, &mut targets);
         assert_eq!((inputs, targets), (vec![5, 6, 7, 0, 1, 2], vec![6, 7, 8, 1, 2, 3]));
-        for (length, block, whole) in [(20, 3, 18), (19, 3, 18), (18, 3, 15), (3, 3, 0), (0, 3, 0), (4, 3, 3)] {
+        for (length, block, whole) in [(20, 3, 18), (19, 3, 18), (18, 3, 15), (3, 3, 0), (0, 3, 0), (4, 3, 3)]
+        {
             let (inputs, targets) = windows(&split[..length], block);
             assert_eq!(inputs, &split[..whole]);
             assert_eq!(targets, if whole == 0 { &[][..] } else { &split[1..=whole] });

@@ -155,8 +155,7 @@ struct Place {
 
 impl Metrics {
     fn open(path: &Path, step: u64) -> io::Result<Metrics> {
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let mut reader = BufReader::new(&file);
         let (mut kept, mut seconds, mut line) = (0, 0.0, Vec::new());
         while reader.read_until(b'\n', &mut line)? > 0 {
@@ -235,7 +234,9 @@ mod tests {
         for step in 0..4 {
             let seconds = step as f64;
             metrics.add(&EvaluationRow { step, train_loss: 2.0, val_loss: 3.0, seconds }).expect("a row");
-            metrics.add(&StepRow { step, loss: 1.5, lr: 1e-3, gradient_norm: 0.5, tokens_per_s: 9.0, seconds }).expect("a row");
+            metrics
+                .add(&StepRow { step, loss: 1.5, lr: 1e-3, gradient_norm: 0.5, tokens_per_s: 9.0, seconds })
+                .expect("a row");
         }
         metrics.sync().expect("a file");
         let whole = run.metrics_text();

@@ -59,9 +59,9 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
             let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
             Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out()
         }
-        Device::Cuda => Err(Error::Device(
-            "this build has no CUDA backend\n  help: train with --device cpu".to_owned(),
-        )),
+        Device::Cuda => {
+            Err(Error::Device("this build has no CUDA backend\n  help: train with --device cpu".to_owned()))
+        }
     }
 }
 
@@ -87,7 +87,9 @@ fn open(request: &Request, out: &Path, resume: bool) -> Result<(Recipe, Run)> {
 
 fn settle(recipe: Recipe) -> Result<Recipe> {
     if recipe.data.is_empty() {
-        return Err(Error::Usage("there is no text to learn from\n  help: name one with --data FILE".to_owned()));
+        return Err(Error::Usage(
+            "there is no text to learn from\n  help: name one with --data FILE".to_owned(),
+        ));
     }
     Ok(Recipe { options: recipe.options.settled(), data: recipe.data })
 }
@@ -256,7 +258,10 @@ impl<B: Backend> Trainer<B> {
                 shown = (now, self.step);
             }
             let exit_code = self.interrupt.exit_code();
-            if self.step.is_multiple_of(options.save_every) || self.step == options.steps || exit_code.is_some() {
+            if self.step.is_multiple_of(options.save_every)
+                || self.step == options.steps
+                || exit_code.is_some()
+            {
                 let paused = Instant::now();
                 self.save()?;
                 (row.0, shown.0) = (row.0 + paused.elapsed(), shown.0 + paused.elapsed());
@@ -373,7 +378,11 @@ impl<B: Backend> Trainer<B> {
         });
         self.run.replace("report.html", page.as_bytes())?;
         eprintln!("report  {}", self.run.path().join("report.html").display());
-        eprintln!("done in {seconds:.1} s; generate with\n  {} generate --model {}", sample::runtime(), self.out());
+        eprintln!(
+            "done in {seconds:.1} s; generate with\n  {} generate --model {}",
+            sample::runtime(),
+            self.out()
+        );
         Ok(())
     }
 
@@ -467,7 +476,8 @@ pub fn grouped(number: u64) -> String {
 }
 
 fn names(data: &[PathBuf]) -> String {
-    let name = |path: &PathBuf| path.file_name().map_or(path.display().to_string(), |n| n.display().to_string());
+    let name =
+        |path: &PathBuf| path.file_name().map_or(path.display().to_string(), |n| n.display().to_string());
     data.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
