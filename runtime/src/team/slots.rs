@@ -483,7 +483,7 @@ mod tests {
                         Cut::Causal { rows, first: 100 },
                     ];
                     for cut in cuts {
-                        for members in 1..9 {
+                        for members in if cfg!(miri) { 3..4 } else { 1..9 } {
                             let mut counts = vec![0; rows * columns];
                             for member in 0..members {
                                 let (part_rows, part_columns) = cut.part(&slots.slots[0], member, members);
@@ -540,8 +540,10 @@ mod tests {
     #[test]
     fn memory_that_cannot_be_had_is_an_error() {
         let mut slots = Slots::default();
-        for (rows, columns) in [(usize::MAX, 2), (1 << 40, 1 << 20)] {
-            assert!(matches!(slots.add::<f32>(rows, columns, 1), Err(Error::Memory { .. })));
+        assert!(matches!(slots.add::<f32>(usize::MAX, 2, 1), Err(Error::Memory { .. })));
+        // Miri ends the program where a system allocator says no.
+        if !cfg!(miri) {
+            assert!(matches!(slots.add::<f32>(1 << 40, 1 << 20, 1), Err(Error::Memory { .. })));
         }
     }
 
