@@ -5,7 +5,6 @@
 mod attention;
 mod cache;
 pub mod generate;
-mod machine;
 mod memory;
 pub mod model;
 pub mod random;
