@@ -34,3 +34,42 @@ pub fn score(session: &mut Session, ids: &[u32]) -> Result<Vec<f32>> {
     }
     Ok(logprobs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generate::tests::Recipe;
+
+    /// The definition: each id from the softmax, in float64, of its own window's logits.
+    #[test]
+    fn windows_are_scored_as_an_evaluation_cuts_them() {
+        let model = Recipe::characters().model();
+        let mut session = model.session().expect("a session");
+        let context = model.config().context;
+        for length in [1, 2, context, context + 1, context + 2, 2 * context + 1, 5 * context + 3] {
+            let ids: Vec<u32> = (0..length as u32).map(|index| index * index % 11).collect();
+            let found = score(&mut session, &ids).expect("a score");
+            assert_eq!(found.len(), length - 1);
+            for (index, logprob) in found.into_iter().enumerate() {
+                let start = index / context * context;
+                let mut fresh = model.session().expect("a session");
+                let logits = fresh.feed(&ids[start..=index]).expect("logits");
+                let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+                let exact = f64::from(logits[ids[index + 1] as usize]) - total.ln();
+                assert!((f64::from(logprob) - exact).abs() <= 1e-4, "{logprob} against {exact} at {index}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_scored_is_refused() {
+        let model = Recipe::characters().model();
+        let mut session = model.session().expect("a session");
+        for ids in [&[][..], &[11], &[0, 1, u32::MAX]] {
+            assert!(matches!(score(&mut session, ids), Err(Error::Usage(_))), "{ids:?}");
+        }
+        let broken = Recipe { scale: f32::NAN, ..Recipe::characters() }.model();
+        let mut session = broken.session().expect("a session");
+        assert!(matches!(score(&mut session, &[0, 1]), Err(Error::Diverged(_))));
+    }
+}
