@@ -492,8 +492,8 @@ mod tests {
         let points = vec![(0.0, 1.0), (4999.0, 2.0)];
         let axis = chart(Scale::Settled, points).horizontal(750.0);
         assert_eq!(axis.ticks().last(), Some(5000.0));
-        let axis = chart(Scale::Settled, vec![(0.0, 1.0), (4500.0, 2.0)]).horizontal(750.0);
-        assert_eq!((axis.high, axis.ticks().last()), (4500.0, Some(4000.0)));
+        let axis = chart(Scale::Settled, vec![(0.0, 1.0), (4700.0, 2.0)]).horizontal(750.0);
+        assert_eq!((axis.high, axis.ticks().last()), (4700.0, Some(4000.0)));
     }
 
     #[test]
