@@ -12,6 +12,7 @@ pub mod compare;
 pub mod fixtures;
 pub mod folder;
 pub mod models;
+pub mod programs;
 pub mod reference;
 
 /// Random numbers for tests, apart from every generator under test (Steele et al. 2014, SplitMix64).
