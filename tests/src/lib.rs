@@ -14,6 +14,7 @@ pub mod folder;
 pub mod models;
 pub mod programs;
 pub mod reference;
+pub mod training;
 
 /// Random numbers for tests, apart from every generator under test (Steele et al. 2014, SplitMix64).
 #[derive(Clone, Debug)]

@@ -1,8 +1,12 @@
 //! Small models: configs of every switch, random weights, and directories written as `trainer` writes them.
 
 use crate::Chance;
+use crate::folder::Folder;
+use formats::checkpoint::{Commit, Dtype, GenerationConfig, ModelFiles, write_model};
 use formats::config::{Activation, AttentionScale, Config, Position};
 use formats::layout::{Layout, Part, Role};
+use formats::tokenizer::Tokenizer;
+use std::path::PathBuf;
 
 /// The lecture's model.
 pub fn lecture() -> Config {
@@ -89,6 +93,36 @@ pub fn alphabet(vocabulary: usize) -> String {
         .collect()
 }
 
+/// A model directory of the given weights, with a character tokenizer of [`alphabet`].
+#[derive(Debug)]
+pub struct Written {
+    /// Keeps the files.
+    pub folder: Folder,
+    /// The directory to open.
+    pub path: PathBuf,
+}
+
+/// Writes a model as `trainer` does.
+#[track_caller]
+pub fn write(config: &Config, weights: &[f32], dtype: Dtype) -> Written {
+    let folder = Folder::new("model");
+    let layout = Layout::new(config);
+    let tokenizer = Tokenizer::characters(&alphabet(config.vocabulary)).expect("a tokenizer");
+    let generation = GenerationConfig::default();
+    let files = ModelFiles {
+        config,
+        layout: &layout,
+        dtype,
+        values: weights,
+        tokenizer: Some(&tokenizer),
+        generation: &generation,
+    };
+    let mut commit = Commit::begin(folder.path(), 0).expect("a directory to write into");
+    write_model(&mut commit, "model/", &files).expect("a written model");
+    let path = commit.finish().expect("a committed model").join("model");
+    Written { folder, path }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +140,13 @@ mod tests {
         assert_eq!(weights.len(), Layout::new(&small()).parameters());
         assert!(weights.iter().all(|&w| half::f16::from_f32(w).to_f32() == w));
         assert_ne!(weights, random_weights(&small(), 4));
+    }
+
+    #[test]
+    fn an_alphabet_has_as_many_characters_as_asked() {
+        for vocabulary in [1, 2, 65, 95, 96, 300] {
+            let tokenizer = Tokenizer::characters(&alphabet(vocabulary)).expect("a tokenizer");
+            assert_eq!(tokenizer.vocabulary(), vocabulary);
+        }
     }
 }

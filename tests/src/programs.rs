@@ -100,7 +100,8 @@ pub fn run_with_input(mut command: Command, input: Option<&[u8]>) -> Ran {
     if input.is_some() {
         command.stdin(Stdio::piped());
     }
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
     let began = Instant::now();
     let out = collect(child.stdout.take().expect("a pipe"));
     let err = collect(child.stderr.take().expect("a pipe"));

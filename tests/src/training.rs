@@ -26,9 +26,16 @@ pub fn adamw(learning_rate: f32) -> OptimizerOptions {
 
 /// A learner that holds the given weights.
 #[track_caller]
-pub fn learner(config: &Config, weights: &[f32], sequences: usize, block: usize, threads: usize) -> Learner<Cpu> {
+pub fn learner(
+    config: &Config,
+    weights: &[f32],
+    sequences: usize,
+    block: usize,
+    threads: usize,
+) -> Learner<Cpu> {
     let shape = BatchShape { sequences, block };
-    let mut learner = Learner::new(Cpu::new(threads), config, shape, &adamw(1e-3)).expect("a learner");
+    let backend = Cpu::new(threads).expect("threads");
+    let mut learner = Learner::new(backend, config, shape, &adamw(1e-3)).expect("a learner");
     let zeros = vec![0.0; weights.len()];
     learner.load(weights, &zeros, &zeros).expect("weights of the right length");
     learner
@@ -62,7 +69,14 @@ impl Job {
     /// The command that trains into `out`.
     pub fn command(&self, out: &Path, more: &[&str]) -> Command {
         let mut command = Program::Trainer.command(&["train", "--progress", "plain"]);
-        command.arg("--config").arg(&self.config).arg("--data").arg(&self.text).arg("--out").arg(out).args(more);
+        command
+            .arg("--config")
+            .arg(&self.config)
+            .arg("--data")
+            .arg(&self.text)
+            .arg("--out")
+            .arg(out)
+            .args(more);
         command
     }
 
@@ -137,7 +151,8 @@ pub fn assert_same_tree(what: &str, actual: &Path, expected: &Path) {
     for (name, bytes) in &expected {
         let other = &actual[name];
         if other != bytes {
-            let place = other.iter().zip(bytes).position(|(a, b)| a != b).unwrap_or(other.len().min(bytes.len()));
+            let place =
+                other.iter().zip(bytes).position(|(a, b)| a != b).unwrap_or(other.len().min(bytes.len()));
             let around = |bytes: &[u8]| {
                 let from = place.saturating_sub(60).min(bytes.len());
                 String::from_utf8_lossy(&bytes[from..bytes.len().min(place + 60)]).into_owned()

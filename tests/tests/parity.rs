@@ -9,7 +9,7 @@ use tests::Chance;
 use tests::compare::{Tolerance, assert_close};
 use tests::fixtures;
 use tests::models::{self, Written};
-use tests::reference::{Reference, log_probability};
+use tests::reference::Reference;
 use tests::training::learner;
 
 /// What trainer and runtime promise each other and the reference: f32 arithmetic, relative to the logits' size.
@@ -91,7 +91,8 @@ fn an_f16_cache_errs_by_no_more_than_its_rounding() {
 #[test]
 fn a_model_in_memory_is_the_model_on_disk() {
     let config = models::small();
-    let Written { path, folder: _kept } = models::write(&config, &models::random_weights(&config, 2), Dtype::F16);
+    let Written { path, folder: _kept } =
+        models::write(&config, &models::random_weights(&config, 2), Dtype::F16);
     let read = |name: &str| std::fs::read(path.join(name)).expect("a file of the model");
     let text = |name: &str| String::from_utf8(read(name)).expect("text");
     let (config_json, tokenizer) = (text("config.json"), text("tokenizer.json"));
@@ -139,29 +140,26 @@ fn trainers_loss(config: &Config, weights: &[f32], seed: u64) {
 }
 
 #[test]
+fn the_trainers_logits_are_the_references() {
+    for seed in 0..20 {
+        let config = models::random_config(50 + seed);
+        let weights = models::random_weights(&config, seed);
+        let ids = Chance::new(seed).ids(config.context, config.vocabulary);
+        let expected = Reference::new(&config, &weights).logits(&ids);
+        let actual = learner(&config, &weights, 1, 1, 1).logits(&ids, ids.len()).expect("logits");
+        assert_close(&format!("{config:?}"), &actual, &expected, Tolerance::relative_to(PROMISED, &expected));
+    }
+}
+
+#[test]
 fn trainer_and_runtime_agree_through_one_checkpoint() {
-    for seed in 0..12 {
+    for seed in 0..20 {
         let config = models::random_config(100 + seed);
         let weights = models::random_weights(&config, seed);
         let Written { path, folder: _kept } = models::write(&config, &weights, Dtype::F32);
-        let block = config.context;
-        let ids = Chance::new(seed).ids(block, config.vocabulary);
-        let rows = logits(&path, &ids, CacheType::F32, 2, 256);
-        let rows: Vec<f64> = rows.iter().map(|&logit| f64::from(logit)).collect();
-        let mut learner = learner(&config, &weights, 1, block, 1);
-        // The trainer tells losses, so each token in turn is the target of every place: all log-probabilities are
-        // compared, summed over the window.
-        let (mut trainer, mut runtime) = (Vec::new(), Vec::new());
-        for target in 0..config.vocabulary as u32 {
-            trainer.push(learner.evaluate(&ids, &vec![target; block]).expect("a loss"));
-            let sum: f64 = rows.chunks(config.vocabulary).map(|row| log_probability(row, target)).sum();
-            runtime.push(-sum / block as f64);
-        }
-        assert_close(
-            &format!("{config:?}"),
-            &trainer,
-            &runtime,
-            Tolerance::relative_to(PROMISED, &runtime),
-        );
+        let ids = Chance::new(seed).ids(config.context, config.vocabulary);
+        let runtime = logits(&path, &ids, CacheType::F32, 1 + seed as usize % 3, 256);
+        let trainer = learner(&config, &weights, 1, 1, 2).logits(&ids, ids.len()).expect("logits");
+        assert_close(&format!("{config:?}"), &runtime, &trainer, Tolerance::relative_to(PROMISED, &trainer));
     }
 }
