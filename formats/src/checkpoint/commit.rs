@@ -183,3 +183,159 @@ fn write_file(
     file.sync_all().map_err(failed)?;
     Ok(Sum { checksum: hash.digest(), bytes })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::tests::Scratch;
+    use super::super::{clean, newest, verify};
+    use super::*;
+
+    fn saved(checkpoints: &Path, step: u64, text: &str) -> PathBuf {
+        let mut commit = Commit::begin(checkpoints, step).expect("can begin");
+        commit.write("model/config.json", text.as_bytes()).expect("can write");
+        commit.write("trainer/state.json", b"{}").expect("can write");
+        commit
+            .write_tensors(
+                "trainer/state.safetensors",
+                &[("a".into(), Dtype::F32, vec![1], &[0, 0, 128, 63])],
+            )
+            .expect("can write");
+        commit.finish().expect("can finish")
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).expect("is a directory");
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.expect("has a name").file_name().to_string_lossy().into()).collect();
+        names.sort();
+        names
+    }
+
+    /// Replaces a read-only file's bytes.
+    fn overwrite(path: &Path, bytes: &[u8]) {
+        fs::remove_file(path).expect("is there");
+        fs::write(path, bytes).expect("can be written");
+    }
+
+    #[test]
+    fn a_checkpoint_appears_whole_and_read_only() {
+        let scratch = Scratch::new();
+        let checkpoints = scratch.join("run/checkpoints");
+        let path = saved(&checkpoints, 12, "text");
+        assert_eq!(path, checkpoints.join("0000000012"));
+        assert_eq!(names(&checkpoints), ["0000000012"]);
+        assert_eq!(names(&path), ["MANIFEST", "model", "trainer"]);
+        verify(&path).expect("just saved");
+        for name in ["MANIFEST", "model/config.json", "trainer/state.safetensors"] {
+            let permissions = path.join(name).metadata().expect("is there").permissions();
+            assert!(permissions.readonly(), "{name}");
+        }
+        let again = saved(&scratch.join("other"), 12, "text");
+        for name in ["MANIFEST", "trainer/state.safetensors"] {
+            assert_eq!(
+                fs::read(path.join(name)).expect("is there"),
+                fs::read(again.join(name)).expect("is there")
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_is_seen_before_it_is_finished_and_nothing_is_left_if_it_is_not() {
+        let scratch = Scratch::new();
+        let mut commit = Commit::begin(scratch.path(), 7).expect("can begin");
+        commit.write("a", b"1").expect("can write");
+        assert_eq!(newest(scratch.path(), &mut Vec::new()).expect("can be read"), None);
+        assert_eq!(names(scratch.path()).len(), 1);
+        drop(commit);
+        assert!(names(scratch.path()).is_empty());
+    }
+
+    #[test]
+    fn a_killed_process_leaves_only_what_is_cleaned() {
+        let scratch = Scratch::new();
+        let path = saved(scratch.path(), 5, "kept");
+        // As after kill -9: the value is never dropped.
+        let mut killed = Commit::begin(scratch.path(), 6).expect("can begin");
+        killed.write("model/config.json", b"half").expect("can write");
+        std::mem::forget(killed);
+        fs::create_dir(scratch.join(".trash-4-1")).expect("can be made");
+        fs::write(scratch.join(".tmp-link"), b"").expect("can be made");
+        assert_eq!(newest(scratch.path(), &mut Vec::new()).expect("readable"), Some((5, path.clone())));
+        // The same process and step may begin again.
+        drop(Commit::begin(scratch.path(), 6).expect("a leftover is no obstacle"));
+        clean(scratch.path()).expect("can be cleaned");
+        assert_eq!(names(scratch.path()), ["0000000005"]);
+        verify(&path).expect("untouched");
+    }
+
+    #[test]
+    fn every_bit_flip_and_truncation_of_every_file_is_found() {
+        let scratch = Scratch::new();
+        let path = saved(scratch.path(), 1, "a few bytes");
+        let files = ["MANIFEST", "model/config.json", "trainer/state.json", "trainer/state.safetensors"];
+        for name in files {
+            let file = path.join(name);
+            let good = fs::read(&file).expect("is there");
+            for place in 0..good.len() {
+                let mut bad = good.clone();
+                bad[place] ^= 1 << (place % 8);
+                overwrite(&file, &bad);
+                assert_eq!(verify(&path).expect_err(name).exit_code(), 3, "byte {place} of {name}");
+                // Letters of a checksum in capitals mean the same number and are still another text.
+                bad[place] = good[place] ^ 0x20;
+                overwrite(&file, &bad);
+                assert!(verify(&path).is_err(), "case of byte {place} of {name}");
+                overwrite(&file, &good[..place]);
+                assert!(verify(&path).is_err(), "{name} cut at {place}");
+            }
+            fs::remove_file(&file).expect("is there");
+            assert!(verify(&path).is_err(), "{name} missing");
+            fs::create_dir(&file).expect("can be made");
+            assert!(verify(&path).is_err(), "{name} is a directory");
+            fs::remove_dir(&file).expect("is there");
+            fs::write(&file, &good).expect("can be written");
+            verify(&path).expect("good again");
+        }
+    }
+
+    #[test]
+    fn a_step_saved_twice_keeps_what_was_saved_and_replaces_what_is_damaged() {
+        let scratch = Scratch::new();
+        let path = saved(scratch.path(), 3, "one");
+        assert_eq!(saved(scratch.path(), 3, "one"), path);
+        let mut other = Commit::begin(scratch.path(), 3).expect("can begin");
+        other.write("model/config.json", b"two").expect("can write");
+        assert_eq!(other.finish().expect_err("differs").exit_code(), 2);
+        assert_eq!(fs::read(path.join("model/config.json")).expect("is there"), b"one");
+        overwrite(&path.join("model/config.json"), b"bad");
+        saved(scratch.path(), 3, "two");
+        verify(&path).expect("replaced");
+        assert_eq!(fs::read(path.join("model/config.json")).expect("is there"), b"two");
+        clean(scratch.path()).expect("can be cleaned");
+        assert_eq!(names(scratch.path()), ["0000000003"]);
+    }
+
+    #[test]
+    fn names_are_checked_before_anything_is_written() {
+        let scratch = Scratch::new();
+        let mut commit = Commit::begin(&scratch.join("checkpoints"), 1).expect("can begin");
+        for name in ["../escaped", "/tmp/escaped", "", "MANIFEST", "a/../../b"] {
+            assert_eq!(commit.write(name, b"x").expect_err(name).exit_code(), 1);
+        }
+        commit.write("twice", b"x").expect("can write");
+        assert!(commit.write("twice", b"y").is_err());
+        assert_eq!(names(scratch.path()), ["checkpoints"]);
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_named() {
+        let scratch = Scratch::new();
+        fs::write(scratch.join("file"), b"").expect("can be written");
+        let error = Commit::begin(&scratch.join("file/checkpoints"), 1).expect_err("a file is in the way");
+        assert_eq!(error.exit_code(), 5);
+        assert!(error.to_string().contains("file/checkpoints"), "{error}");
+        let mut commit = Commit::begin(scratch.path(), 1).expect("can begin");
+        fs::remove_dir_all(&commit.temporary).expect("is there");
+        assert_eq!(commit.write("a", b"x").expect_err("the directory is gone").exit_code(), 5);
+    }
+}

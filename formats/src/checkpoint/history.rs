@@ -146,3 +146,95 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
 fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_dir(target, link)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::commit::Commit;
+    use super::super::source::tests::Scratch;
+    use super::*;
+
+    fn save(checkpoints: &Path, steps: &[u64]) {
+        for &step in steps {
+            let mut commit = Commit::begin(checkpoints, step).expect("can begin");
+            commit.write("model/config.json", step.to_string().as_bytes()).expect("can write");
+            commit.finish().expect("can finish");
+        }
+    }
+
+    fn damage(checkpoints: &Path, step: u64) {
+        let file = step_path(checkpoints, step).join("model/config.json");
+        fs::remove_file(&file).expect("is there");
+        fs::write(&file, "bad").expect("can be written");
+    }
+
+    fn steps(checkpoints: &Path) -> Vec<u64> {
+        newest_first(checkpoints).expect("can be read").into_iter().map(|(step, _)| step).collect()
+    }
+
+    #[test]
+    fn the_newest_that_verifies_is_found_and_the_others_are_reported() {
+        let scratch = Scratch::new();
+        let mut problems = Vec::new();
+        assert_eq!(newest(&scratch.join("absent"), &mut problems).expect("there are none"), None);
+        save(scratch.path(), &[2, 10, 9, 30]);
+        damage(scratch.path(), 30);
+        fs::remove_file(step_path(scratch.path(), 10).join("MANIFEST")).expect("is there");
+        let found = newest(scratch.path(), &mut problems).expect("can be read");
+        assert_eq!(found, Some((9, step_path(scratch.path(), 9))));
+        let problems: Vec<String> = problems.iter().map(Error::to_string).collect();
+        assert_eq!(problems.len(), 2);
+        assert!(
+            problems[0].contains("0000000030/model/config.json: has 3 bytes, 2 were saved"),
+            "{problems:?}"
+        );
+        assert!(problems[1].contains("never finished"), "{problems:?}");
+    }
+
+    #[test]
+    fn other_names_are_no_checkpoints() {
+        let scratch = Scratch::new();
+        for name in ["1", "00000000001", "+000000001", "000000000x", ".tmp-1-1", "0000000001 "] {
+            fs::create_dir(scratch.join(name)).expect("can be made");
+        }
+        assert!(steps(scratch.path()).is_empty());
+        save(scratch.path(), &[0, u64::MAX]);
+        assert_eq!(steps(scratch.path()), [u64::MAX, 0]);
+    }
+
+    #[test]
+    fn retention_counts_only_what_verifies() {
+        let scratch = Scratch::new();
+        save(scratch.path(), &[1, 2, 3, 4, 5]);
+        damage(scratch.path(), 5);
+        damage(scratch.path(), 3);
+        retain(scratch.path(), 2).expect("can delete");
+        assert_eq!(steps(scratch.path()), [5, 4, 3, 2]);
+        retain(scratch.path(), 0).expect("can delete");
+        assert_eq!(steps(scratch.path()), [5, 4]);
+        damage(scratch.path(), 4);
+        retain(scratch.path(), 1).expect("can delete");
+        assert_eq!(steps(scratch.path()), [5, 4], "where none verifies, none is deleted");
+        assert_eq!(names(scratch.path()).expect("can be read").len(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_link_is_relative_and_replaced() {
+        let scratch = Scratch::new();
+        let run = scratch.join("run");
+        save(&run.join("checkpoints"), &[1, 2]);
+        for step in [1, 2, 2] {
+            point(&run, step).expect("can be linked");
+            let target = fs::read_link(run.join("model")).expect("is a link");
+            assert_eq!(target, Path::new("checkpoints").join(step_name(step)).join("model"));
+            assert_eq!(
+                fs::read(run.join("model/config.json")).expect("resolves"),
+                step.to_string().as_bytes()
+            );
+        }
+        assert_eq!(names(&run.join("checkpoints")).expect("can be read").len(), 2);
+        let moved = scratch.join("moved");
+        fs::rename(&run, &moved).expect("can be moved");
+        assert!(moved.join("model/config.json").exists());
+    }
+}

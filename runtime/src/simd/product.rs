@@ -7,7 +7,7 @@
 
 use super::PANEL;
 use super::lanes::{Element, Lanes};
-use std::mem::MaybeUninit;
+use std::cell::UnsafeCell;
 
 /// Inner indices of one block: a panel pair of this length stays in the first-level cache.
 const INNER: usize = 256;
@@ -96,9 +96,7 @@ pub(super) unsafe fn product<L: Lanes>(
     let group = L::TILE_VECTORS * L::WIDTH;
     let blocks = p.inner.div_ceil(INNER);
     let block = p.inner.div_ceil(blocks);
-    let mut strips = MaybeUninit::<[f32; ROWS * INNER]>::uninit();
-    let mut panels = MaybeUninit::<[f32; PANELS * PANEL * INNER]>::uninit();
-    let (strips, panels) = (strips.as_mut_ptr().cast::<f32>(), panels.as_mut_ptr().cast::<f32>());
+    let (strips, panels) = scratch();
     for first_inner in (0..p.inner).step_by(block) {
         let inner = block.min(p.inner - first_inner);
         for first_row in (0..p.rows).step_by(ROWS) {
@@ -145,6 +143,25 @@ pub(super) unsafe fn product<L: Lanes>(
             }
         }
     }
+}
+
+/// This thread's blocks: [`ROWS`] x [`INNER`] of `A` and [`PANELS`] panels of [`INNER`] rows of `B`. They are too
+/// large for the stack of a call that may be over in a microsecond.
+#[inline(always)]
+fn scratch() -> (*mut f32, *mut f32) {
+    const STRIPS: usize = ROWS * INNER;
+    thread_local! {
+        static BLOCKS: UnsafeCell<Box<[f32]>> =
+            UnsafeCell::new(vec![0.0; STRIPS + PANELS * PANEL * INNER].into_boxed_slice());
+    }
+    BLOCKS.with(|blocks| {
+        // SAFETY: only `product` asks for the blocks, never while it already holds them on this thread, and both
+        // parts lie inside the allocation.
+        unsafe {
+            let first = (*blocks.get()).as_mut_ptr();
+            (first, first.add(STRIPS))
+        }
+    })
 }
 
 /// Proves that every element the product touches lies inside its slice.

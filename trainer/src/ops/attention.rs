@@ -8,7 +8,10 @@
 //! `d_v_j = sum_i p_ij m_ij d_o_i`, `d_p_ij = m_ij d_o_i . v_j`, `D_i = d_o_i . o_i`,
 //! `d_s_ij = p_ij (d_p_ij - D_i)`, `d_q_i = c sum_j d_s_ij k_j`, `d_k_j = c sum_i d_s_ij q_i`.
 //!
-//! Scores live for one block of queries only, never for the whole square.
+//! Scores live for one block of queries only, never for the whole square. Windows no longer than a vector have a
+//! room of their own, [`short`].
+
+mod short;
 
 use super::dropout::Mask;
 use runtime::simd::product::{Operand, Product, Write};
@@ -46,6 +49,9 @@ impl Heads {
 
     /// Length of the scratch one pass needs: the scores of a block of queries and their gradients.
     pub fn scratch(&self) -> usize {
+        if self.block <= short::MOST {
+            return short::scratch(self);
+        }
         2 * QUERIES.min(self.block) * self.block
     }
 
@@ -154,6 +160,9 @@ pub fn forward(
     log_sums: &mut [f32],
     scratch: &mut [f32],
 ) {
+    if s.block <= short::MOST {
+        return short::forward(simd, s, qkv, mask, out, log_sums, scratch);
+    }
     let (width, row) = (s.width(), 3 * s.width());
     blocks(s, |block, at_query, at_out| {
         let (at_key, at_value) = (at_query + width, at_query + 2 * width);
@@ -263,6 +272,9 @@ pub fn backward(
     d_qkv: &mut [f32],
     scratch: &mut [f32],
 ) {
+    if s.block <= short::MOST {
+        return short::backward(simd, s, qkv, log_sums, mask, d_out, d_qkv, scratch);
+    }
     let (width, row) = (s.width(), 3 * s.width());
     let (weights, d_weights) = scratch.split_at_mut(s.scratch() / 2);
     blocks(s, |block, at_query, at_out| {
@@ -295,9 +307,17 @@ mod tests {
     use crate::ops::dropout::Noise;
 
     fn shapes() -> Vec<Heads> {
-        [(1, 1, 1, 1), (2, 3, 2, 5), (1, 8, 4, 16), (1, 13, 1, 7), (1, 67, 1, 3), (1, 130, 1, 2)]
-            .map(|(sequences, block, heads, size)| Heads { sequences, block, heads, size, scale: 0.7 })
-            .to_vec()
+        [
+            (1, 1, 1, 1),
+            (2, 3, 2, 5),
+            (1, 8, 4, 16),
+            (1, 13, 1, 7),
+            (2, 17, 1, 4),
+            (1, 67, 1, 3),
+            (1, 130, 1, 2),
+        ]
+        .map(|(sequences, block, heads, size)| Heads { sequences, block, heads, size, scale: 0.7 })
+        .to_vec()
     }
 
     fn run(simd: &Simd, s: &Heads, qkv: &[f32], mask: Mask) -> (Vec<f32>, Vec<f32>) {

@@ -62,40 +62,50 @@ impl Work for Backward<'_> {
     fn run(self, unit: Unit) {
         let Backward { s, x, gain, moments, d_out, d_x: (d_x, write), d_gain, mut d_bias } = self;
         let (width, count) = (s.width, s.width as f32);
+        let (gain, d_gain) = (&gain[..width], &mut d_gain[..width]);
         for row in 0..s.rows {
             let (mean, scale) = (moments[2 * row], moments[2 * row + 1]);
-            let at = row * width..(row + 1) * width;
-            let (x, d_out, d_x) = (&x[at.clone()], &d_out[at.clone()], &mut d_x[at]);
-            let (gain, d_gain) = (&gain[..width], &mut d_gain[..width]);
-            let mean_e = unit.sum_pairs(d_out, gain, |d, g| d * g) / count;
-            for index in 0..width {
-                let normed = (x[index] - mean) * scale;
-                d_gain[index] = unit.multiply_add(d_out[index], normed, d_gain[index]);
-            }
-            let mut lanes = [0.0; LANES];
-            let ((whole_x, rest_x), (whole_d, rest_d), (whole_g, rest_g)) =
-                (x.as_chunks::<LANES>(), d_out.as_chunks::<LANES>(), gain.as_chunks::<LANES>());
-            for ((x, d), g) in whole_x.iter().zip(whole_d).zip(whole_g) {
+            let at = row * width;
+            let (x, d_out, d_x) = (&x[at..][..width], &d_out[at..][..width], &mut d_x[at..][..width]);
+            let (mut sum_e, mut sum_en) = ([0.0; LANES], [0.0; LANES]);
+            let ((whole_x, rest_x), (whole_d, rest_d), (whole_g, rest_g), (whole_dg, rest_dg)) = (
+                x.as_chunks::<LANES>(),
+                d_out.as_chunks::<LANES>(),
+                gain.as_chunks::<LANES>(),
+                d_gain.as_chunks_mut::<LANES>(),
+            );
+            for (((x, d), g), dg) in whole_x.iter().zip(whole_d).zip(whole_g).zip(whole_dg) {
                 for lane in 0..LANES {
-                    lanes[lane] = unit.multiply_add(d[lane] * g[lane], (x[lane] - mean) * scale, lanes[lane]);
+                    let (normed, e) = ((x[lane] - mean) * scale, d[lane] * g[lane]);
+                    sum_e[lane] += e;
+                    sum_en[lane] = unit.multiply_add(e, normed, sum_en[lane]);
+                    dg[lane] = unit.multiply_add(d[lane], normed, dg[lane]);
                 }
             }
-            for (((lane, x), d), g) in lanes.iter_mut().zip(rest_x).zip(rest_d).zip(rest_g) {
-                *lane = unit.multiply_add(d * g, (x - mean) * scale, *lane);
+            for (lane, (((x, d), g), dg)) in rest_x.iter().zip(rest_d).zip(rest_g).zip(rest_dg).enumerate() {
+                let (normed, e) = ((x - mean) * scale, d * g);
+                sum_e[lane] += e;
+                sum_en[lane] = unit.multiply_add(e, normed, sum_en[lane]);
+                *dg = unit.multiply_add(*d, normed, *dg);
             }
-            let mean_en = unit.sum(&lanes, |value| value) / count;
-            let term = |index: usize| {
-                let normed = (x[index] - mean) * scale;
-                scale * (d_out[index] * gain[index] - mean_e - normed * mean_en)
-            };
+            let mean_e = unit.sum(&sum_e, |value| value) / count;
+            let mean_en = unit.sum(&sum_en, |value| value) / count;
+            let inputs = x.iter().zip(d_out).zip(gain);
             match write {
-                Write::Set => (0..width).for_each(|index| d_x[index] = term(index)),
-                Write::Accumulate => (0..width).for_each(|index| d_x[index] += term(index)),
+                Write::Set => {
+                    for (d_x, ((x, d), g)) in d_x.iter_mut().zip(inputs) {
+                        *d_x = scale * (d * g - mean_e - (x - mean) * scale * mean_en);
+                    }
+                }
+                Write::Accumulate => {
+                    for (d_x, ((x, d), g)) in d_x.iter_mut().zip(inputs) {
+                        *d_x += scale * (d * g - mean_e - (x - mean) * scale * mean_en);
+                    }
+                }
             }
             if let Some(d_bias) = &mut d_bias {
-                let d_bias = &mut d_bias[..width];
-                for index in 0..width {
-                    d_bias[index] += d_out[index];
+                for (d_bias, d) in d_bias.iter_mut().zip(d_out) {
+                    *d_bias += d;
                 }
             }
         }
