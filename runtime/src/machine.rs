@@ -141,7 +141,8 @@ pub(crate) fn compute(
     cache: &Cache,
     step: &Step<'_>,
 ) -> Result<()> {
-    let mut worker = Worker { member, local, model, board, cache, step, taken: [false; PLACES], failure: None };
+    let mut worker =
+        Worker { member, local, model, board, cache, step, taken: [false; PLACES], failure: None };
     forward(&mut worker, &model.layout);
     worker.failure.map_or(Ok(()), Err)
 }
@@ -303,7 +304,13 @@ impl Machine for Worker<'_, '_> {
             let (_, x) = worker.shared(x)?;
             let model = worker.model;
             let normalise = |x: &[f32], out: &mut [f32]| {
-                (model.simd.layer_norm)(x, model.vector(norm.gain), norm.bias.map(|id| model.vector(id)), eps, out);
+                (model.simd.layer_norm)(
+                    x,
+                    model.vector(norm.gain),
+                    norm.bias.map(|id| model.vector(id)),
+                    eps,
+                    out,
+                );
             };
             let rows = worker.rows();
             if rows <= FEW_ROWS {
@@ -368,7 +375,8 @@ impl Machine for Worker<'_, '_> {
             let (_, to) = worker.shared(&stream)?;
             let (_, from) = worker.shared(&branch)?;
             let rows = worker.rows();
-            let (mut to, mut from) = worker.member.open((Mine(to, Cut::Columns), Mine(from, Cut::Columns)))?;
+            let (mut to, mut from) =
+                worker.member.open((Mine(to, Cut::Columns), Mine(from, Cut::Columns)))?;
             for row in 0..rows {
                 (worker.model.simd.add)(to.row(row), from.row(row));
             }
