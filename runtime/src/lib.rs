@@ -5,6 +5,7 @@
 mod attention;
 mod cache;
 pub mod generate;
+mod machine;
 mod memory;
 pub mod model;
 pub mod random;
