@@ -7,10 +7,10 @@ use crate::checkpoint::Dtype;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Parameter, ParameterId, Part, Role};
-use serde::Deserialize;
 use serde::de::value::MapDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::cell::RefCell;
 use std::fmt;
 use std::path::Path;
@@ -70,16 +70,18 @@ fn name(parameter: &Parameter) -> String {
 
 /// The text of a `config.json`: what the model is, then the config's own keys.
 pub fn config_json(config: &Config, dtype: Dtype) -> String {
-    let mut keys = Map::new();
-    keys.insert("model_type".into(), MODEL_TYPE.into());
-    keys.insert("architectures".into(), vec![ARCHITECTURE].into());
-    keys.insert("dtype".into(), dtype.long_name().into());
-    if let Ok(Value::Object(own)) = serde_json::to_value(config) {
-        keys.extend(own);
+    #[derive(Serialize)]
+    struct File<'a> {
+        model_type: &'static str,
+        architectures: [&'static str; 1],
+        dtype: &'static str,
+        #[serde(flatten)]
+        config: &'a Config,
     }
-    let mut text = format!("{:#}", Value::Object(keys));
-    text.push('\n');
-    text
+    let file =
+        File { model_type: MODEL_TYPE, architectures: [ARCHITECTURE], dtype: dtype.long_name(), config };
+    let text = serde_json::to_string_pretty(&file).expect("numbers, names and flags are always JSON");
+    text + "\n"
 }
 
 /// Reads the text of a `config.json`; `origin` names it in errors. Every key must be known and every value
@@ -219,6 +221,17 @@ mod tests {
         let config = Config { dropout: 0.1, norm_eps: 1e-6, tied: true, ..lecture() };
         for dtype in Dtype::ALL {
             assert_eq!(read(&config_json(&config, dtype)).expect("our own file"), config);
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_they_were_given() {
+        let text = config_json(&Config { dropout: 0.2, ..lecture() }, Dtype::Bf16);
+        let start =
+            "{\n  \"model_type\": \"lectern\",\n  \"architectures\": [\n    \"LecternForCausalLM\"\n  ],";
+        assert!(text.starts_with(start), "{text}");
+        for line in ["\"dtype\": \"bfloat16\"", "\"norm_eps\": 0.00001", "\"dropout\": 0.2\n"] {
+            assert!(text.contains(line), "{line} is not in {text}");
         }
     }
 
