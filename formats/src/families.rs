@@ -20,6 +20,9 @@ const MODEL_TYPE: &str = "lectern";
 /// The class name other tools look for.
 const ARCHITECTURE: &str = "LecternForCausalLM";
 
+/// Most keys of a `config.json`; each is compared with all others.
+const MOST_KEYS: usize = 256;
+
 /// One tensor as it stands in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
@@ -158,6 +161,9 @@ impl<'de> Deserialize<'de> for Entries {
                     if entries.iter().any(|(known, _)| *known == key) {
                         return Err(serde::de::Error::custom(format!("the key {key:?} stands twice")));
                     }
+                    if entries.len() == MOST_KEYS {
+                        return Err(serde::de::Error::custom(format!("more than {MOST_KEYS} keys")));
+                    }
                     entries.push((key, value));
                 }
                 Ok(Entries(entries))
@@ -277,6 +283,8 @@ mod tests {
         for end in 0..text.trim_end().len() {
             assert_eq!(read(&text[..end]).expect_err("cut short").exit_code(), 3, "cut at {end}");
         }
+        let many: Vec<String> = (0..=MOST_KEYS).map(|index| format!("\"k{index}\":0")).collect();
+        refused(&format!("{{{}}}", many.join(",")), "more than 256 keys");
         for text in ["[]", "null", "{} {}", "\u{feff}{}", &"{\"a\":".repeat(100_000)] {
             assert_eq!(read(text).expect_err("no object").exit_code(), 3);
         }
