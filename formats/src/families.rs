@@ -1,1 +1,285 @@
-//! How each family of models names and stores the layout's parameters on disk.
+//! How each family of models names and stores the layout's parameters on disk, and how it writes its config.
+//!
+//! There is one family so far, our own: `"model_type": "lectern"`, so that nothing else misreads a model that no
+//! public family can express. Public families are refused by name until they are read.
+
+use crate::checkpoint::Dtype;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::layout::{Layout, Parameter, ParameterId, Part, Role};
+use serde::Deserialize;
+use serde::de::value::MapDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::fmt;
+use std::path::Path;
+
+/// The family's name in `config.json`.
+const MODEL_TYPE: &str = "lectern";
+/// The class name other tools look for.
+const ARCHITECTURE: &str = "LecternForCausalLM";
+
+/// One tensor as it stands in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// The parameter it holds.
+    pub id: ParameterId,
+    /// Its name in the file.
+    pub name: String,
+    /// Its shape in the file: `[rows, columns]`, or `[len]` for a vector.
+    pub shape: Vec<usize>,
+}
+
+/// The tensors of a model's file, in the layout's order.
+pub fn stored(_config: &Config, layout: &Layout) -> Vec<Stored> {
+    layout
+        .iter()
+        .map(|(id, parameter)| {
+            let shape = match parameter.is_matrix() {
+                true => vec![parameter.rows, parameter.columns],
+                false => vec![parameter.columns],
+            };
+            Stored { id, name: name(parameter), shape }
+        })
+        .collect()
+}
+
+fn name(parameter: &Parameter) -> String {
+    let (role, part) = match parameter.role {
+        Role::TokenEmbedding => ("token_embedding", Part::Weight),
+        Role::PositionEmbedding => ("position_embedding", Part::Weight),
+        Role::AttentionNorm(part) => ("attention_norm", part),
+        Role::Qkv(part) => ("attention.qkv", part),
+        Role::AttentionOut(part) => ("attention.out", part),
+        Role::FeedForwardNorm(part) => ("feed_forward_norm", part),
+        Role::Up(part) => ("feed_forward.up", part),
+        Role::Down(part) => ("feed_forward.down", part),
+        Role::FinalNorm(part) => ("final_norm", part),
+        Role::Head(part) => ("head", part),
+    };
+    let part = match part {
+        Part::Weight => "weight",
+        Part::Bias => "bias",
+    };
+    match parameter.layer {
+        Some(layer) => format!("layers.{layer}.{role}.{part}"),
+        None => format!("{role}.{part}"),
+    }
+}
+
+/// The text of a `config.json`: what the model is, then the config's own keys.
+pub fn config_json(config: &Config, dtype: Dtype) -> String {
+    let mut keys = Map::new();
+    keys.insert("model_type".into(), MODEL_TYPE.into());
+    keys.insert("architectures".into(), vec![ARCHITECTURE].into());
+    keys.insert("dtype".into(), dtype.long_name().into());
+    if let Ok(Value::Object(own)) = serde_json::to_value(config) {
+        keys.extend(own);
+    }
+    let mut text = format!("{:#}", Value::Object(keys));
+    text.push('\n');
+    text
+}
+
+/// Reads the text of a `config.json`; `origin` names it in errors. Every key must be known and every value
+/// within its bounds.
+pub fn read_config(text: &str, origin: &Path) -> Result<Config> {
+    let place = origin.display().to_string();
+    let Entries(mut entries) = serde_json::from_str(text).map_err(|error| {
+        Error::file(
+            origin,
+            format!("not a JSON object: {error}"),
+            "config.json was damaged or cut short; copy it again",
+        )
+    })?;
+    let mut taken = |key: &str| {
+        let index = entries.iter().position(|(known, _)| known == key)?;
+        Some(entries.remove(index).1)
+    };
+    match taken("model_type") {
+        Some(Value::String(kind)) if kind == MODEL_TYPE => {}
+        Some(kind) => {
+            let expected = format!("{MODEL_TYPE:?}; models of public families are not read yet");
+            return Err(Error::config(place, "model_type", kind, expected));
+        }
+        None => return Err(Error::config(place, "model_type", "missing", format!("{MODEL_TYPE:?}"))),
+    }
+    // Informative only: each tensor says its own type. Two spellings, for transformers before and since 5.
+    for key in ["dtype", "torch_dtype"] {
+        let Some(found) = taken(key) else { continue };
+        if !Dtype::ALL.iter().any(|dtype| found == dtype.long_name()) {
+            return Err(Error::config(place, key, found, "\"float32\", \"float16\" or \"bfloat16\""));
+        }
+    }
+    taken("architectures");
+    // Ours to skip because transformers adds it whenever it writes a config back.
+    taken("transformers_version");
+    let config = own_keys(entries, &place)?;
+    config.validate(&place)?;
+    Ok(config)
+}
+
+/// The config's own keys, with the one at fault named: serde's error alone would not say which.
+fn own_keys(entries: Vec<(String, Value)>, place: &str) -> Result<Config> {
+    let last: RefCell<(String, Value)> = RefCell::default();
+    let watched = entries.into_iter().inspect(|(key, value)| {
+        last.replace((key.clone(), value.clone()));
+    });
+    Config::deserialize(MapDeserializer::new(watched)).map_err(|error: serde_json::Error| {
+        let sentence = error.to_string();
+        let missing = sentence.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
+        let (key, value) = last.take();
+        match missing {
+            Some(missing) => Error::config(place, missing, "missing", "a value"),
+            None => Error::config(place, key, value, format!("something else: {sentence}")),
+        }
+    })
+}
+
+/// The entries of a JSON object in file order, equal keys kept so that they can be refused.
+struct Entries(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Entries, D::Error> {
+        struct Collector;
+        impl<'de> Visitor<'de> for Collector {
+            type Value = Entries;
+
+            fn expecting(&self, out: &mut fmt::Formatter) -> fmt::Result {
+                out.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries: Vec<(String, Value)> = Vec::new();
+                while let Some((key, value)) = map.next_entry::<String, Value>()? {
+                    if entries.iter().any(|(known, _)| *known == key) {
+                        return Err(serde::de::Error::custom(format!("the key {key:?} stands twice")));
+                    }
+                    entries.push((key, value));
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Collector)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::lecture;
+
+    fn read(text: &str) -> Result<Config> {
+        read_config(text, Path::new("config.json"))
+    }
+
+    fn changed(from: &str, to: &str) -> String {
+        let text = config_json(&lecture(), Dtype::F16);
+        assert!(text.contains(from), "{from} is not in {text}");
+        text.replacen(from, to, 1)
+    }
+
+    fn refused(text: &str, words: &str) {
+        let error = read(text).expect_err("must be refused");
+        let message = error.to_string();
+        assert!(message.contains(words), "{message:?} does not say {words:?}");
+        assert!(matches!(error.exit_code(), 3 | 4), "{message}");
+    }
+
+    #[test]
+    fn every_tensor_has_a_name_of_its_own_and_the_layouts_shape() {
+        let config = Config { dropout: 0.1, ..lecture() };
+        let layout = Layout::new(&config);
+        let tensors = stored(&config, &layout);
+        let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert!(names.contains(&"token_embedding.weight"));
+        assert!(names.contains(&"layers.3.attention.qkv.bias"));
+        assert!(names.contains(&"head.bias"));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), tensors.len());
+        let values: usize = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+        assert_eq!(values, layout.parameters());
+    }
+
+    #[test]
+    fn a_vector_has_one_dimension_even_where_a_matrix_has_one_row() {
+        let config = Config { vocabulary: 1, context: 1, ..lecture() };
+        let shapes: Vec<_> = stored(&config, &Layout::new(&config))
+            .into_iter()
+            .filter(|tensor| tensor.name == "token_embedding.weight" || tensor.name == "final_norm.bias")
+            .map(|tensor| tensor.shape)
+            .collect();
+        assert_eq!(shapes, [vec![1, 64], vec![64]]);
+    }
+
+    #[test]
+    fn a_config_survives_its_file() {
+        let config = Config { dropout: 0.1, norm_eps: 1e-6, tied: true, ..lecture() };
+        for dtype in Dtype::ALL {
+            assert_eq!(read(&config_json(&config, dtype)).expect("our own file"), config);
+        }
+    }
+
+    #[test]
+    fn public_families_are_refused_by_name() {
+        for kind in ["gpt2", "llama", "mixtral"] {
+            refused(&changed("\"lectern\"", &format!("{kind:?}")), "public families are not read yet");
+            refused(&changed("\"lectern\"", &format!("{kind:?}")), kind);
+        }
+        refused("{}", "model_type is missing");
+        refused("{\"model_type\": 1}", "model_type is 1");
+    }
+
+    #[test]
+    fn a_bad_key_is_named() {
+        refused(&changed("\"width\": 64", "\"width\": -1"), "width is -1");
+        refused(&changed("\"width\": 64", "\"width\": 64.0"), "width is 64.0");
+        refused(&changed("\"width\": 64", "\"widht\": 64"), "widht is 64");
+        refused(&changed("\"width\": 64", "\"width\": 64, \"rope\": 1"), "rope is 1");
+        refused(&changed("\"width\": 64", "\"width\": 64, \"width\": 64"), "\"width\" stands twice");
+        refused(&changed("\"width\": 64", "\"width\": 64, \"\\u0077idth\": 64"), "\"width\" stands twice");
+        refused(&changed("\"head_bias\": true,", ""), "head_bias is missing");
+        refused(&changed("\"tied\": false", "\"tied\": null"), "tied is null");
+        refused(&changed("\"gelu-erf\"", "\"selu\""), "activation is \"selu\"");
+        refused(&changed("\"float16\"", "\"int4\""), "dtype is \"int4\"");
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused_with_their_bound() {
+        for value in [0, 1 << 31, 1 << 32, 1 << 60, 1 << 63, u64::MAX] {
+            for field in
+                ["vocabulary\": 65", "context\": 8", "width\": 64", "layers\": 4", "feed_forward\": 256"]
+            {
+                let (key, _) = field.split_once(':').expect("a pair");
+                refused(&changed(field, &format!("{key}: {value}")), "expected 1 to");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_a_damaged_file() {
+        let text = config_json(&lecture(), Dtype::F16);
+        for end in 0..text.trim_end().len() {
+            assert_eq!(read(&text[..end]).expect_err("cut short").exit_code(), 3, "cut at {end}");
+        }
+        for text in ["[]", "null", "{} {}", "\u{feff}{}", &"{\"a\":".repeat(100_000)] {
+            assert_eq!(read(text).expect_err("no object").exit_code(), 3);
+        }
+    }
+
+    #[test]
+    fn every_bit_flip_is_an_error_or_a_valid_config() {
+        let text = config_json(&lecture(), Dtype::F16);
+        for place in 0..text.len() {
+            for bit in 0..8 {
+                let mut bytes = text.clone().into_bytes();
+                bytes[place] ^= 1 << bit;
+                if let Ok(Ok(config)) = String::from_utf8(bytes).map(|text| read(&text)) {
+                    assert!(config.validate("test").is_ok());
+                }
+            }
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! Model files opened (mapped, checked against the layout) and checkpoints saved (atomic, durable).
