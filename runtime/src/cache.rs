@@ -1,1 +1,95 @@
 //! Keys and values of the positions seen so far.
+//!
+//! For each layer one slot of keys and one of values, `[head][position][head_size]`: a head's past is contiguous,
+//! and a member of the team owns whole heads of it while it stores.
+
+use crate::attention::Cached;
+use crate::session::CacheType;
+use crate::team::{Place, Slots};
+use formats::{Config, Result};
+use half::f16;
+
+/// Where the keys and values of a session are.
+#[derive(Debug)]
+pub(crate) enum Cache {
+    /// In half precision.
+    F16(Vec<Past<f16>>),
+    /// In single precision.
+    F32(Vec<Past<f32>>),
+}
+
+/// One layer's keys and values.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Past<T> {
+    /// `[heads, capacity, head_size]`.
+    pub(crate) keys: Place<T>,
+    /// `[heads, capacity, head_size]`.
+    pub(crate) values: Place<T>,
+}
+
+impl Cache {
+    /// Room for `capacity` positions.
+    pub(crate) fn new(
+        slots: &mut Slots,
+        config: &Config,
+        capacity: usize,
+        cache: CacheType,
+    ) -> Result<Cache> {
+        Ok(match cache {
+            CacheType::F16 => Cache::F16(layers(slots, config, capacity)?),
+            CacheType::F32 => Cache::F32(layers(slots, config, capacity)?),
+        })
+    }
+
+    /// Bytes that `capacity` positions take.
+    pub(crate) fn bytes(config: &Config, capacity: usize, cache: CacheType) -> u64 {
+        let element = match cache {
+            CacheType::F16 => size_of::<f16>(),
+            CacheType::F32 => size_of::<f32>(),
+        };
+        2 * (config.layers * config.width) as u64 * capacity as u64 * element as u64
+    }
+
+    /// Copies the first `positions` of another cache of the same shape and type.
+    pub(crate) fn copy_from(
+        &self,
+        slots: &mut Slots,
+        other: &Cache,
+        others: &Slots,
+        config: &Config,
+        positions: usize,
+    ) {
+        match (self, other) {
+            (Cache::F16(to), Cache::F16(from)) => copy(slots, to, others, from, config, positions),
+            (Cache::F32(to), Cache::F32(from)) => copy(slots, to, others, from, config, positions),
+            _ => unreachable!("a fork's cache has its parent's type"),
+        }
+    }
+}
+
+fn layers<T: Cached>(slots: &mut Slots, config: &Config, capacity: usize) -> Result<Vec<Past<T>>> {
+    // A layer's slot is one row of heads, so that cutting its columns deals whole heads.
+    let head = capacity * config.head_size();
+    let mut add = || slots.add(1, config.heads * head, head);
+    (0..config.layers).map(|_| Ok(Past { keys: add()?, values: add()? })).collect()
+}
+
+fn copy<T: Cached>(
+    slots: &mut Slots,
+    to: &[Past<T>],
+    others: &Slots,
+    from: &[Past<T>],
+    config: &Config,
+    positions: usize,
+) {
+    let filled = positions * config.head_size();
+    for (to, from) in to.iter().zip(from) {
+        for (to, from) in [(to.keys, from.keys), (to.values, from.values)] {
+            let (to, from) = (slots.get_mut(to), others.get(from));
+            let head = to.len() / config.heads;
+            for (to, from) in to.chunks_exact_mut(head).zip(from.chunks_exact(head)) {
+                to[..filled].copy_from_slice(&from[..filled]);
+            }
+        }
+    }
+}

@@ -2,14 +2,16 @@
 //!
 //! Small, synchronous, without gradients, without CUDA, without global state.
 
-pub mod attention;
-pub mod cache;
+mod attention;
+mod cache;
 pub mod generate;
+mod machine;
+mod memory;
 pub mod model;
 pub mod random;
 pub mod sampler;
 pub mod session;
 pub mod simd;
-pub mod team;
+mod team;
 
 pub use formats::{Error, Result};

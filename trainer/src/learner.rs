@@ -1,1 +1,398 @@
 //! A model that learns: steps and losses over a backend.
+//!
+//! A batch is cut into shards by its size alone; each shard replays the program on its own, with its own
+//! gradient, and the gradients are summed in shard order. No number of threads enters a result.
+
+use crate::backend::Backend;
+use crate::memory::MemoryPlan;
+use crate::ops::dropout::Noise;
+use crate::optimizer::{Optimizer, OptimizerOptions};
+use crate::params::Params;
+use crate::tape::record::record;
+use crate::tape::replay::{Place, Replay};
+use crate::tape::{Mode, Shape};
+use formats::{Config, Error, Layout, Result};
+
+/// Most shards of a batch: each has a gradient of its own, which must be summed.
+const MAX_SHARDS: usize = 4;
+/// Fewest rows of a shard; smaller products waste their packing.
+const MIN_SHARD_ROWS: usize = 64;
+/// Most rows a shard computes at once, unless one window is longer: what it saves stays near the caches.
+const MAX_PASS_ROWS: usize = 1024;
+/// Rows of one evaluation pass, unless one window is longer.
+const EVALUATION_ROWS: usize = 256;
+
+/// The shape of a training batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchShape {
+    /// Windows.
+    pub sequences: usize,
+    /// Tokens of a window.
+    pub block: usize,
+}
+
+/// How a batch is cut: `shards x passes x sequences` windows, in that order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Shards side by side.
+    pub shards: usize,
+    /// Passes of one shard, one after the other.
+    pub passes: usize,
+    /// Windows of one pass.
+    pub sequences: usize,
+}
+
+impl BatchShape {
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.sequences * self.block
+    }
+
+    /// The cut of this batch, a function of its size alone.
+    pub fn cut(&self) -> Cut {
+        let divides = |count: &usize| self.sequences.is_multiple_of(*count);
+        let most = (self.rows() / MIN_SHARD_ROWS).clamp(1, MAX_SHARDS);
+        let shards = (1..=most).rev().find(divides).unwrap_or(1);
+        let each = self.sequences / shards;
+        let fits =
+            |passes: &usize| each.is_multiple_of(*passes) && each / passes * self.block <= MAX_PASS_ROWS;
+        let passes = (1..=each).find(fits).unwrap_or(each);
+        Cut { shards, passes, sequences: each / passes }
+    }
+}
+
+/// What changes from update to update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// The schedule's learning rate.
+    pub learning_rate: f32,
+    /// Number of this update, from 1.
+    pub step: u64,
+    /// Seed of the noise.
+    pub seed: u64,
+}
+
+/// What an update saw.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// Mean loss of the batch before the update, nats a token.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f64,
+}
+
+/// One shard of training.
+struct Shard<B: Backend> {
+    replay: Replay<B>,
+    grads: B::Floats,
+    losses: Vec<f32>,
+    loss: f64,
+    outcome: Result<()>,
+}
+
+/// One lane of evaluation.
+struct Lane<B: Backend> {
+    replay: Replay<B>,
+    losses: Vec<f32>,
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+    sums: Vec<f64>,
+    outcome: Result<()>,
+}
+
+/// A model, its optimiser and its buffers on one device.
+pub struct Learner<B: Backend> {
+    backend: B,
+    config: Config,
+    shape: BatchShape,
+    cut: Cut,
+    params: Params<B>,
+    optimizer: Optimizer<B>,
+    shards: Vec<Shard<B>>,
+    lanes: Vec<Lane<B>>,
+}
+
+impl<B: Backend> Learner<B> {
+    /// Everything a run needs in memory, weights and moments zero.
+    pub fn new(
+        backend: B,
+        config: &Config,
+        shape: BatchShape,
+        optimizer: &OptimizerOptions,
+    ) -> Result<Learner<B>> {
+        let layout = Layout::new(config);
+        let parameters = layout.parameters();
+        let cut = shape.cut();
+        let program =
+            record(config, &layout, Shape { sequences: cut.sequences, block: shape.block }, Mode::Train);
+        let shards = (0..cut.shards)
+            .map(|_| {
+                Ok(Shard {
+                    replay: Replay::new(&backend, program.clone())?,
+                    grads: backend.floats(parameters)?,
+                    losses: vec![0.0; program.shape.rows()],
+                    loss: 0.0,
+                    outcome: Ok(()),
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Learner {
+            params: Params::new(&backend, layout)?,
+            optimizer: Optimizer::new(&backend, parameters, optimizer)?,
+            config: config.clone(),
+            shape,
+            cut,
+            shards,
+            lanes: vec![],
+            backend,
+        })
+    }
+
+    /// What [`Learner::new`] and evaluation will take with `lanes` lanes.
+    pub fn memory(config: &Config, shape: BatchShape, lanes: usize) -> MemoryPlan {
+        let layout = Layout::new(config);
+        let (parameters, cut) = (layout.parameters() as u64, shape.cut());
+        let bytes = |sequences: usize, mode: Mode| {
+            record(config, &layout, Shape { sequences, block: shape.block }, mode).bytes()
+        };
+        let evaluation = bytes(evaluation_sequences(shape.block), Mode::Evaluate);
+        MemoryPlan {
+            weights: 2 * 4 * parameters,
+            gradients: 4 * parameters * cut.shards as u64,
+            moments: 2 * 4 * parameters,
+            activations: bytes(cut.sequences, Mode::Train) * cut.shards as u64 + evaluation * lanes as u64,
+        }
+    }
+
+    /// The model's parameters.
+    pub fn layout(&self) -> &Layout {
+        &self.params.layout
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Sets weights and moments, each a whole arena in the layout's order.
+    pub fn load(&mut self, weights: &[f32], first: &[f32], second: &[f32]) -> Result<()> {
+        let parameters = self.params.layout.parameters();
+        for (name, values) in [("weights", weights), ("first moment", first), ("second moment", second)] {
+            if values.len() != parameters {
+                let found = values.len();
+                return Err(Error::Internal(format!("{name}: {found} values for {parameters} parameters")));
+            }
+        }
+        self.backend.upload(weights, &mut self.params.master);
+        self.backend.upload(first, &mut self.optimizer.first);
+        self.backend.upload(second, &mut self.optimizer.second);
+        self.backend.refresh(&mut self.params);
+        Ok(())
+    }
+
+    /// Every weight, in the layout's order.
+    pub fn weights(&self) -> Vec<f32> {
+        self.arena(&self.params.master)
+    }
+
+    /// Every first moment.
+    pub fn first_moment(&self) -> Vec<f32> {
+        self.arena(&self.optimizer.first)
+    }
+
+    /// Every second moment.
+    pub fn second_moment(&self) -> Vec<f32> {
+        self.arena(&self.optimizer.second)
+    }
+
+    fn arena(&self, values: &B::Floats) -> Vec<f32> {
+        let mut host = vec![0.0; self.params.layout.parameters()];
+        self.backend.download(values, &mut host);
+        host
+    }
+
+    /// One update from `sequences x block` ids and their successors. A loss or gradient that is not finite
+    /// changes nothing and is [`Error::Diverged`].
+    pub fn step(&mut self, inputs: &[u32], targets: &[u32], rates: Rates) -> Result<Outcome> {
+        let noise = Noise::new(rates.seed, rates.step, self.config.dropout);
+        let outcome = self.accumulate(inputs, targets, Some(noise))?;
+        if !(outcome.loss.is_finite() && outcome.gradient_norm.is_finite()) {
+            self.clear();
+            return Err(Error::Diverged(format!(
+                "step {}: the loss is {} and the gradient's norm {}; nothing was updated\n  help: resume from the \
+                 last checkpoint with a smaller --learning-rate, or set --clip",
+                rates.step, outcome.loss, outcome.gradient_norm
+            )));
+        }
+        if let Some(shard) = self.shards.first_mut() {
+            self.optimizer.update(
+                &self.backend,
+                &mut self.params,
+                &mut shard.grads,
+                outcome.gradient_norm,
+                rates.learning_rate,
+                rates.step,
+            );
+        }
+        self.backend.refresh(&mut self.params);
+        Ok(outcome)
+    }
+
+    /// Mean loss and the gradient of every parameter, with no update and no noise.
+    pub fn gradients(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(f64, Vec<f32>)> {
+        let outcome = self.accumulate(inputs, targets, None)?;
+        let grads = self.shards.first().map(|shard| self.arena(&shard.grads)).unwrap_or_default();
+        self.clear();
+        Ok((outcome.loss, grads))
+    }
+
+    /// Forward and backward over every shard; the summed gradient is left with the first.
+    fn accumulate(&mut self, inputs: &[u32], targets: &[u32], noise: Option<Noise>) -> Result<Outcome> {
+        self.check(inputs, targets)?;
+        let total = self.shape.rows();
+        if inputs.len() != total {
+            return Err(Error::Internal(format!("a batch of {} ids for {total} rows", inputs.len())));
+        }
+        let Learner { backend, params, shards, cut, shape, .. } = self;
+        shards.iter_mut().for_each(|shard| shard.loss = 0.0);
+        for pass in 0..cut.passes {
+            backend.each(shards, |index, shard| {
+                let first_sequence = (index * cut.passes + pass) * cut.sequences;
+                let at = first_sequence * shape.block..(first_sequence + cut.sequences) * shape.block;
+                let place = Place { noise, first_sequence };
+                shard.replay.upload(backend, &inputs[at.clone()], &targets[at]);
+                shard.outcome = shard
+                    .replay
+                    .forward(backend, params, place)
+                    .and_then(|()| shard.replay.backward(backend, params, place, total, &mut shard.grads));
+                shard.replay.losses(backend, &mut shard.losses);
+                shard.loss += shard.losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            });
+            for shard in shards.iter_mut() {
+                std::mem::replace(&mut shard.outcome, Ok(()))?;
+            }
+        }
+        let loss = shards.iter().map(|shard| shard.loss).sum::<f64>() / total as f64;
+        let norm_squared = backend.gather(shards, |shard| &mut shard.grads);
+        Ok(Outcome { loss, gradient_norm: norm_squared.sqrt() })
+    }
+
+    fn clear(&mut self) {
+        for shard in &mut self.shards {
+            self.backend.clear(&mut shard.grads);
+        }
+    }
+
+    /// Ids are numbers from outside: none may reach a table unchecked.
+    fn check(&self, inputs: &[u32], targets: &[u32]) -> Result<()> {
+        if inputs.len() != targets.len() {
+            return Err(Error::Internal(format!("{} ids but {} targets", inputs.len(), targets.len())));
+        }
+        let vocabulary = self.config.vocabulary;
+        match inputs.iter().chain(targets).find(|&&id| id as usize >= vocabulary) {
+            Some(id) => Err(Error::Usage(format!("token {id} is beyond the vocabulary of {vocabulary}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Mean loss of any number of windows, without noise, nats a token.
+    pub fn evaluate(&mut self, inputs: &[u32], targets: &[u32]) -> Result<f64> {
+        self.check(inputs, targets)?;
+        let block = self.shape.block;
+        if inputs.is_empty() || !inputs.len().is_multiple_of(block) {
+            return Err(Error::Internal(format!("{} ids are no whole windows of {block}", inputs.len())));
+        }
+        self.make_lanes()?;
+        let rows = evaluation_sequences(block) * block;
+        let passes = inputs.len().div_ceil(rows);
+        let Learner { backend, params, lanes, .. } = self;
+        let count = lanes.len();
+        backend.each(lanes, |index, lane| {
+            lane.sums.clear();
+            for pass in (index..passes).step_by(count) {
+                let at = pass * rows..inputs.len().min((pass + 1) * rows);
+                let filled = at.len();
+                lane.inputs[..filled].copy_from_slice(&inputs[at.clone()]);
+                lane.targets[..filled].copy_from_slice(&targets[at]);
+                // The last pass may be short; its missing windows repeat id 0 and are not counted.
+                lane.inputs[filled..].fill(0);
+                lane.targets[filled..].fill(0);
+                lane.replay.upload(backend, &lane.inputs, &lane.targets);
+                lane.outcome = lane.replay.forward(backend, params, Place::default());
+                if lane.outcome.is_err() {
+                    return;
+                }
+                lane.replay.losses(backend, &mut lane.losses);
+                lane.sums.push(lane.losses[..filled].iter().map(|loss| f64::from(*loss)).sum());
+            }
+        });
+        for lane in lanes.iter_mut() {
+            std::mem::replace(&mut lane.outcome, Ok(()))?;
+        }
+        let sum: f64 = (0..passes).map(|pass| lanes[pass % count].sums[pass / count]).sum();
+        Ok(sum / inputs.len() as f64)
+    }
+
+    /// The logits of every row of any number of windows, `[ids, vocabulary]`.
+    pub fn logits(&self, inputs: &[u32], block: usize) -> Result<Vec<f32>> {
+        self.check(inputs, inputs)?;
+        if inputs.is_empty()
+            || block == 0
+            || block > self.config.context
+            || !inputs.len().is_multiple_of(block)
+        {
+            return Err(Error::Internal(format!("{} ids are no whole windows of {block}", inputs.len())));
+        }
+        let shape = Shape { sequences: inputs.len() / block, block };
+        let program = record(&self.config, &self.params.layout, shape, Mode::Logits);
+        let mut replay = Replay::new(&self.backend, program)?;
+        replay.upload(&self.backend, inputs, &[]);
+        replay.forward(&self.backend, &self.params, Place::default())?;
+        let mut logits = vec![0.0; inputs.len() * self.config.vocabulary];
+        replay.result(&self.backend, &mut logits);
+        Ok(logits)
+    }
+
+    fn make_lanes(&mut self) -> Result<()> {
+        let shape = Shape { sequences: evaluation_sequences(self.shape.block), block: self.shape.block };
+        while self.lanes.len() < self.backend.lanes() {
+            let program = record(&self.config, &self.params.layout, shape, Mode::Evaluate);
+            self.lanes.push(Lane {
+                losses: vec![0.0; shape.rows()],
+                inputs: vec![0; shape.rows()],
+                targets: vec![0; shape.rows()],
+                sums: vec![],
+                replay: Replay::new(&self.backend, program)?,
+                outcome: Ok(()),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Windows of one evaluation pass.
+fn evaluation_sequences(block: usize) -> usize {
+    (EVALUATION_ROWS / block).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_covers_the_batch_whatever_its_size() {
+        for sequences in 1..=70 {
+            for block in [1, 8, 64, 256, 1024, 2000] {
+                let shape = BatchShape { sequences, block };
+                let cut = shape.cut();
+                assert_eq!(cut.shards * cut.passes * cut.sequences, sequences, "{shape:?}");
+                assert!(cut.sequences * block <= MAX_PASS_ROWS.max(block), "{shape:?} {cut:?}");
+            }
+        }
+        assert_eq!(BatchShape { sequences: 16, block: 8 }.cut(), Cut { shards: 2, passes: 1, sequences: 8 });
+        assert_eq!(
+            BatchShape { sequences: 64, block: 256 }.cut(),
+            Cut { shards: 4, passes: 4, sequences: 4 }
+        );
+    }
+}

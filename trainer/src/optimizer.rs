@@ -1,1 +1,106 @@
-//! AdamW.
+//! The optimiser's options and its state: AdamW over the whole arena, with the gradient's norm clipped.
+
+use crate::backend::Backend;
+use crate::ops::adamw::Adam;
+use crate::params::Params;
+use formats::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Added to the norm that divides when clipping, as PyTorch does.
+const CLIP_EPS: f64 = 1e-6;
+
+/// How weights are updated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerOptions {
+    /// The peak of the schedule.
+    pub learning_rate: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// What decays.
+    pub decay: Decay,
+    /// Largest norm of the gradient; 0 does not clip.
+    pub clip: f32,
+}
+
+/// Which parameters decay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decay {
+    /// Every parameter, biases and norms too, as PyTorch's default does.
+    Everything,
+    /// Matrices and embeddings only, as GPT-2's successors do.
+    Matrices,
+}
+
+impl OptimizerOptions {
+    /// Checks every bound. `origin` names the file or flags the values came from.
+    pub fn validate(&self, origin: &str) -> Result<()> {
+        let within = |field: &str, value: f32, holds: bool, expected: &str| {
+            if value.is_finite() && holds {
+                Ok(())
+            } else {
+                Err(Error::config(origin, field, value, expected))
+            }
+        };
+        let rate = self.learning_rate;
+        within("learning_rate", rate, (0.0..=1e3).contains(&rate), "0 to 1000")?;
+        within("beta1", self.beta1, (0.0..1.0).contains(&self.beta1), "0 or more, below 1")?;
+        within("beta2", self.beta2, (0.0..1.0).contains(&self.beta2), "0 or more, below 1")?;
+        within("eps", self.eps, self.eps > 0.0 && self.eps <= 1.0, "above 0, at most 1")?;
+        within("weight_decay", self.weight_decay, (0.0..=1e3).contains(&self.weight_decay), "0 to 1000")?;
+        within("clip", self.clip, self.clip >= 0.0, "0 (off) or more")
+    }
+}
+
+/// Both moments of every parameter.
+pub struct Optimizer<B: Backend> {
+    /// First moment, in the layout's order.
+    pub first: B::Floats,
+    /// Second moment.
+    pub second: B::Floats,
+    options: OptimizerOptions,
+}
+
+/// `value` as the decimal number it was written as: 0.9, not the f32 next to it, so that `1 - beta` is right.
+fn decimal(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+impl<B: Backend> Optimizer<B> {
+    /// Moments of `len` parameters, zero.
+    pub fn new(backend: &B, len: usize, options: &OptimizerOptions) -> Result<Optimizer<B>> {
+        Ok(Optimizer { first: backend.floats(len)?, second: backend.floats(len)?, options: options.clone() })
+    }
+
+    /// Update number `step`, from 1; `norm` is the gradient's.
+    pub fn update(
+        &mut self,
+        backend: &B,
+        params: &mut Params<B>,
+        grads: &mut B::Floats,
+        norm: f64,
+        learning_rate: f32,
+        step: u64,
+    ) {
+        let clip = f64::from(self.options.clip);
+        let gradient_scale = if clip > 0.0 { (clip / (norm + CLIP_EPS)).min(1.0) as f32 } else { 1.0 };
+        let adam = Adam {
+            learning_rate: decimal(learning_rate),
+            beta1: decimal(self.options.beta1),
+            beta2: decimal(self.options.beta2),
+            eps: decimal(self.options.eps),
+            weight_decay: decimal(self.options.weight_decay),
+            decay_vectors: self.options.decay == Decay::Everything,
+            step,
+            gradient_scale,
+        };
+        backend.adamw(&adam, params, &mut self.first, &mut self.second, grads);
+    }
+}

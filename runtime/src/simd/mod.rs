@@ -1,1 +1,255 @@
 //! The arithmetic of the CPU as one table of routines, chosen once.
+//!
+//! A [`Simd`] can only be had from [`Simd::best`] or [`Simd::available`], which ask the processor for every
+//! feature the table uses: holding one proves that the processor has them, which is what makes the safe
+//! function pointers sound. Every routine exists as a portable twin (`scalar`), the oracle of the tests;
+//! `LECTERN_SIMD=scalar` forces it.
+//!
+//! [`product`] is the general matrix product and its packing, written once over [`lanes::Lanes`];
+//! [`routines`] are row-wise functions in plain Rust, compiled again for each instruction set by
+//! [`Simd::run`]; `avx2` and `avx512` say what a vector is there.
+//!
+//! The order of every sum is fixed by the sizes alone, never by a thread count.
+
+mod gemv;
+pub mod lanes;
+mod peak;
+pub mod product;
+pub mod routines;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use half::{bf16, f16};
+use product::Product;
+use std::sync::OnceLock;
+
+/// Columns of one packed panel; every instruction set's tile is built from whole panels.
+pub const PANEL: usize = 16;
+
+/// Length of `outputs x inputs` weights packed into panels: outputs rounded up to whole panels.
+pub fn packed_len(outputs: usize, inputs: usize) -> usize {
+    outputs.div_ceil(PANEL) * PANEL * inputs
+}
+
+/// Which instructions a table uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InstructionSet {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// One instruction set's routines. Slices of wrong length are a broken invariant of the caller and panic.
+#[derive(Debug)]
+pub struct Simd {
+    /// The name `LECTERN_SIMD` knows it by.
+    pub name: &'static str,
+    set: InstructionSet,
+    /// `y = W x` with `W` `[y.len(), x.len()]`.
+    pub gemv_f32: fn(&[f32], &[f32], &mut [f32]),
+    /// `y = W x` with `W` in half precision, converted in registers.
+    pub gemv_f16: fn(&[f16], &[f32], &mut [f32]),
+    /// `y = W x` with `W` in bfloat16, converted in registers.
+    pub gemv_bf16: fn(&[bf16], &[f32], &mut [f32]),
+    /// A general matrix product, see [`Product`].
+    pub product: fn(&Product, &[f32], &[f32], Option<&[f32]>, &mut [f32]),
+    /// `W` `[outputs, inputs]` transposed into panels of [`PANEL`] columns: element `(input, output)` stands at
+    /// `(output / PANEL * inputs + input) * PANEL + output % PANEL`; missing outputs are zero.
+    pub pack_f32: fn(&[f32], usize, usize, &mut [f32]),
+    /// The same from half precision.
+    pub pack_f16: fn(&[f16], usize, usize, &mut [f32]),
+    /// The same from bfloat16.
+    pub pack_bf16: fn(&[bf16], usize, usize, &mut [f32]),
+    /// LayerNorm of one row, `(x - mean) / sqrt(var + eps) * gain + bias`; returns mean and `1 / sqrt(var + eps)`.
+    pub layer_norm: fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32]) -> (f32, f32),
+    /// `max(x, 0)` in place.
+    pub relu: fn(&mut [f32]),
+    /// `x Phi(x)` in place.
+    pub gelu_erf: fn(&mut [f32]),
+    /// The tanh approximation in place.
+    pub gelu_tanh: fn(&mut [f32]),
+    /// `x += y`.
+    pub add: fn(&mut [f32], &[f32]),
+    /// Softmax of one row in place; returns its maximum and the sum of `exp(x - maximum)`.
+    pub softmax: fn(&mut [f32]) -> (f32, f32),
+    /// `log sum exp` of one row.
+    pub log_sum_exp: fn(&[f32]) -> f32,
+    /// `sum k q` with keys in half precision.
+    pub dot_f16: fn(&[f16], &[f32]) -> f32,
+    /// `sum k q`.
+    pub dot_f32: fn(&[f32], &[f32]) -> f32,
+    /// `out += weight v` with values in half precision.
+    pub axpy_f16: fn(f32, &[f16], &mut [f32]),
+    /// `out += weight v`.
+    pub axpy_f32: fn(f32, &[f32], &mut [f32]),
+    /// Rounds to half precision, to nearest even.
+    pub narrow_f16: fn(&[f32], &mut [f16]),
+    /// Widens from half precision.
+    pub widen_f16: fn(&[f16], &mut [f32]),
+    /// Widens from bfloat16.
+    pub widen_bf16: fn(&[bf16], &mut [f32]),
+    peak: fn(u64) -> f32,
+}
+
+/// Plain Rust to be compiled for each instruction set, see [`Simd::run`].
+///
+/// A type of its own rather than a closure because only a method can be `#[inline(always)]`, and code that is not
+/// inlined into the function that carries the instruction set is compiled without it.
+pub trait Work {
+    /// What comes of it.
+    type Output;
+
+    /// Does it; implement with `#[inline(always)]`, and call only what is inlined too.
+    fn run(self, unit: routines::Unit) -> Self::Output;
+}
+
+impl Simd {
+    /// The fastest table this processor can run, or the one `LECTERN_SIMD` names; chosen once.
+    pub fn best() -> &'static Simd {
+        static BEST: OnceLock<&'static Simd> = OnceLock::new();
+        BEST.get_or_init(|| {
+            let available = Simd::available();
+            let wanted = std::env::var("LECTERN_SIMD").unwrap_or_default();
+            let chosen = available.iter().find(|table| table.name == wanted);
+            chosen.or(available.last()).copied().unwrap_or(&scalar::TABLE)
+        })
+    }
+
+    /// Every table this processor can run, slowest first.
+    pub fn available() -> Vec<&'static Simd> {
+        let mut tables = vec![&scalar::TABLE];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
+                tables.push(&avx2::TABLE);
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                {
+                    tables.push(&avx512::TABLE);
+                }
+            }
+        }
+        tables
+    }
+
+    /// Carries out `work` compiled with this table's instructions: plain loops inside it become vector loops.
+    #[inline(always)]
+    pub fn run<W: Work>(&self, work: W) -> W::Output {
+        match self.set {
+            InstructionSet::Scalar => work.run(routines::Unit::PLAIN),
+            // SAFETY: the table was handed out after its features were detected.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => unsafe { avx2::run(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => unsafe { avx512::run(work) },
+        }
+    }
+
+    /// This machine's own rate of fused multiply-adds in 10^9 operations a second, by `threads` threads
+    /// working from registers for about `seconds`: the roof every product stands under.
+    pub fn peak_gflops(&self, threads: usize, seconds: f64) -> f64 {
+        peak::measure(self.peak, threads, seconds)
+    }
+}
+
+/// Functions compiled with an instruction set's features behind safe function pointers.
+macro_rules! shims {
+    ($features:literal, $(fn $name:ident($($argument:ident: $kind:ty),*) $(-> $result:ty)? = $body:expr;)*) => {$(
+        fn $name($($argument: $kind),*) $(-> $result)? {
+            #[target_feature(enable = $features)]
+            fn inner($($argument: $kind),*) $(-> $result)? {
+                #[allow(unused_unsafe)]
+                // SAFETY: this function carries every feature the vectors in `$body` use.
+                unsafe { $body }
+            }
+            // SAFETY: only reached through a table that was handed out after its features were detected.
+            unsafe { inner($($argument),*) }
+        }
+    )*};
+}
+
+/// One instruction set's table: code written once over [`lanes::Lanes`] and [`routines::Unit`], compiled with
+/// its features.
+macro_rules! vector_table {
+    ($name:literal, $set:ident, $lanes:ty, $features:literal) => {
+        /// Carries out `work` compiled with this instruction set.
+        #[target_feature(enable = $features)]
+        pub(super) fn run<W: $crate::simd::Work>(work: W) -> W::Output {
+            work.run(routines::Unit::FUSED)
+        }
+
+        shims! { $features,
+            fn gemv_f32(w: &[f32], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, f32>(w, x, y);
+            fn gemv_f16(w: &[f16], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, f16>(w, x, y);
+            fn gemv_bf16(w: &[bf16], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, bf16>(w, x, y);
+            fn product(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32])
+                = product::product::<$lanes>(p, a, b, bias, c);
+            fn pack_f32(w: &[f32], outputs: usize, inputs: usize, panels: &mut [f32])
+                = product::pack::<$lanes, f32>(w, outputs, inputs, panels);
+            fn pack_f16(w: &[f16], outputs: usize, inputs: usize, panels: &mut [f32])
+                = product::pack::<$lanes, f16>(w, outputs, inputs, panels);
+            fn pack_bf16(w: &[bf16], outputs: usize, inputs: usize, panels: &mut [f32])
+                = product::pack::<$lanes, bf16>(w, outputs, inputs, panels);
+            fn layer_norm(x: &[f32], gain: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) -> (f32, f32)
+                = routines::layer_norm(routines::Unit::FUSED, x, gain, bias, eps, out);
+            fn relu(x: &mut [f32]) = routines::relu(x);
+            fn gelu_erf(x: &mut [f32]) = routines::gelu_erf(routines::Unit::FUSED, x);
+            fn gelu_tanh(x: &mut [f32]) = routines::gelu_tanh(routines::Unit::FUSED, x);
+            fn add(x: &mut [f32], y: &[f32]) = routines::add(x, y);
+            fn softmax(x: &mut [f32]) -> (f32, f32) = routines::softmax(routines::Unit::FUSED, x);
+            fn log_sum_exp(x: &[f32]) -> f32 = routines::log_sum_exp(routines::Unit::FUSED, x);
+            fn dot_f16(k: &[f16], q: &[f32]) -> f32 = gemv::dot::<$lanes, f16>(k, q);
+            fn dot_f32(k: &[f32], q: &[f32]) -> f32 = gemv::dot::<$lanes, f32>(k, q);
+            fn axpy_f16(weight: f32, v: &[f16], out: &mut [f32]) = gemv::axpy::<$lanes, f16>(weight, v, out);
+            fn axpy_f32(weight: f32, v: &[f32], out: &mut [f32]) = gemv::axpy::<$lanes, f32>(weight, v, out);
+            fn narrow_f16(x: &[f32], out: &mut [f16]) = gemv::narrow::<$lanes>(x, out);
+            fn widen_f16(x: &[f16], out: &mut [f32]) = gemv::widen::<$lanes, f16>(x, out);
+            fn widen_bf16(x: &[bf16], out: &mut [f32]) = gemv::widen::<$lanes, bf16>(x, out);
+            fn peak(rounds: u64) -> f32 = peak::multiply_add::<$lanes>(rounds);
+        }
+
+        pub(super) static TABLE: Simd = Simd {
+            name: $name,
+            set: InstructionSet::$set,
+            gemv_f32,
+            gemv_f16,
+            gemv_bf16,
+            product,
+            pack_f32,
+            pack_f16,
+            pack_bf16,
+            layer_norm,
+            relu,
+            gelu_erf,
+            gelu_tanh,
+            add,
+            softmax,
+            log_sum_exp,
+            dot_f16,
+            dot_f32,
+            axpy_f16,
+            axpy_f32,
+            narrow_f16,
+            widen_f16,
+            widen_bf16,
+            peak,
+        };
+    };
+}
+
+use {shims, vector_table};
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,385 @@
-//! The CPU as a backend: one line a verb.
+//! The CPU as a backend: one thread a shard, slices of f32, the runtime's SIMD table; one line a verb.
+
+use super::{Backend, Embed, Rows, Write};
+use crate::ops::adamw::{self, Adam};
+use crate::ops::attention::{self, Heads};
+use crate::ops::dropout::Mask;
+use crate::ops::loss::{self, Classes, Gradients, Head};
+use crate::ops::{activation, add, embedding, linear, norm};
+use crate::params::Params;
+use formats::config::Activation;
+use formats::layout::{Linear, Norm, ParameterId};
+use formats::{Error, Layout, Result};
+use rayon::prelude::*;
+use runtime::simd::{Simd, packed_len};
+
+/// Values one thread sums or updates at a time; fixed, so that no sum depends on the number of threads.
+const STRETCH: usize = 1 << 14;
+
+/// The CPU.
+pub struct Cpu {
+    simd: &'static Simd,
+    pool: rayon::ThreadPool,
+}
+
+impl Cpu {
+    /// A CPU of `threads` threads.
+    pub fn new(threads: usize) -> Result<Cpu> {
+        Cpu::with(Simd::best(), threads)
+    }
+
+    /// A CPU of `threads` threads and a chosen table of routines.
+    pub fn with(simd: &'static Simd, threads: usize) -> Result<Cpu> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build();
+        let pool = pool.map_err(|error| {
+            Error::Device(format!("cannot start {threads} threads: {error}\n  help: pass --threads 1"))
+        })?;
+        Ok(Cpu { simd, pool })
+    }
+
+    /// The table of routines in use.
+    pub fn simd(&self) -> &'static Simd {
+        self.simd
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+}
+
+/// Zeroed memory, or the error that names what to change.
+fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).map_err(|_| Error::Memory {
+        what: "the training state".to_owned(),
+        needed: (len * size_of::<T>()) as u64,
+        available: 0,
+        help: "lower --batch or choose a smaller preset".to_owned(),
+    })?;
+    values.resize(len, T::default());
+    Ok(values)
+}
+
+/// A parameter's values.
+fn part(params: &Params<Cpu>, id: ParameterId) -> &[f32] {
+    &params.master[params.layout.parameter(id).range()]
+}
+
+/// A parameter's gradient.
+fn grad<'a>(layout: &Layout, grads: &'a mut [f32], id: ParameterId) -> &'a mut [f32] {
+    &mut grads[layout.parameter(id).range()]
+}
+
+/// The gradients of two parameters at once; the first stands before the second in the arena.
+fn grad_pair<'a>(
+    layout: &Layout,
+    grads: &'a mut [f32],
+    first: ParameterId,
+    second: Option<ParameterId>,
+) -> (&'a mut [f32], Option<&'a mut [f32]>) {
+    let Some(second) = second else { return (grad(layout, grads, first), None) };
+    let (low, high) = (layout.parameter(first).range(), layout.parameter(second).range());
+    let (left, right) = grads.split_at_mut(high.start);
+    (&mut left[low], Some(&mut right[..high.len()]))
+}
+
+impl Backend for Cpu {
+    type Values = Vec<f32>;
+    type Floats = Vec<f32>;
+    type Indices = Vec<u32>;
+    /// Each matrix that is multiplied by, packed; empty for the others.
+    type Working = Vec<Vec<f32>>;
+
+    fn values(&self, len: usize) -> Result<Vec<f32>> {
+        zeroed(len)
+    }
+
+    fn floats(&self, len: usize) -> Result<Vec<f32>> {
+        zeroed(len)
+    }
+
+    fn indices(&self, len: usize) -> Result<Vec<u32>> {
+        zeroed(len)
+    }
+
+    fn working(&self, layout: &Layout) -> Result<Vec<Vec<f32>>> {
+        let multiplied = |id: ParameterId| {
+            let looked_up = id == layout.token_embedding || id == layout.position_embedding;
+            layout.parameter(id).is_matrix() && (!looked_up || id == layout.head.weight)
+        };
+        layout
+            .iter()
+            .map(|(id, p)| zeroed(if multiplied(id) { packed_len(p.rows, p.columns) } else { 0 }))
+            .collect()
+    }
+
+    fn upload(&self, from: &[f32], to: &mut Vec<f32>) {
+        to[..from.len()].copy_from_slice(from);
+    }
+
+    fn download(&self, from: &Vec<f32>, to: &mut [f32]) {
+        to.copy_from_slice(&from[..to.len()]);
+    }
+
+    fn download_values(&self, from: &Vec<f32>, to: &mut [f32]) {
+        to.copy_from_slice(&from[..to.len()]);
+    }
+
+    fn upload_indices(&self, from: &[u32], to: &mut Vec<u32>) {
+        to[..from.len()].copy_from_slice(from);
+    }
+
+    fn lanes(&self) -> usize {
+        self.threads()
+    }
+
+    fn each<T: Send>(&self, shards: &mut [T], work: impl Fn(usize, &mut T) + Sync + Send) {
+        self.pool.install(|| shards.par_iter_mut().enumerate().for_each(|(index, shard)| work(index, shard)));
+    }
+
+    fn embed(&self, s: &Embed, ids: &Vec<u32>, params: &Params<Cpu>, mask: Mask, out: &mut Vec<f32>) {
+        let (tokens, positions) = (params.layout.token_embedding, params.layout.position_embedding);
+        embedding::forward(s, ids, part(params, tokens), part(params, positions), mask, out);
+    }
+
+    fn embed_backward(
+        &self,
+        s: &Embed,
+        ids: &Vec<u32>,
+        layout: &Layout,
+        mask: Mask,
+        d_out: &Vec<f32>,
+        grads: &mut Vec<f32>,
+    ) {
+        let (tokens, positions) =
+            grad_pair(layout, grads, layout.token_embedding, Some(layout.position_embedding));
+        embedding::backward(s, ids, mask, d_out, tokens, positions.unwrap_or_default());
+    }
+
+    fn norm(
+        &self,
+        s: &Rows,
+        x: &Vec<f32>,
+        norm: &Norm,
+        params: &Params<Cpu>,
+        out: &mut Vec<f32>,
+        moments: &mut Vec<f32>,
+    ) {
+        let bias = norm.bias.map(|bias| part(params, bias));
+        norm::forward(self.simd, s, x, part(params, norm.gain), bias, out, moments);
+    }
+
+    fn norm_backward(
+        &self,
+        s: &Rows,
+        x: &Vec<f32>,
+        norm: &Norm,
+        params: &Params<Cpu>,
+        moments: &Vec<f32>,
+        d_out: &Vec<f32>,
+        (d_x, write): (&mut Vec<f32>, Write),
+        grads: &mut Vec<f32>,
+    ) {
+        let (d_gain, d_bias) = grad_pair(&params.layout, grads, norm.gain, norm.bias);
+        let gain = part(params, norm.gain);
+        norm::backward(self.simd, s, x, gain, moments, d_out, (d_x, write), d_gain, d_bias);
+    }
+
+    fn linear(&self, rows: usize, x: &Vec<f32>, linear: &Linear, params: &Params<Cpu>, out: &mut Vec<f32>) {
+        let bias = linear.bias.map(|bias| part(params, bias));
+        linear::forward(self.simd, linear, rows, x, &params.working[linear.weight.index()], bias, out);
+    }
+
+    fn linear_backward(
+        &self,
+        rows: usize,
+        x: &Vec<f32>,
+        linear: &Linear,
+        params: &Params<Cpu>,
+        d_out: &Vec<f32>,
+        (d_x, write): (&mut Vec<f32>, Write),
+        grads: &mut Vec<f32>,
+    ) {
+        linear::backward_input(self.simd, linear, rows, part(params, linear.weight), d_out, (d_x, write));
+        let d_weight = grad(&params.layout, grads, linear.weight);
+        linear::backward_weight(self.simd, linear, rows, x, d_out, d_weight);
+        if let Some(bias) = linear.bias {
+            linear::backward_bias(self.simd, d_out, grad(&params.layout, grads, bias));
+        }
+    }
+
+    fn attention(
+        &self,
+        s: &Heads,
+        qkv: &Vec<f32>,
+        mask: Mask,
+        out: &mut Vec<f32>,
+        log_sums: &mut Vec<f32>,
+        scratch: &mut Vec<f32>,
+    ) {
+        attention::forward(self.simd, s, qkv, mask, out, log_sums, scratch);
+    }
+
+    fn attention_backward(
+        &self,
+        s: &Heads,
+        qkv: &Vec<f32>,
+        out: &Vec<f32>,
+        log_sums: &Vec<f32>,
+        mask: Mask,
+        d_out: &Vec<f32>,
+        d_qkv: &mut Vec<f32>,
+        scratch: &mut Vec<f32>,
+    ) {
+        attention::backward(self.simd, s, qkv, out, log_sums, mask, d_out, d_qkv, scratch);
+    }
+
+    fn activation(&self, kind: Activation, x: &Vec<f32>, out: &mut Vec<f32>) {
+        activation::forward(self.simd, kind, x, out);
+    }
+
+    fn activation_backward(&self, kind: Activation, x: &Vec<f32>, d_out: &Vec<f32>, d_x: &mut Vec<f32>) {
+        activation::backward(self.simd, kind, x, d_out, d_x);
+    }
+
+    fn add(&self, rows: usize, stream: &Vec<f32>, branch: &Vec<f32>, mask: Mask, out: &mut Vec<f32>) {
+        add::forward(rows, stream, branch, mask, out);
+    }
+
+    fn add_backward_stream(&self, rows: usize, d_out: &Vec<f32>, (d_stream, write): (&mut Vec<f32>, Write)) {
+        add::backward(rows, d_out, None, (d_stream, write));
+    }
+
+    fn add_backward_branch(
+        &self,
+        rows: usize,
+        d_out: &Vec<f32>,
+        mask: Mask,
+        (d_branch, write): (&mut Vec<f32>, Write),
+    ) {
+        add::backward(rows, d_out, mask, (d_branch, write));
+    }
+
+    fn loss(
+        &self,
+        s: &Classes,
+        x: &Vec<f32>,
+        head: &Linear,
+        params: &Params<Cpu>,
+        targets: &Vec<u32>,
+        losses: &mut Vec<f32>,
+        scratch: &mut Vec<f32>,
+    ) {
+        loss::forward(self.simd, s, x, &head_of(params, head), targets, losses, None, scratch);
+    }
+
+    fn loss_and_gradient(
+        &self,
+        s: &Classes,
+        scale: f32,
+        x: &Vec<f32>,
+        head: &Linear,
+        params: &Params<Cpu>,
+        targets: &Vec<u32>,
+        losses: &mut Vec<f32>,
+        (d_x, write): (&mut Vec<f32>, Write),
+        grads: &mut Vec<f32>,
+        scratch: &mut Vec<f32>,
+    ) {
+        let (d_weight, d_bias) = grad_pair(&params.layout, grads, head.weight, head.bias);
+        let gradients = Gradients { scale, d_x: (d_x, write), d_weight, d_bias };
+        loss::forward(self.simd, s, x, &head_of(params, head), targets, losses, Some(gradients), scratch);
+    }
+
+    fn gather<T>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Vec<f32>) -> f64 {
+        let Some((first, others)) = shards.split_first_mut() else { return 0.0 };
+        let total = grads(first);
+        for other in others {
+            let other = grads(other);
+            self.pool.install(|| {
+                total.par_chunks_mut(STRETCH).zip(other.par_chunks_mut(STRETCH)).for_each(
+                    |(total, other)| {
+                        (self.simd.add)(total, other);
+                        other.fill(0.0);
+                    },
+                );
+            });
+        }
+        self.pool.install(|| {
+            // Each stretch is summed alone and the sums are added in order.
+            let square = |part: &[f32]| {
+                let sum = (self.simd.dot_f32)(part, part);
+                f64::from(sum)
+            };
+            let partial: Vec<f64> = total.par_chunks(STRETCH).map(square).collect();
+            partial.into_iter().sum()
+        })
+    }
+
+    fn adamw(
+        &self,
+        adam: &Adam,
+        params: &mut Params<Cpu>,
+        first: &mut Vec<f32>,
+        second: &mut Vec<f32>,
+        grads: &mut Vec<f32>,
+    ) {
+        let (layout, master) = (&params.layout, &mut params.master);
+        self.pool.install(|| {
+            master
+                .par_chunks_mut(STRETCH)
+                .zip(first.par_chunks_mut(STRETCH))
+                .zip(second.par_chunks_mut(STRETCH))
+                .zip(grads.par_chunks_mut(STRETCH))
+                .enumerate()
+                .for_each(|(index, (((weights, first), second), grads))| {
+                    let begin = index * STRETCH;
+                    for (_, parameter) in layout.iter() {
+                        let range = parameter.range();
+                        let from = range.start.max(begin);
+                        let to = range.end.min(begin + weights.len());
+                        if from >= to {
+                            continue;
+                        }
+                        let at = from - begin..to - begin;
+                        let decays = parameter.is_matrix() || adam.decay_vectors;
+                        adamw::update(
+                            self.simd,
+                            adam,
+                            decays,
+                            &mut weights[at.clone()],
+                            &mut first[at.clone()],
+                            &mut second[at.clone()],
+                            &mut grads[at],
+                        );
+                    }
+                });
+        });
+    }
+
+    fn clear(&self, grads: &mut Vec<f32>) {
+        grads.fill(0.0);
+    }
+
+    fn refresh(&self, params: &mut Params<Cpu>) {
+        let (layout, master, working) = (&params.layout, &params.master, &mut params.working);
+        self.pool.install(|| {
+            working.par_iter_mut().enumerate().for_each(|(index, panels)| {
+                if let Some((_, p)) = layout.iter().nth(index).filter(|_| !panels.is_empty()) {
+                    (self.simd.pack_f32)(&master[p.range()], p.rows, p.columns, panels);
+                }
+            });
+        });
+    }
+}
+
+/// The head as the loss reads it.
+fn head_of<'a>(params: &'a Params<Cpu>, head: &'a Linear) -> Head<'a> {
+    Head {
+        linear: head,
+        panels: &params.working[head.weight.index()],
+        weight: part(params, head.weight),
+        bias: head.bias.map(|bias| part(params, bias)),
+    }
+}

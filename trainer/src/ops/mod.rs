@@ -1,1 +1,15 @@
-//! One room per operation.
+//! One room per operation: its equations, its forward and backward pass, and the tests that hold one against
+//! the other. Slices in, slices out: an operation knows no tape, no arena but the gradient's, no thread.
+
+pub mod activation;
+pub mod adamw;
+pub mod add;
+pub mod attention;
+pub mod dropout;
+pub mod embedding;
+pub mod linear;
+pub mod loss;
+pub mod norm;
+
+#[cfg(test)]
+pub(crate) mod check;

@@ -1,5 +1,210 @@
-//! The recorded computation as plain data.
+//! The recorded computation as plain data: it can be printed, counted and checked with no device at hand.
+//!
+//! A [`Program`] is recorded once for a shape and a mode by [`record`], given slots by [`plan`], and carried out
+//! any number of times by [`replay`]. Every operation is one of [`Op`]; forward and backward are exhaustive
+//! matches over it, so an operation without a gradient does not compile. Nothing here depends on values.
 
 pub mod plan;
 pub mod record;
 pub mod replay;
+
+use crate::backend::Write;
+use formats::Config;
+use formats::layout::{Linear, Norm};
+use plan::Plan;
+
+/// Names one activation, `[rows, width]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Act(u32);
+
+/// Names one statistic kept from the forward to the backward pass; always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat(u32);
+
+impl Act {
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl Stat {
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One recorded operation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Op {
+    /// Token and position embedding, dropout.
+    Embed {
+        /// Result.
+        out: Act,
+        /// Dropout's place.
+        site: usize,
+    },
+    /// LayerNorm.
+    Norm {
+        /// Input.
+        x: Act,
+        /// Parameters.
+        norm: Norm,
+        /// Result.
+        out: Act,
+        /// Mean and reciprocal deviation of each row.
+        moments: Stat,
+    },
+    /// Affine map.
+    Linear {
+        /// Input.
+        x: Act,
+        /// Parameters.
+        linear: Linear,
+        /// Result.
+        out: Act,
+    },
+    /// Causal attention, dropout on its weights.
+    Attention {
+        /// Fused queries, keys and values.
+        qkv: Act,
+        /// Result.
+        out: Act,
+        /// Each row's normaliser, a head.
+        log_sums: Stat,
+        /// Dropout's place.
+        site: usize,
+    },
+    /// The feed-forward nonlinearity.
+    Activation {
+        /// Input.
+        x: Act,
+        /// Result.
+        out: Act,
+    },
+    /// Residual connection, dropout on the branch.
+    Add {
+        /// The residual stream.
+        stream: Act,
+        /// What is added to it.
+        branch: Act,
+        /// Result.
+        out: Act,
+        /// Dropout's place.
+        site: usize,
+    },
+    /// Head and cross-entropy.
+    Loss {
+        /// Input.
+        x: Act,
+        /// Parameters.
+        head: Linear,
+    },
+}
+
+impl Op {
+    /// The activation it makes.
+    pub fn out(&self) -> Option<Act> {
+        match *self {
+            Op::Embed { out, .. }
+            | Op::Norm { out, .. }
+            | Op::Linear { out, .. }
+            | Op::Attention { out, .. }
+            | Op::Activation { out, .. }
+            | Op::Add { out, .. } => Some(out),
+            Op::Loss { .. } => None,
+        }
+    }
+
+    /// The activations it reads, in the order of [`Step::writes`].
+    pub fn inputs(&self) -> [Option<Act>; 2] {
+        match *self {
+            Op::Embed { .. } => [None, None],
+            Op::Norm { x, .. } | Op::Linear { x, .. } | Op::Activation { x, .. } | Op::Loss { x, .. } => {
+                [Some(x), None]
+            }
+            Op::Attention { qkv, .. } => [Some(qkv), None],
+            Op::Add { stream, branch, .. } => [Some(stream), Some(branch)],
+        }
+    }
+
+    /// The activations whose values its backward pass reads again.
+    pub fn saved(&self) -> [Option<Act>; 2] {
+        match *self {
+            Op::Embed { .. } | Op::Add { .. } => [None, None],
+            Op::Norm { x, .. } | Op::Linear { x, .. } | Op::Activation { x, .. } | Op::Loss { x, .. } => {
+                [Some(x), None]
+            }
+            Op::Attention { qkv, out, .. } => [Some(qkv), Some(out)],
+        }
+    }
+}
+
+/// One entry of the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Which operation is reversed.
+    pub op: usize,
+    /// How the gradient of each input is written: the first writer sets it, later ones add.
+    pub writes: [Write; 2],
+}
+
+/// What a program is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Losses and gradients, with dropout.
+    Train,
+    /// Losses.
+    Evaluate,
+    /// Logits of every row.
+    Logits,
+}
+
+/// How many windows of how many rows a program is recorded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Windows.
+    pub sequences: usize,
+    /// Rows of a window.
+    pub block: usize,
+}
+
+impl Shape {
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.sequences * self.block
+    }
+}
+
+/// One recorded computation.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// What it is for.
+    pub mode: Mode,
+    /// What it is for.
+    pub shape: Shape,
+    /// The model's description.
+    pub config: Config,
+    /// Width of each activation.
+    pub widths: Vec<usize>,
+    /// Length of each statistic.
+    pub stats: Vec<usize>,
+    /// The forward pass. In training its last entry, the loss, is carried out by the backward pass.
+    pub forward: Vec<Op>,
+    /// The backward pass; empty unless training.
+    pub backward: Vec<Step>,
+    /// The last activation: the input of the loss, or the logits.
+    pub result: Act,
+    /// Length of the scratch its operations share.
+    pub scratch: usize,
+    /// Which slot holds what, when.
+    pub plan: Plan,
+}
+
+impl Program {
+    /// Bytes its buffers take on a device that computes in f32.
+    pub fn bytes(&self) -> u64 {
+        let values =
+            self.plan.slots.iter().chain(&self.stats).sum::<usize>() + self.scratch + self.shape.rows();
+        4 * values as u64
+    }
+}

@@ -1,1 +1,173 @@
-//! The machine that records the forward pass.
+//! The machine that records: it walks [`formats::architecture::forward`] once and leaves a [`Program`].
+//!
+//! Dropout enters here, inside the verbs that have it: embedding, attention, the residual branches.
+
+use super::plan::Plan;
+use super::{Act, Mode, Op, Program, Shape, Stat, Step};
+use crate::backend::Write;
+use crate::ops::attention::Heads;
+use crate::ops::loss::Classes;
+use formats::architecture::{Machine, forward};
+use formats::layout::{Linear, Norm};
+use formats::{Config, Layout};
+
+/// Records `config`'s model over `shape` for `mode`.
+pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode) -> Program {
+    let mut recorder =
+        Recorder { config, shape, mode, widths: vec![], stats: vec![], ops: vec![], sites: 0, scratch: 0 };
+    let result = forward(&mut recorder, layout);
+    let Recorder { widths, stats, ops, scratch, .. } = recorder;
+    let backward = if mode == Mode::Train { reverse(&ops, widths.len()) } else { vec![] };
+    let lens: Vec<usize> = widths.iter().map(|width| width * shape.rows()).collect();
+    let plan = Plan::new(&ops, &backward, &lens, result);
+    Program {
+        mode,
+        shape,
+        config: config.clone(),
+        widths,
+        stats,
+        forward: ops,
+        backward,
+        result,
+        scratch,
+        plan,
+    }
+}
+
+/// The backward pass: every operation, last first, the first writer of a gradient setting it.
+fn reverse(ops: &[Op], activations: usize) -> Vec<Step> {
+    let mut written = vec![false; activations];
+    let mut first_write = |input: Option<Act>| match input {
+        Some(act) if !std::mem::replace(&mut written[act.index()], true) => Write::Set,
+        _ => Write::Accumulate,
+    };
+    (0..ops.len()).rev().map(|op| Step { op, writes: ops[op].inputs().map(&mut first_write) }).collect()
+}
+
+struct Recorder<'a> {
+    config: &'a Config,
+    shape: Shape,
+    mode: Mode,
+    widths: Vec<usize>,
+    stats: Vec<usize>,
+    ops: Vec<Op>,
+    sites: usize,
+    scratch: usize,
+}
+
+impl Recorder<'_> {
+    fn act(&mut self, width: usize) -> Act {
+        self.widths.push(width);
+        Act(self.widths.len() as u32 - 1)
+    }
+
+    fn stat(&mut self, len: usize) -> Stat {
+        self.stats.push(len);
+        Stat(self.stats.len() as u32 - 1)
+    }
+
+    fn site(&mut self) -> usize {
+        self.sites += 1;
+        self.sites - 1
+    }
+
+    fn width(&self, act: Act) -> usize {
+        self.widths[act.index()]
+    }
+}
+
+impl Machine for Recorder<'_> {
+    type Rows = Act;
+
+    fn embed(&mut self, _: &Layout) -> Act {
+        let (out, site) = (self.act(self.config.width), self.site());
+        self.ops.push(Op::Embed { out, site });
+        out
+    }
+
+    fn norm(&mut self, &x: &Act, norm: &Norm) -> Act {
+        let (out, moments) = (self.act(self.width(x)), self.stat(2 * self.shape.rows()));
+        self.ops.push(Op::Norm { x, norm: *norm, out, moments });
+        out
+    }
+
+    fn linear(&mut self, x: Act, linear: &Linear) -> Act {
+        let out = self.act(linear.outputs);
+        self.ops.push(Op::Linear { x, linear: *linear, out });
+        out
+    }
+
+    fn attention(&mut self, qkv: Act, _: usize) -> Act {
+        let heads = heads(self.config, self.shape);
+        self.scratch = self.scratch.max(heads.scratch());
+        let (out, site) = (self.act(heads.width()), self.site());
+        let log_sums = self.stat(heads.rows() * heads.heads);
+        self.ops.push(Op::Attention { qkv, out, log_sums, site });
+        out
+    }
+
+    fn activation(&mut self, x: Act) -> Act {
+        let out = self.act(self.width(x));
+        self.ops.push(Op::Activation { x, out });
+        out
+    }
+
+    fn add(&mut self, stream: Act, branch: Act) -> Act {
+        let (out, site) = (self.act(self.width(stream)), self.site());
+        self.ops.push(Op::Add { stream, branch, out, site });
+        out
+    }
+
+    fn logits(&mut self, x: Act, head: &Linear) -> Act {
+        if self.mode == Mode::Logits {
+            return self.linear(x, head);
+        }
+        self.scratch = self.scratch.max(classes(self.config, self.shape).scratch());
+        self.ops.push(Op::Loss { x, head: *head });
+        x
+    }
+}
+
+/// The shape of attention in this program.
+pub fn heads(config: &Config, shape: Shape) -> Heads {
+    Heads {
+        sequences: shape.sequences,
+        block: shape.block,
+        heads: config.heads,
+        size: config.head_size(),
+        scale: config.score_scale(),
+    }
+}
+
+/// The shape of the loss in this program.
+pub fn classes(config: &Config, shape: Shape) -> Classes {
+    Classes { rows: shape.rows(), width: config.width, vocabulary: config.vocabulary }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presets;
+
+    #[test]
+    fn every_gradient_is_set_exactly_once_and_before_it_is_read() {
+        let config =
+            presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
+        let layout = Layout::new(&config);
+        let program = record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train);
+        let mut set = vec![false; program.widths.len()];
+        for step in &program.backward {
+            let op = program.forward[step.op];
+            if let Some(out) = op.out() {
+                assert!(set[out.index()], "{op:?} reads a gradient nobody wrote");
+            }
+            for (input, write) in op.inputs().into_iter().zip(step.writes) {
+                if let Some(input) = input {
+                    assert_eq!(write == Write::Set, !set[input.index()], "{op:?}");
+                    set[input.index()] = true;
+                }
+            }
+        }
+        assert_eq!(program.backward.len(), program.forward.len());
+    }
+}

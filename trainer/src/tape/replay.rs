@@ -1,1 +1,299 @@
-//! A program carried out, forward and backward.
+//! A program carried out on a backend, forward and backward: two exhaustive matches over [`Op`].
+//!
+//! Buffers are made once; an output is taken out of its slot, written and put back, so two live tensors in one
+//! slot would be a panic that names the operation, not a silent overwrite.
+
+use super::record::{classes, heads};
+use super::{Act, Op, Program, Step};
+use crate::backend::{Backend, Embed, Rows, Write};
+use crate::ops::dropout::{Mask, Noise};
+use crate::params::Params;
+use formats::Result;
+
+/// One program with its buffers.
+pub struct Replay<B: Backend> {
+    program: Program,
+    slots: Vec<Option<B::Values>>,
+    stats: Vec<B::Floats>,
+    inputs: B::Indices,
+    targets: B::Indices,
+    losses: B::Floats,
+    scratch: B::Floats,
+}
+
+/// What decides the noise of one pass: the step's noise and the first window's number in the batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// Dropout's noise; none in evaluation.
+    pub noise: Option<Noise>,
+    /// Number of this program's first window in the batch.
+    pub first_sequence: usize,
+}
+
+impl<B: Backend> Replay<B> {
+    /// A program's buffers.
+    pub fn new(backend: &B, program: Program) -> Result<Replay<B>> {
+        let rows = program.shape.rows();
+        Ok(Replay {
+            slots: program
+                .plan
+                .slots
+                .iter()
+                .map(|&len| backend.values(len).map(Some))
+                .collect::<Result<_>>()?,
+            stats: program.stats.iter().map(|&len| backend.floats(len)).collect::<Result<_>>()?,
+            inputs: backend.indices(rows)?,
+            targets: backend.indices(rows)?,
+            losses: backend.floats(rows)?,
+            scratch: backend.floats(program.scratch)?,
+            program,
+        })
+    }
+
+    /// What is carried out.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// The ids of the next pass; `targets` may be empty for logits.
+    pub fn upload(&mut self, backend: &B, inputs: &[u32], targets: &[u32]) {
+        backend.upload_indices(inputs, &mut self.inputs);
+        backend.upload_indices(targets, &mut self.targets);
+    }
+
+    /// The losses of the first rows of the last pass.
+    pub fn losses(&self, backend: &B, into: &mut [f32]) {
+        backend.download(&self.losses, into);
+    }
+
+    /// The last activation of the last pass.
+    pub fn result(&self, backend: &B, into: &mut [f32]) {
+        backend.download_values(self.value(self.program.result), into);
+    }
+
+    fn value(&self, act: Act) -> &B::Values {
+        let slot = self.program.plan.value[act.index()];
+        self.slots[slot].as_ref().unwrap_or_else(|| panic!("{act:?} is in use elsewhere"))
+    }
+
+    fn gradient(&self, act: Act) -> &B::Values {
+        self.slots[self.gradient_slot(act)].as_ref().unwrap_or_else(|| panic!("{act:?} is in use elsewhere"))
+    }
+
+    fn gradient_slot(&self, act: Act) -> usize {
+        self.program.plan.gradient[act.index()].unwrap_or_else(|| panic!("{act:?} has no gradient"))
+    }
+
+    fn take(&mut self, slot: usize) -> B::Values {
+        self.slots[slot].take().unwrap_or_else(|| panic!("slot {slot} is in use elsewhere"))
+    }
+
+    /// Makes one activation: takes its buffer out of its slot for the time `make` writes it.
+    fn make(&mut self, act: Act, make: impl FnOnce(&Self, &mut B::Values)) {
+        let slot = self.program.plan.value[act.index()];
+        let mut buffer = self.take(slot);
+        make(self, &mut buffer);
+        self.slots[slot] = Some(buffer);
+    }
+
+    /// Writes one gradient likewise.
+    fn make_gradient(&mut self, act: Act, make: impl FnOnce(&Self, &mut B::Values)) {
+        let slot = self.gradient_slot(act);
+        let mut buffer = self.take(slot);
+        make(self, &mut buffer);
+        self.slots[slot] = Some(buffer);
+    }
+
+    /// Writes one activation and a statistic of it.
+    fn make_with_stat(
+        &mut self,
+        act: Act,
+        stat: super::Stat,
+        backend: &B,
+        make: impl FnOnce(&Self, &mut B::Values, &mut B::Floats),
+    ) -> Result<()> {
+        let empty = backend.floats(0)?;
+        let mut buffer = std::mem::replace(&mut self.stats[stat.index()], empty);
+        self.make(act, |this, out| make(this, out, &mut buffer));
+        self.stats[stat.index()] = buffer;
+        Ok(())
+    }
+
+    fn embed_shape(&self) -> Embed {
+        let Program { shape, config, .. } = &self.program;
+        Embed { rows: shape.rows(), block: shape.block, width: config.width }
+    }
+
+    fn rows_shape(&self, act: Act) -> Rows {
+        let Program { shape, config, widths, .. } = &self.program;
+        Rows { rows: shape.rows(), width: widths[act.index()], eps: config.norm_eps }
+    }
+
+    /// The mask of a site over rows of the residual stream.
+    fn row_mask(&self, place: Place, site: usize, act: Act) -> Mask {
+        let first_row = place.first_sequence * self.program.shape.block;
+        place.noise.and_then(|noise| noise.at(site, first_row, self.program.widths[act.index()]))
+    }
+
+    /// The mask of a site over attention weights.
+    fn score_mask(&self, place: Place, site: usize) -> Mask {
+        let Program { shape, config, .. } = &self.program;
+        let first_row = place.first_sequence * config.heads * shape.block;
+        place.noise.and_then(|noise| noise.at(site, first_row, shape.block))
+    }
+
+    /// The forward pass over the uploaded ids. In training the loss waits for [`Replay::backward`].
+    pub fn forward(&mut self, backend: &B, params: &Params<B>, place: Place) -> Result<()> {
+        let rows = self.program.shape.rows();
+        let training = !self.program.backward.is_empty();
+        for index in 0..self.program.forward.len() {
+            match self.program.forward[index] {
+                Op::Embed { out, site } => {
+                    let (shape, mask) = (self.embed_shape(), self.row_mask(place, site, out));
+                    self.make(out, |this, out| backend.embed(&shape, &this.inputs, params, mask, out));
+                }
+                Op::Norm { x, norm, out, moments } => {
+                    let shape = self.rows_shape(x);
+                    self.make_with_stat(out, moments, backend, |this, out, moments| {
+                        backend.norm(&shape, this.value(x), &norm, params, out, moments);
+                    })?;
+                }
+                Op::Linear { x, linear, out } => {
+                    self.make(out, |this, out| backend.linear(rows, this.value(x), &linear, params, out));
+                }
+                Op::Attention { qkv, out, log_sums, site } => {
+                    let shape = heads(&self.program.config, self.program.shape);
+                    let mask = self.score_mask(place, site);
+                    let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
+                    self.make_with_stat(out, log_sums, backend, |this, out, log_sums| {
+                        backend.attention(&shape, this.value(qkv), mask, out, log_sums, &mut scratch);
+                    })?;
+                    self.scratch = scratch;
+                }
+                Op::Activation { x, out } => {
+                    let kind = self.program.config.activation;
+                    self.make(out, |this, out| backend.activation(kind, this.value(x), out));
+                }
+                Op::Add { stream, branch, out, site } => {
+                    let mask = self.row_mask(place, site, out);
+                    self.make(out, |this, out| {
+                        backend.add(rows, this.value(stream), this.value(branch), mask, out);
+                    });
+                }
+                Op::Loss { .. } if training => {}
+                Op::Loss { x, head } => {
+                    let shape = classes(&self.program.config, self.program.shape);
+                    let value = self.program.plan.value[x.index()];
+                    let x = self.slots[value].as_ref().unwrap_or_else(|| panic!("{x:?} is in use elsewhere"));
+                    let (targets, losses) = (&self.targets, &mut self.losses);
+                    backend.loss(&shape, x, &head, params, targets, losses, &mut self.scratch);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The backward pass of the mean over `total_rows` rows; gradients of parameters are added to `grads`.
+    pub fn backward(
+        &mut self,
+        backend: &B,
+        params: &Params<B>,
+        place: Place,
+        total_rows: usize,
+        grads: &mut B::Floats,
+    ) -> Result<()> {
+        let rows = self.program.shape.rows();
+        for index in 0..self.program.backward.len() {
+            let Step { op, writes: [write, second_write] } = self.program.backward[index];
+            match self.program.forward[op] {
+                Op::Embed { out, site } => {
+                    let (shape, mask) = (self.embed_shape(), self.row_mask(place, site, out));
+                    let d_out = self.gradient(out);
+                    backend.embed_backward(&shape, &self.inputs, &params.layout, mask, d_out, grads);
+                }
+                Op::Norm { x, norm, out, moments } => {
+                    let shape = self.rows_shape(x);
+                    self.make_gradient(x, |this, d_x| {
+                        let (moments, d_out) = (&this.stats[moments.index()], this.gradient(out));
+                        let d_x = (d_x, write);
+                        backend.norm_backward(
+                            &shape,
+                            this.value(x),
+                            &norm,
+                            params,
+                            moments,
+                            d_out,
+                            d_x,
+                            grads,
+                        );
+                    });
+                }
+                Op::Linear { x, linear, out } => {
+                    self.make_gradient(x, |this, d_x| {
+                        let (x, d_out) = (this.value(x), this.gradient(out));
+                        backend.linear_backward(rows, x, &linear, params, d_out, (d_x, write), grads);
+                    });
+                }
+                Op::Attention { qkv, out, log_sums, site } => {
+                    assert_eq!(write, Write::Set, "attention is the only reader of its projection");
+                    let shape = heads(&self.program.config, self.program.shape);
+                    let mask = self.score_mask(place, site);
+                    let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
+                    self.make_gradient(qkv, |this, d_qkv| {
+                        let (log_sums, d_out) = (&this.stats[log_sums.index()], this.gradient(out));
+                        let (qkv, out) = (this.value(qkv), this.value(out));
+                        backend.attention_backward(
+                            &shape,
+                            qkv,
+                            out,
+                            log_sums,
+                            mask,
+                            d_out,
+                            d_qkv,
+                            &mut scratch,
+                        );
+                    });
+                    self.scratch = scratch;
+                }
+                Op::Activation { x, out } => {
+                    assert_eq!(write, Write::Set, "the nonlinearity is the only reader of its input");
+                    let kind = self.program.config.activation;
+                    self.make_gradient(x, |this, d_x| {
+                        backend.activation_backward(kind, this.value(x), this.gradient(out), d_x);
+                    });
+                }
+                Op::Add { stream, branch, out, site } => {
+                    let mask = self.row_mask(place, site, out);
+                    self.make_gradient(stream, |this, d_stream| {
+                        backend.add_backward_stream(rows, this.gradient(out), (d_stream, write));
+                    });
+                    self.make_gradient(branch, |this, d_branch| {
+                        backend.add_backward_branch(rows, this.gradient(out), mask, (d_branch, second_write));
+                    });
+                }
+                Op::Loss { x, head } => {
+                    let shape = classes(&self.program.config, self.program.shape);
+                    let scale = 1.0 / total_rows as f32;
+                    let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
+                    let mut losses = std::mem::replace(&mut self.losses, backend.floats(0)?);
+                    self.make_gradient(x, |this, d_x| {
+                        backend.loss_and_gradient(
+                            &shape,
+                            scale,
+                            this.value(x),
+                            &head,
+                            params,
+                            &this.targets,
+                            &mut losses,
+                            (d_x, write),
+                            grads,
+                            &mut scratch,
+                        );
+                    });
+                    (self.scratch, self.losses) = (scratch, losses);
+                }
+            }
+        }
+        Ok(())
+    }
+}

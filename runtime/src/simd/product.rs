@@ -1,0 +1,472 @@
+//! The general matrix product `C = A B` or `C += A B`, with any orientation of `A` and `B`.
+//!
+//! A register tile of `C` walks the inner dimension, adding to what it began with (zero, a bias, or `C`), so an
+//! element's sum runs over the inner index in order, whatever the blocking: splitting rows or columns between
+//! threads changes no bit. `B` is read from packed panels, in place, or packed block by block (which hides a
+//! transpose); a transposed `A` is packed block by block too.
+
+use super::PANEL;
+use super::lanes::{Element, Lanes};
+use std::cell::UnsafeCell;
+
+/// Inner indices of one block: a panel pair of this length stays in the first-level cache.
+const INNER: usize = 256;
+/// Rows of one block: a block of `A` stays in the second-level cache. A multiple of every tile.
+const ROWS: usize = 120;
+/// Widest row stride of `B`, in elements, that is read in place; longer strides fall into few cache sets.
+const IN_PLACE_STRIDE: usize = 96;
+/// Widest tile, in panels, of any instruction set.
+const PANELS: usize = 2;
+
+/// The sizes and orientations of one product.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    /// Rows of `A` and `C`.
+    pub rows: usize,
+    /// Columns of `A`, rows of `B`.
+    pub inner: usize,
+    /// Columns of `B` and `C`.
+    pub columns: usize,
+    /// Distance between rows of `A`, in elements.
+    pub a_row_stride: usize,
+    /// Distance between columns of `A`; one of the two strides is 1.
+    pub a_inner_stride: usize,
+    /// Where the elements of `B` are.
+    pub b: Operand,
+    /// Distance between rows of `C`.
+    pub c_stride: usize,
+    /// Whether `C`'s old values count.
+    pub write: Write,
+}
+
+/// How the second factor is stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Operand {
+    /// Packed by `pack_*`: panels of [`PANEL`] columns.
+    Panels,
+    /// Element `(k, j)` at `k * stride + j`.
+    Rows {
+        /// Distance between rows.
+        stride: usize,
+    },
+    /// Element `(k, j)` at `j * stride + k`: the product with a transpose.
+    Transposed {
+        /// Distance between columns.
+        stride: usize,
+    },
+}
+
+/// What happens to the old values of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// They are replaced.
+    Set,
+    /// They are added to.
+    Accumulate,
+}
+
+/// See [`Product`]; `bias` has one value a column and needs [`Write::Set`].
+///
+/// # Safety
+/// `L`'s instruction set must be present.
+#[inline(always)]
+pub(super) unsafe fn product<L: Lanes>(
+    p: &Product,
+    a: &[f32],
+    b: &[f32],
+    bias: Option<&[f32]>,
+    c: &mut [f32],
+) {
+    if p.rows == 0 || p.columns == 0 {
+        return;
+    }
+    check(p, a, b, bias, c);
+    if p.inner == 0 {
+        if p.write == Write::Set {
+            for row in 0..p.rows {
+                let to = &mut c[row * p.c_stride..][..p.columns];
+                match bias {
+                    Some(bias) => to.copy_from_slice(bias),
+                    None => to.fill(0.0),
+                }
+            }
+        }
+        return;
+    }
+    let group = L::TILE_VECTORS * L::WIDTH;
+    let blocks = p.inner.div_ceil(INNER);
+    let block = p.inner.div_ceil(blocks);
+    let (strips, panels) = scratch();
+    for first_inner in (0..p.inner).step_by(block) {
+        let inner = block.min(p.inner - first_inner);
+        for first_row in (0..p.rows).step_by(ROWS) {
+            let rows = ROWS.min(p.rows - first_row);
+            // SAFETY: all pointers below are offsets that `check` proved to be inside `a`, `b` and `c`; the
+            // scratch blocks hold `ROWS x INNER` and `PANELS x PANEL x INNER` values and are written before
+            // they are read.
+            unsafe {
+                let mut left = a.as_ptr().add(first_row * p.a_row_stride + first_inner * p.a_inner_stride);
+                let (mut row_stride, mut inner_stride) = (p.a_row_stride, p.a_inner_stride);
+                let packed_rows = inner_stride != 1 && inner > 1;
+                if packed_rows {
+                    pack_strips::<L>(left, row_stride, inner_stride, rows, inner, strips);
+                    (left, row_stride, inner_stride) = (strips, 1, L::TILE_ROWS);
+                }
+                for first_column in (0..p.columns).step_by(group) {
+                    let columns = group.min(p.columns - first_column);
+                    let right = right_block::<L>(p, b, first_inner, inner, first_column, columns, panels);
+                    let mut at = 0;
+                    while at < rows {
+                        let count = L::TILE_ROWS.min(rows - at);
+                        let begin = match (p.write, bias) {
+                            _ if first_inner > 0 => Begin::Old,
+                            (Write::Accumulate, _) => Begin::Old,
+                            (Write::Set, Some(bias)) => Begin::Bias(bias.as_ptr().add(first_column)),
+                            (Write::Set, None) => Begin::Zero,
+                        };
+                        let tile = Tile {
+                            inner,
+                            // A packed strip of TILE_ROWS rows is contiguous; rows in place are strided.
+                            a: if packed_rows { left.add(at * inner) } else { left.add(at * row_stride) },
+                            a_row_stride: row_stride,
+                            a_inner_stride: inner_stride,
+                            b: right,
+                            c: c.as_mut_ptr().add((first_row + at) * p.c_stride + first_column),
+                            c_stride: p.c_stride,
+                            columns,
+                            begin,
+                        };
+                        tile.run::<L>(count);
+                        at += count;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// This thread's blocks: [`ROWS`] x [`INNER`] of `A` and [`PANELS`] panels of [`INNER`] rows of `B`. They are too
+/// large for the stack of a call that may be over in a microsecond.
+#[inline(always)]
+fn scratch() -> (*mut f32, *mut f32) {
+    const STRIPS: usize = ROWS * INNER;
+    thread_local! {
+        static BLOCKS: UnsafeCell<Box<[f32]>> =
+            UnsafeCell::new(vec![0.0; STRIPS + PANELS * PANEL * INNER].into_boxed_slice());
+    }
+    BLOCKS.with(|blocks| {
+        // SAFETY: only `product` asks for the blocks, never while it already holds them on this thread, and both
+        // parts lie inside the allocation.
+        unsafe {
+            let first = (*blocks.get()).as_mut_ptr();
+            (first, first.add(STRIPS))
+        }
+    })
+}
+
+/// Proves that every element the product touches lies inside its slice.
+#[inline(always)]
+fn check(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &[f32]) {
+    assert!(p.a_row_stride == 1 || p.a_inner_stride == 1 || p.rows == 1 || p.inner <= 1, "A is a matrix");
+    assert!(p.c_stride >= p.columns || p.rows == 1, "rows of C overlap");
+    assert!((p.rows - 1) * p.c_stride + p.columns <= c.len(), "C is too short");
+    if let Some(bias) = bias {
+        assert!(bias.len() == p.columns && p.write == Write::Set, "bias: one value a column, and no old C");
+    }
+    if p.inner == 0 {
+        return;
+    }
+    assert!((p.rows - 1) * p.a_row_stride + (p.inner - 1) * p.a_inner_stride < a.len(), "A is too short");
+    let needed = match p.b {
+        Operand::Panels => super::packed_len(p.columns, p.inner),
+        Operand::Rows { stride } => (p.inner - 1) * stride + p.columns,
+        Operand::Transposed { stride } => (p.columns - 1) * stride + p.inner,
+    };
+    assert!(needed <= b.len(), "B is too short");
+}
+
+/// Where a tile finds its columns of `B`: up to [`PANELS`] places, each advancing by `stride`.
+#[derive(Clone, Copy)]
+struct Right {
+    at: [*const f32; PANELS],
+    stride: usize,
+}
+
+/// The block `[inner, columns]` of `B` from `(first_inner, first_column)`, in place where that is fast.
+#[inline(always)]
+unsafe fn right_block<L: Lanes>(
+    p: &Product,
+    b: &[f32],
+    first_inner: usize,
+    inner: usize,
+    first_column: usize,
+    columns: usize,
+    scratch: *mut f32,
+) -> Right {
+    // SAFETY: `check` proved the block to be inside `b`; the scratch holds `PANELS` panels of `INNER` rows.
+    unsafe {
+        let places = |base: *const f32, distance: usize| {
+            let second = if columns > PANEL { base.add(distance) } else { base };
+            [base, second]
+        };
+        match p.b {
+            Operand::Panels => {
+                let base = b.as_ptr().add(first_column * p.inner + first_inner * PANEL);
+                Right { at: places(base, p.inner * PANEL), stride: PANEL }
+            }
+            Operand::Rows { stride } => {
+                let base = b.as_ptr().add(first_inner * stride + first_column);
+                if stride <= IN_PLACE_STRIDE && columns.is_multiple_of(L::WIDTH) {
+                    return Right { at: places(base, PANEL), stride };
+                }
+                for k in 0..inner {
+                    let row = std::slice::from_raw_parts(base.add(k * stride), columns);
+                    copy_row::<L>(row, inner, scratch.add(k * PANEL));
+                }
+                Right { at: places(scratch, inner * PANEL), stride: PANEL }
+            }
+            Operand::Transposed { stride } => {
+                let base = b.as_ptr().add(first_column * stride + first_inner);
+                for panel in 0..columns.div_ceil(PANEL) {
+                    let count = PANEL.min(columns - panel * PANEL);
+                    let to = scratch.add(panel * inner * PANEL);
+                    transpose::<L, f32>(base.add(panel * PANEL * stride), stride, count, inner, to);
+                }
+                Right { at: places(scratch, inner * PANEL), stride: PANEL }
+            }
+        }
+    }
+}
+
+/// One row of a block of `B` into its panels, zeros beyond its end.
+#[inline(always)]
+unsafe fn copy_row<L: Lanes>(row: &[f32], inner: usize, to: *mut f32) {
+    for (panel, part) in row.chunks(PANEL).enumerate() {
+        // SAFETY: the caller's scratch holds this row of each of `PANELS` panels.
+        unsafe {
+            let to = to.add(panel * inner * PANEL);
+            let mut lanes = [0.0; PANEL];
+            if part.len() == PANEL {
+                std::ptr::copy_nonoverlapping(part.as_ptr(), to, PANEL);
+            } else {
+                lanes[..part.len()].copy_from_slice(part);
+                std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, PANEL);
+            }
+        }
+    }
+}
+
+/// `count <= PANEL` rows of `inner` values at `stride`, transposed to `[inner, PANEL]`; missing rows are zero.
+#[inline(always)]
+unsafe fn transpose<L: Lanes, T: Element>(
+    from: *const T,
+    stride: usize,
+    count: usize,
+    inner: usize,
+    to: *mut f32,
+) {
+    /// Inner indices transposed at a time through a buffer the compiler keeps in registers or first-level cache.
+    const STEP: usize = 8;
+    // SAFETY: the caller vouches for `count` rows of `inner` values and for `inner x PANEL` at `to`.
+    unsafe {
+        let mut k = 0;
+        while k + STEP <= inner {
+            let mut block = [[0.0f32; PANEL]; STEP];
+            for row in 0..count {
+                let source = from.add(row * stride + k);
+                for (step, lanes) in block.iter_mut().enumerate() {
+                    lanes[row] = (*source.add(step)).widen();
+                }
+            }
+            std::ptr::copy_nonoverlapping(block.as_ptr().cast::<f32>(), to.add(k * PANEL), STEP * PANEL);
+            k += STEP;
+        }
+        while k < inner {
+            for row in 0..PANEL {
+                *to.add(k * PANEL + row) =
+                    if row < count { (*from.add(row * stride + k)).widen() } else { 0.0 };
+            }
+            k += 1;
+        }
+    }
+}
+
+/// All of `W` `[outputs, inputs]` into panels.
+///
+/// # Safety
+/// `L`'s instruction set must be present.
+#[inline(always)]
+pub(super) unsafe fn pack<L: Lanes, T: Element>(
+    weight: &[T],
+    outputs: usize,
+    inputs: usize,
+    panels: &mut [f32],
+) {
+    assert_eq!(weight.len(), outputs * inputs, "weight is [outputs, inputs]");
+    assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
+    for first in (0..outputs).step_by(PANEL) {
+        let count = PANEL.min(outputs - first);
+        // SAFETY: both lengths were checked; panel `first / PANEL` begins at `first * inputs`.
+        unsafe {
+            let to = panels.as_mut_ptr().add(first * inputs);
+            transpose::<L, T>(weight.as_ptr().add(first * inputs), inputs, count, inputs, to);
+        }
+    }
+}
+
+/// A block of `A` into strips `[rows / TILE_ROWS][inner][TILE_ROWS]`; missing rows of the last strip are zero.
+#[inline(always)]
+unsafe fn pack_strips<L: Lanes>(
+    from: *const f32,
+    row_stride: usize,
+    inner_stride: usize,
+    rows: usize,
+    inner: usize,
+    to: *mut f32,
+) {
+    let mut at = 0;
+    while at < rows {
+        let count = L::TILE_ROWS.min(rows - at);
+        for k in 0..inner {
+            // SAFETY: the caller vouches for the block at `from` and for `ROWS x INNER` values at `to`;
+            // `ROWS` is a multiple of every instruction set's tile.
+            unsafe {
+                let source = from.add(at * row_stride + k * inner_stride);
+                let target = to.add(at * inner + k * L::TILE_ROWS);
+                if count == L::TILE_ROWS && row_stride == 1 {
+                    std::ptr::copy_nonoverlapping(source, target, L::TILE_ROWS);
+                } else {
+                    for row in 0..L::TILE_ROWS {
+                        *target.add(row) = if row < count { *source.add(row * row_stride) } else { 0.0 };
+                    }
+                }
+            }
+        }
+        at += count;
+    }
+}
+
+/// What a register tile holds before its first product.
+#[derive(Clone, Copy)]
+enum Begin {
+    Zero,
+    Bias(*const f32),
+    Old,
+}
+
+/// One register tile of `C`.
+struct Tile {
+    inner: usize,
+    a: *const f32,
+    a_row_stride: usize,
+    a_inner_stride: usize,
+    b: Right,
+    c: *mut f32,
+    c_stride: usize,
+    columns: usize,
+    begin: Begin,
+}
+
+impl Tile {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self, rows: usize) {
+        // SAFETY: the caller made a tile of `rows` rows inside its matrices.
+        unsafe {
+            if self.columns > (L::TILE_VECTORS - 1) * L::WIDTH {
+                self.rows_of::<L, 2>(rows);
+            } else {
+                self.rows_of::<L, 1>(rows);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows_of<L: Lanes, const VECTORS: usize>(&self, rows: usize) {
+        // SAFETY: as in `run`.
+        unsafe {
+            match rows {
+                1 => self.multiply::<L, 1, VECTORS>(),
+                2 => self.multiply::<L, 2, VECTORS>(),
+                3 => self.multiply::<L, 3, VECTORS>(),
+                4 => self.multiply::<L, 4, VECTORS>(),
+                5 => self.multiply::<L, 5, VECTORS>(),
+                6 => self.multiply::<L, 6, VECTORS>(),
+                7 => self.multiply::<L, 7, VECTORS>(),
+                _ => self.multiply::<L, 8, VECTORS>(),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<L: Lanes, const ROWS: usize, const VECTORS: usize>(&self) {
+        // SAFETY: as in `run`; a vector that reaches past `columns` is read and written in part.
+        unsafe {
+            let whole = self.columns >= VECTORS * L::WIDTH;
+            let part = |vector: usize| self.columns.saturating_sub(vector * L::WIDTH);
+            let mut sum = [[L::splat(0.0); VECTORS]; ROWS];
+            match self.begin {
+                Begin::Zero => {}
+                Begin::Bias(bias) => {
+                    for vector in 0..VECTORS {
+                        let from = bias.add(vector * L::WIDTH);
+                        let value = if whole { L::load(from) } else { load_some(from, part(vector)) };
+                        for row in &mut sum {
+                            row[vector] = value;
+                        }
+                    }
+                }
+                Begin::Old => {
+                    for (row, sums) in sum.iter_mut().enumerate() {
+                        for (vector, value) in sums.iter_mut().enumerate() {
+                            let from = self.c.add(row * self.c_stride + vector * L::WIDTH);
+                            *value = if whole { L::load(from) } else { load_some(from, part(vector)) };
+                        }
+                    }
+                }
+            }
+            let mut right = [self.b.at[0]; VECTORS];
+            if VECTORS == 2 {
+                right[1] = if L::WIDTH == PANEL { self.b.at[1] } else { self.b.at[0].add(L::WIDTH) };
+            }
+            let mut left = self.a;
+            for _ in 0..self.inner {
+                let mut values = [L::splat(0.0); VECTORS];
+                for vector in 0..VECTORS {
+                    values[vector] = L::load(right[vector]);
+                    right[vector] = right[vector].add(self.b.stride);
+                }
+                for (row, sums) in sum.iter_mut().enumerate() {
+                    let by = L::splat(*left.add(row * self.a_row_stride));
+                    for vector in 0..VECTORS {
+                        sums[vector] = by.multiply_add(values[vector], sums[vector]);
+                    }
+                }
+                left = left.add(self.a_inner_stride);
+            }
+            for (row, sums) in sum.iter().enumerate() {
+                for (vector, value) in sums.iter().enumerate() {
+                    let to = self.c.add(row * self.c_stride + vector * L::WIDTH);
+                    if whole {
+                        value.store(to);
+                    } else {
+                        store_some(*value, to, part(vector));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Reads up to a whole vector.
+#[inline(always)]
+unsafe fn load_some<L: Lanes>(from: *const f32, count: usize) -> L {
+    // SAFETY: the caller vouches for `count` values, or for a whole vector when there are as many.
+    unsafe { if count >= L::WIDTH { L::load(from) } else { L::load_part(from, count) } }
+}
+
+/// Writes up to a whole vector.
+#[inline(always)]
+unsafe fn store_some<L: Lanes>(value: L, to: *mut f32, count: usize) {
+    // SAFETY: as in `load_some`.
+    unsafe { if count >= L::WIDTH { value.store(to) } else { value.store_part(to, count) } }
+}

@@ -1,0 +1,256 @@
+//! Functions over rows of activations, in plain Rust written so that the compiler can turn them into vectors:
+//! the tables compile them again for each instruction set, and the trainer's operations use them inside
+//! [`super::Simd::run`].
+//!
+//! Sums run in [`LANES`] interleaved accumulators and then a fixed tree, so their order depends on the length
+//! alone.
+
+/// Interleaved accumulators of a sum.
+pub const LANES: usize = 16;
+
+/// The arithmetic unit at hand: whether `a b + c` is one instruction. Passed by value so that it is known where
+/// the code is compiled.
+#[derive(Clone, Copy, Debug)]
+pub struct Unit {
+    fused: bool,
+}
+
+impl Unit {
+    /// Multiply-add is one instruction, rounded once.
+    pub const FUSED: Unit = Unit { fused: true };
+    /// Multiply, then add.
+    pub const PLAIN: Unit = Unit { fused: false };
+
+    /// `a b + c`.
+    #[inline(always)]
+    pub fn multiply_add(self, a: f32, b: f32, c: f32) -> f32 {
+        if self.fused { a.mul_add(b, c) } else { a * b + c }
+    }
+
+    /// The polynomial with these coefficients, lowest power first.
+    #[inline(always)]
+    pub fn polynomial<const N: usize>(self, x: f32, coefficients: [f32; N]) -> f32 {
+        let mut value = coefficients[N - 1];
+        for index in (0..N - 1).rev() {
+            value = self.multiply_add(value, x, coefficients[index]);
+        }
+        value
+    }
+
+    /// `e^x`, within 2 ulp where the result is a normal number, zero-like (the smallest normal) below it,
+    /// NaN for NaN.
+    #[inline(always)]
+    pub fn exp(self, x: f32) -> f32 {
+        /// `1.5 2^23`: adding it leaves the nearest integer in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        /// `ln 2` in two parts, the first with room for the product with any exponent.
+        const LN_2_HIGH: f32 = 0.693_359_4;
+        const LN_2_LOW: f32 = -2.121_944_4e-4;
+        let x = x.clamp(-87.3, 88.3);
+        let shifted = self.multiply_add(x, std::f32::consts::LOG2_E, ROUND);
+        let power = shifted - ROUND;
+        let rest = self.multiply_add(power, -LN_2_LOW, self.multiply_add(power, -LN_2_HIGH, x));
+        let value = self.polynomial(
+            rest,
+            [1.0, 1.0, 0.5, 0.166_666_67, 0.041_666_5, 8.333_452e-3, 1.393_152e-3, 1.987_569_15e-4],
+        );
+        value * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
+    }
+
+    /// `Phi(x)` and `e^(-x^2/2)`: the normal distribution function and its unscaled density.
+    ///
+    /// The tail is `e^(-x^2/2) G(x)` with `G` a polynomial in `1 / (1 + 0.3 x)` fitted to 6e-8 relative (the
+    /// form of Abramowitz and Stegun 7.1.26, two degrees higher), so the left tail has no cancellation.
+    #[inline(always)]
+    pub fn normal(self, x: f32) -> (f32, f32) {
+        let size = x.abs();
+        let density = self.exp(-0.5 * x * x);
+        let u = 1.0 / self.multiply_add(size, 0.3, 1.0);
+        let tail = density
+            * self.polynomial(
+                u,
+                [
+                    7.165_366_7e-6,
+                    0.119_487_755,
+                    0.121_919_81,
+                    0.094_685_86,
+                    0.142_529_31,
+                    -0.076_496_23,
+                    0.228_649_85,
+                    -0.169_160_47,
+                    0.038_376_97,
+                ],
+            );
+        (if x < 0.0 { tail } else { 1.0 - tail }, density)
+    }
+
+    /// `x Phi(x)`.
+    #[inline(always)]
+    pub fn gelu_erf(self, x: f32) -> f32 {
+        x * self.normal(x).0
+    }
+
+    /// `1 / (1 + e^-2u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`: half of one plus `tanh u`.
+    #[inline(always)]
+    pub fn gelu_tanh_gate(self, x: f32) -> f32 {
+        /// `2 sqrt(2 / pi)`.
+        const TWICE: f32 = 1.595_769_1;
+        let cubic = self.multiply_add(x * x, 0.044_715 * TWICE, TWICE);
+        1.0 / (1.0 + self.exp(-x * cubic))
+    }
+
+    /// `0.5 x (1 + tanh u)`, see [`Unit::gelu_tanh_gate`].
+    #[inline(always)]
+    pub fn gelu_tanh(self, x: f32) -> f32 {
+        x * self.gelu_tanh_gate(x)
+    }
+
+    /// `sum f(x)` in the fixed order of this file.
+    #[inline(always)]
+    pub fn sum(self, x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+        let mut lanes = [0.0; LANES];
+        let (whole, rest) = x.as_chunks::<LANES>();
+        for chunk in whole {
+            for (lane, &value) in lanes.iter_mut().zip(chunk) {
+                *lane += term(value);
+            }
+        }
+        for (lane, &value) in lanes.iter_mut().zip(rest) {
+            *lane += term(value);
+        }
+        tree(lanes)
+    }
+
+    /// `sum f(x, y)` in the fixed order of this file.
+    #[inline(always)]
+    pub fn sum_pairs(self, x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut lanes = [0.0; LANES];
+        let ((whole_x, rest_x), (whole_y, rest_y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+        for (chunk_x, chunk_y) in whole_x.iter().zip(whole_y) {
+            for lane in 0..LANES {
+                lanes[lane] += term(chunk_x[lane], chunk_y[lane]);
+            }
+        }
+        for (lane, (&left, &right)) in lanes.iter_mut().zip(rest_x.iter().zip(rest_y)) {
+            *lane += term(left, right);
+        }
+        tree(lanes)
+    }
+
+    /// The largest value, NaN if there is one among them, `-inf` for none.
+    #[inline(always)]
+    pub fn maximum(self, x: &[f32]) -> f32 {
+        let larger = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (whole, rest) = x.as_chunks::<LANES>();
+        for chunk in whole {
+            for (lane, &value) in lanes.iter_mut().zip(chunk) {
+                *lane = larger(*lane, value);
+            }
+        }
+        for (lane, &value) in lanes.iter_mut().zip(rest) {
+            *lane = larger(*lane, value);
+        }
+        lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+    }
+}
+
+/// Adds the accumulators pairwise.
+#[inline(always)]
+fn tree(mut lanes: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// LayerNorm of one row: `(x - mean) r gain + bias` with `r = 1 / sqrt(mean((x - mean)^2) + eps)`
+/// (Ba et al. 2016, eq. 4). Returns `mean` and `r`.
+#[inline(always)]
+pub fn layer_norm(
+    unit: Unit,
+    x: &[f32],
+    gain: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+    out: &mut [f32],
+) -> (f32, f32) {
+    let count = x.len() as f32;
+    let (x, gain, out) = (x, &gain[..x.len()], &mut out[..x.len()]);
+    let mean = unit.sum(x, |value| value) / count;
+    let variance = unit.sum(x, |value| (value - mean) * (value - mean)) / count;
+    let scale = 1.0 / (variance + eps).sqrt();
+    match bias {
+        Some(bias) => {
+            let bias = &bias[..x.len()];
+            for index in 0..x.len() {
+                out[index] = unit.multiply_add((x[index] - mean) * scale, gain[index], bias[index]);
+            }
+        }
+        None => {
+            for index in 0..x.len() {
+                out[index] = (x[index] - mean) * scale * gain[index];
+            }
+        }
+    }
+    (mean, scale)
+}
+
+/// `max(x, 0)`; NaN stays.
+#[inline(always)]
+pub fn relu(x: &mut [f32]) {
+    for value in x {
+        *value = if *value < 0.0 { 0.0 } else { *value };
+    }
+}
+
+/// `x Phi(x)`.
+#[inline(always)]
+pub fn gelu_erf(unit: Unit, x: &mut [f32]) {
+    for value in x {
+        *value = unit.gelu_erf(*value);
+    }
+}
+
+/// The tanh approximation of GELU.
+#[inline(always)]
+pub fn gelu_tanh(unit: Unit, x: &mut [f32]) {
+    for value in x {
+        *value = unit.gelu_tanh(*value);
+    }
+}
+
+/// `x += y`.
+#[inline(always)]
+pub fn add(x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len(), "add");
+    for (value, more) in x.iter_mut().zip(y) {
+        *value += more;
+    }
+}
+
+/// Softmax in place; returns the maximum and the sum of `e^(x - maximum)`.
+#[inline(always)]
+pub fn softmax(unit: Unit, x: &mut [f32]) -> (f32, f32) {
+    let maximum = unit.maximum(x);
+    for value in x.iter_mut() {
+        *value = unit.exp(*value - maximum);
+    }
+    let sum = unit.sum(x, |value| value);
+    let scale = 1.0 / sum;
+    for value in x.iter_mut() {
+        *value *= scale;
+    }
+    (maximum, sum)
+}
+
+/// `maximum + ln sum e^(x - maximum)`.
+#[inline(always)]
+pub fn log_sum_exp(unit: Unit, x: &[f32]) -> f32 {
+    let maximum = unit.maximum(x);
+    maximum + unit.sum(x, |value| unit.exp(value - maximum)).ln()
+}

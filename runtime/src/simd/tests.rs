@@ -1,0 +1,303 @@
+//! Every routine of every table against float64 and against the portable twin, at every small length.
+
+use super::product::{Operand, Product, Write};
+use super::*;
+
+/// Deterministic values in (-1, 1).
+fn values(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// `|got - want|` within `floor + relative |want|`; rejects NaN, infinities and wrong lengths.
+fn close(got: &[f32], want: &[f64], relative: f64, floor: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    for (index, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(got) - want).abs();
+        assert!(error <= floor + relative * want.abs(), "{what}[{index}]: {got} is not {want}");
+    }
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&value| f64::from(value)).collect()
+}
+
+const LENGTHS: [usize; 42] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
+    29, 30, 31, 32, 33, 37, 41, 47, 61, 64, 97, 127, 257, 521,
+];
+
+#[test]
+fn the_comparer_rejects_what_is_not_a_number() {
+    for (got, want) in [(f32::NAN, 0.0), (f32::INFINITY, 0.0), (0.0, f64::NAN), (1.0, 1.1)] {
+        let outcome = std::panic::catch_unwind(|| close(&[got], &[want], 1e-3, 1e-3, "probe"));
+        assert!(outcome.is_err(), "{got} passed for {want}");
+    }
+    assert!(std::panic::catch_unwind(|| close(&[1.0], &[], 1.0, 1.0, "probe")).is_err());
+}
+
+#[test]
+fn gemv_dot_and_axpy_match_float64_at_every_length() {
+    for table in Simd::available() {
+        for columns in LENGTHS {
+            for rows in [1, 2, 3, 4, 5, 7, 9] {
+                let weight = values(rows * columns, 1);
+                let (half, brain): (Vec<f16>, Vec<bf16>) =
+                    weight.iter().map(|&w| (f16::from_f32(w), bf16::from_f32(w))).unzip();
+                let x = values(columns, 2);
+                let mut y = vec![f32::NAN; rows];
+                let want = |of: &dyn Fn(usize) -> f64| -> Vec<f64> {
+                    (0..rows)
+                        .map(|r| (0..columns).map(|c| of(r * columns + c) * f64::from(x[c])).sum())
+                        .collect()
+                };
+                let floor = 1e-7 * columns as f64;
+                (table.gemv_f32)(&weight, &x, &mut y);
+                close(&y, &want(&|i| f64::from(weight[i])), 1e-6, floor, table.name);
+                (table.gemv_f16)(&half, &x, &mut y);
+                close(&y, &want(&|i| half[i].to_f64()), 1e-6, floor, table.name);
+                assert_eq!(
+                    (table.dot_f16)(&half[..columns], &x),
+                    y[0],
+                    "a row's sum depends on its neighbours"
+                );
+                (table.gemv_bf16)(&brain, &x, &mut y);
+                close(&y, &want(&|i| brain[i].to_f64()), 1e-6, floor, table.name);
+                if rows == 1 {
+                    let mut out = values(columns, 3);
+                    let want: Vec<f64> =
+                        wide(&out).iter().zip(&half).map(|(o, h)| o + 0.37 * h.to_f64()).collect();
+                    (table.axpy_f16)(0.37, &half, &mut out);
+                    close(&out, &want, 1e-6, 1e-7, table.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_match_float64_in_every_orientation() {
+    for table in Simd::available() {
+        for (rows, inner, columns) in [
+            (1, 1, 1),
+            (2, 3, 5),
+            (5, 7, 16),
+            (6, 16, 17),
+            (8, 64, 64),
+            (9, 65, 33),
+            (13, 31, 47),
+            (64, 64, 65),
+            (67, 129, 48),
+            (130, 300, 31),
+            (3, 520, 100),
+            (125, 8, 97),
+        ] {
+            let a = values(rows * inner, 11);
+            let b = values(inner * columns, 12);
+            let bias = values(columns, 13);
+            let old = values(rows * columns, 14);
+            // B stored as [inner, columns], as its transpose, and packed from the transpose.
+            let transposed: Vec<f32> =
+                (0..columns * inner).map(|i| b[(i % inner) * columns + i / inner]).collect();
+            let mut panels = vec![f32::NAN; packed_len(columns, inner)];
+            (table.pack_f32)(&transposed, columns, inner, &mut panels);
+            // A stored as [rows, inner] and as its transpose.
+            let a_transposed: Vec<f32> =
+                (0..rows * inner).map(|i| a[(i % rows) * inner + i / rows]).collect();
+            for (left, a_row_stride, a_inner_stride) in [(&a, inner, 1), (&a_transposed, 1, rows)] {
+                for (right, operand) in [
+                    (&panels, Operand::Panels),
+                    (&b, Operand::Rows { stride: columns }),
+                    (&transposed, Operand::Transposed { stride: inner }),
+                ] {
+                    for (write, bias) in
+                        [(Write::Set, None), (Write::Set, Some(&bias[..])), (Write::Accumulate, None)]
+                    {
+                        let p = Product {
+                            rows,
+                            inner,
+                            columns,
+                            a_row_stride,
+                            a_inner_stride,
+                            b: operand,
+                            c_stride: columns,
+                            write,
+                        };
+                        let mut c = old.clone();
+                        (table.product)(&p, left, right, bias, &mut c);
+                        let want: Vec<f64> = (0..rows * columns)
+                            .map(|i| {
+                                let (row, column) = (i / columns, i % columns);
+                                let begin = match write {
+                                    Write::Accumulate => f64::from(old[i]),
+                                    Write::Set => bias.map_or(0.0, |bias| f64::from(bias[column])),
+                                };
+                                begin
+                                    + (0..inner)
+                                        .map(|k| {
+                                            f64::from(a[row * inner + k]) * f64::from(b[k * columns + column])
+                                        })
+                                        .sum::<f64>()
+                            })
+                            .collect();
+                        close(&c, &want, 1e-6, 1e-7 * inner as f64, &format!("{} {p:?}", table.name));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_element_does_not_depend_on_how_rows_and_columns_are_cut() {
+    let (rows, inner, columns) = (29, 300, 64);
+    let (a, b) = (values(rows * inner, 21), values(columns * inner, 22));
+    for table in Simd::available() {
+        let run = |row: usize, rows: usize, column: usize, columns: usize| {
+            let mut c = vec![0.0; rows * columns];
+            let p = Product {
+                rows,
+                inner,
+                columns,
+                a_row_stride: inner,
+                a_inner_stride: 1,
+                b: Operand::Transposed { stride: inner },
+                c_stride: columns,
+                write: Write::Set,
+            };
+            (table.product)(&p, &a[row * inner..], &b[column * inner..], None, &mut c);
+            c
+        };
+        let whole = run(0, rows, 0, columns);
+        for row in 0..rows {
+            for (column, count) in [(0, 16), (16, 48), (5, 7)] {
+                let part = run(row, 1, column, count);
+                assert_eq!(part, whole[row * columns + column..][..count], "{} row {row}", table.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_match_float64_at_every_length() {
+    for table in Simd::available() {
+        for len in LENGTHS {
+            let x: Vec<f32> = values(len, 31).iter().map(|v| v * 6.0).collect();
+            let exact = wide(&x);
+            let name = table.name;
+
+            let maximum = exact.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = exact.iter().map(|v| (v - maximum).exp()).sum();
+            let mut out = x.clone();
+            let (got_maximum, got_sum) = (table.softmax)(&mut out);
+            let want: Vec<f64> = exact.iter().map(|v| (v - maximum).exp() / sum).collect();
+            close(&out, &want, 2e-6, 1e-9, &format!("{name} softmax"));
+            close(&[got_maximum, got_sum], &[maximum, sum], 1e-6, 0.0, &format!("{name} softmax"));
+            close(&[(table.log_sum_exp)(&x)], &[maximum + sum.ln()], 1e-6, 1e-6, &format!("{name} lse"));
+
+            let (gain, bias) = (values(len, 32), values(len, 33));
+            let mean = exact.iter().sum::<f64>() / len as f64;
+            let variance = exact.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / len as f64;
+            for bias in [None, Some(&bias[..])] {
+                (table.layer_norm)(&x, &gain, bias, 1e-5, &mut out);
+                let want: Vec<f64> = (0..len)
+                    .map(|i| {
+                        (exact[i] - mean) / (variance + 1e-5).sqrt() * f64::from(gain[i])
+                            + bias.map_or(0.0, |bias| f64::from(bias[i]))
+                    })
+                    .collect();
+                close(&out, &want, 1e-5, 1e-5, &format!("{name} layer norm {len}"));
+            }
+
+            let mut out = x.clone();
+            (table.relu)(&mut out);
+            close(&out, &exact.iter().map(|v| v.max(0.0)).collect::<Vec<_>>(), 0.0, 0.0, name);
+            let mut out = x.clone();
+            (table.gelu_tanh)(&mut out);
+            let want = exact.iter().map(|v| {
+                0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v * v * v)).tanh())
+            });
+            close(&out, &want.collect::<Vec<_>>(), 1e-6, 1e-6, &format!("{name} gelu tanh"));
+        }
+    }
+}
+
+/// `erf` by its Maclaurin series, exact to rounding for the arguments used here.
+fn erf(x: f64) -> f64 {
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+#[test]
+fn gelu_erf_is_exact_to_rounding() {
+    for table in Simd::available() {
+        let x: Vec<f32> = (-5000..=5000).map(|i| i as f32 / 1000.0).collect();
+        let mut out = x.clone();
+        (table.gelu_erf)(&mut out);
+        let want: Vec<f64> =
+            wide(&x).iter().map(|v| 0.5 * v * (1.0 + erf(v / std::f64::consts::SQRT_2))).collect();
+        close(&out, &want, 4e-7, 2e-7, table.name);
+        let mut one = [1.0];
+        (table.gelu_erf)(&mut one);
+        close(&one, &[0.841_344_746], 1e-6, 0.0, table.name);
+    }
+}
+
+#[test]
+fn exp_is_within_two_ulp_and_keeps_nan() {
+    for unit in [Unit::FUSED, Unit::PLAIN] {
+        for step in -8700..=8800 {
+            let x = step as f32 / 100.0;
+            close(&[unit.exp(x)], &[f64::from(x).exp()], 2.5e-7, 0.0, "exp");
+        }
+        assert!(unit.exp(f32::NAN).is_nan());
+        assert_eq!(unit.exp(0.0), 1.0);
+        assert!(unit.exp(-1e9) < 2e-38);
+    }
+}
+
+#[test]
+fn softmax_of_a_row_with_nan_is_nan() {
+    for table in Simd::available() {
+        for len in [1, 8, 17, 40] {
+            for at in [0, len / 2, len - 1] {
+                let mut x = values(len, 51);
+                x[at] = f32::NAN;
+                (table.softmax)(&mut x);
+                assert!(x.iter().all(|value| value.is_nan()), "{} hid a NaN", table.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn halves_convert_as_the_standard_says() {
+    let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+    for table in Simd::available() {
+        let mut wide = vec![0.0; all.len()];
+        (table.widen_f16)(&all, &mut wide);
+        for (half, wide) in all.iter().zip(&wide) {
+            assert!(half.to_f32() == *wide || (half.is_nan() && wide.is_nan()), "{} {half:?}", table.name);
+        }
+        let finite: Vec<f32> = wide.iter().copied().filter(|value| value.is_finite()).collect();
+        let nudged: Vec<f32> = finite.iter().map(|value| value * 1.000_3).collect();
+        let mut back = vec![f16::ZERO; nudged.len()];
+        (table.narrow_f16)(&nudged, &mut back);
+        for (value, half) in nudged.iter().zip(&back) {
+            assert_eq!(f16::from_f32(*value), *half, "{} {value}", table.name);
+        }
+    }
+}
+
+use routines::Unit;

@@ -1,0 +1,393 @@
+//! Causal self-attention (Vaswani et al. 2017, eq. 1), one head of one window at a time.
+//!
+//! Forward, with `q`, `k`, `v` the head's rows of the fused projection, `c` the score scale:
+//! `s_ij = c q_i . k_j` for `j <= i`, `p_ij = exp(s_ij - l_i)` with `l_i = log sum_j exp s_ij`,
+//! `o_i = sum_j p_ij m_ij v_j`, `m` the dropout mask of the weights.
+//!
+//! Backward, the weights made again from `l` (Dao et al. 2022, section 3.1):
+//! `d_v_j = sum_i p_ij m_ij d_o_i`, `d_p_ij = m_ij d_o_i . v_j`, `D_i = d_o_i . o_i`,
+//! `d_s_ij = p_ij (d_p_ij - D_i)`, `d_q_i = c sum_j d_s_ij k_j`, `d_k_j = c sum_i d_s_ij q_i`.
+//!
+//! Scores live for one block of queries only, never for the whole square. Windows no longer than a vector have a
+//! room of their own, [`short`].
+
+mod short;
+
+use super::dropout::Mask;
+use runtime::simd::product::{Operand, Product, Write};
+use runtime::simd::routines::Unit;
+use runtime::simd::{Simd, Work};
+
+/// Queries whose scores are held at once.
+const QUERIES: usize = 64;
+
+/// The shape of attention over one shard: `sequences` windows of `block` rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Windows.
+    pub sequences: usize,
+    /// Rows of a window.
+    pub block: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub size: usize,
+    /// The factor on scores.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// Width of a row of the output; a row of `qkv` is three times this.
+    pub fn width(&self) -> usize {
+        self.heads * self.size
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.sequences * self.block
+    }
+
+    /// Length of the scratch one pass needs: the scores of a block of queries and their gradients.
+    pub fn scratch(&self) -> usize {
+        if self.block <= short::MOST {
+            return short::scratch(self);
+        }
+        2 * QUERIES.min(self.block) * self.block
+    }
+
+    /// One head of one window: offset of its first query in `qkv`, and of its first output.
+    fn place(&self, sequence: usize, head: usize) -> (usize, usize) {
+        let row = sequence * self.block;
+        (row * 3 * self.width() + head * self.size, row * self.width() + head * self.size)
+    }
+}
+
+/// A block of queries of one head, against the keys up to its last one.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    s: &'a Heads,
+    first: usize,
+    queries: usize,
+    /// Number of the block's first row among the rows of all heads, for dropout and sums.
+    first_row: usize,
+}
+
+impl Block<'_> {
+    fn keys(&self) -> usize {
+        self.first + self.queries
+    }
+
+    /// `queries x keys` products over the head's width.
+    fn against_keys(&self, a_row_stride: usize) -> Product {
+        Product {
+            rows: self.queries,
+            inner: self.s.size,
+            columns: self.keys(),
+            a_row_stride,
+            a_inner_stride: 1,
+            b: Operand::Transposed { stride: 3 * self.s.width() },
+            c_stride: self.s.block,
+            write: Write::Set,
+        }
+    }
+
+    /// `queries x size` sums over the keys of rows of `qkv`.
+    fn over_keys(&self, c_stride: usize) -> Product {
+        Product {
+            rows: self.queries,
+            inner: self.keys(),
+            columns: self.s.size,
+            a_row_stride: self.s.block,
+            a_inner_stride: 1,
+            b: Operand::Rows { stride: 3 * self.s.width() },
+            c_stride,
+            write: Write::Set,
+        }
+    }
+
+    /// `keys x size` sums over the block's queries.
+    fn over_queries(&self, b_stride: usize, write: Write) -> Product {
+        Product {
+            rows: self.keys(),
+            inner: self.queries,
+            columns: self.s.size,
+            a_row_stride: 1,
+            a_inner_stride: self.s.block,
+            b: Operand::Rows { stride: b_stride },
+            c_stride: 3 * self.s.width(),
+            write,
+        }
+    }
+
+    /// One query's scores: those of the keys it sees, and those of the block's later ones.
+    #[inline(always)]
+    fn row<'a>(&self, query: usize, scores: &'a mut [f32]) -> (&'a mut [f32], &'a mut [f32]) {
+        scores[query * self.s.block..][..self.keys()].split_at_mut(self.first + query + 1)
+    }
+
+    /// Multiplies the block's weights by their dropout factors.
+    fn drop(&self, mask: Mask, weights: &mut [f32]) {
+        let Some(mask) = mask else { return };
+        for (query, row) in weights.chunks_mut(self.s.block).take(self.queries).enumerate() {
+            let visible = self.first + query + 1;
+            mask.row(self.first_row + query, visible, |key, factor| row[key] *= factor);
+        }
+    }
+}
+
+/// Calls `work` for every block of queries of every head: with its offsets and, for each head, last block first,
+/// so that gradients over keys are set once and then added to.
+fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, usize, usize)) {
+    for sequence in 0..s.sequences {
+        for head in 0..s.heads {
+            let (at_query, at_out) = s.place(sequence, head);
+            for first in (0..s.block).step_by(QUERIES).rev() {
+                let queries = QUERIES.min(s.block - first);
+                let first_row = (sequence * s.heads + head) * s.block + first;
+                work(Block { s, first, queries, first_row }, at_query, at_out);
+            }
+        }
+    }
+}
+
+/// `qkv` `[rows, 3 width]`, `out` `[rows, width]`, `log_sums` `[sequences, heads, block]`.
+pub fn forward(
+    simd: &Simd,
+    s: &Heads,
+    qkv: &[f32],
+    mask: Mask,
+    out: &mut [f32],
+    log_sums: &mut [f32],
+    scratch: &mut [f32],
+) {
+    if s.block <= short::MOST {
+        return short::forward(simd, s, qkv, mask, out, log_sums, scratch);
+    }
+    let (width, row) = (s.width(), 3 * s.width());
+    blocks(s, |block, at_query, at_out| {
+        let (at_key, at_value) = (at_query + width, at_query + 2 * width);
+        let queries = &qkv[at_query + block.first * row..];
+        (simd.product)(&block.against_keys(row), queries, &qkv[at_key..], None, scratch);
+        let log_sums = &mut log_sums[block.first_row..][..block.queries];
+        simd.run(Weigh { block, log_sums, scores: scratch });
+        block.drop(mask, scratch);
+        let to = &mut out[at_out + block.first * width..];
+        (simd.product)(&block.over_keys(width), scratch, &qkv[at_value..], None, to);
+    });
+}
+
+/// Scores to weights: a softmax over the keys each query sees, zero for the others.
+struct Weigh<'a> {
+    block: Block<'a>,
+    log_sums: &'a mut [f32],
+    scores: &'a mut [f32],
+}
+
+impl Work for Weigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let Weigh { block, log_sums, scores } = self;
+        let scale = block.s.scale;
+        for (query, log_sum) in log_sums.iter_mut().enumerate() {
+            let (seen, unseen) = block.row(query, scores);
+            unseen.fill(0.0);
+            let maximum = scale * unit.maximum(seen);
+            for score in seen.iter_mut() {
+                *score = unit.exp(unit.multiply_add(*score, scale, -maximum));
+            }
+            let sum = unit.sum(seen, |value| value);
+            let inverse = 1.0 / sum;
+            for score in seen.iter_mut() {
+                *score *= inverse;
+            }
+            *log_sum = maximum + sum.ln();
+        }
+    }
+}
+
+/// Scores to the same weights again, from the sums that were kept.
+struct WeighAgain<'a> {
+    block: Block<'a>,
+    log_sums: &'a [f32],
+    scores: &'a mut [f32],
+}
+
+impl Work for WeighAgain<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let WeighAgain { block, log_sums, scores } = self;
+        for (query, log_sum) in log_sums.iter().enumerate() {
+            let (seen, unseen) = block.row(query, scores);
+            unseen.fill(0.0);
+            for score in seen {
+                *score = unit.exp(unit.multiply_add(*score, block.s.scale, -log_sum));
+            }
+        }
+    }
+}
+
+/// Gradients of weights to gradients of scores.
+struct Unweigh<'a> {
+    block: Block<'a>,
+    weights: &'a [f32],
+    d_weights: &'a mut [f32],
+    out: &'a [f32],
+    d_out: &'a [f32],
+}
+
+impl Work for Unweigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let Unweigh { block, weights, d_weights, out, d_out } = self;
+        let (width, size) = (block.s.width(), block.s.size);
+        for query in 0..block.queries {
+            let at = query * width..query * width + size;
+            let dot = unit.sum_pairs(&d_out[at.clone()], &out[at], |d, o| d * o);
+            let weights = &weights[query * block.s.block..];
+            let (seen, unseen) = block.row(query, d_weights);
+            unseen.fill(0.0);
+            for (d, weight) in seen.iter_mut().zip(weights) {
+                *d = block.s.scale * weight * (*d - dot);
+            }
+        }
+    }
+}
+
+/// The gradient of `qkv`, set.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    simd: &Simd,
+    s: &Heads,
+    qkv: &[f32],
+    out: &[f32],
+    log_sums: &[f32],
+    mask: Mask,
+    d_out: &[f32],
+    d_qkv: &mut [f32],
+    scratch: &mut [f32],
+) {
+    if s.block <= short::MOST {
+        return short::backward(simd, s, qkv, log_sums, mask, d_out, d_qkv, scratch);
+    }
+    let (width, row) = (s.width(), 3 * s.width());
+    let (weights, d_weights) = scratch.split_at_mut(s.scratch() / 2);
+    blocks(s, |block, at_query, at_out| {
+        let (at_key, at_value) = (at_query + width, at_query + 2 * width);
+        let (queries, from_out) = (at_query + block.first * row, at_out + block.first * width);
+        let write = if block.keys() == s.block { Write::Set } else { Write::Accumulate };
+        let d_rows = &d_out[from_out..];
+
+        (simd.product)(&block.against_keys(row), &qkv[queries..], &qkv[at_key..], None, weights);
+        (simd.product)(&block.against_keys(width), d_rows, &qkv[at_value..], None, d_weights);
+        let log_sums = &log_sums[block.first_row..][..block.queries];
+        simd.run(WeighAgain { block, log_sums, scores: weights });
+        // d_p takes the mask; then d_s, while the weights without it are still at hand.
+        block.drop(mask, d_weights);
+        simd.run(Unweigh { block, weights, d_weights, out: &out[from_out..], d_out: d_rows });
+        block.drop(mask, weights);
+        let d_values = &mut d_qkv[at_value..];
+        (simd.product)(&block.over_queries(width, write), weights, d_rows, None, d_values);
+        let d_queries = &mut d_qkv[queries..];
+        (simd.product)(&block.over_keys(row), d_weights, &qkv[at_key..], None, d_queries);
+        let d_keys = &mut d_qkv[at_key..];
+        (simd.product)(&block.over_queries(row, write), d_weights, &qkv[queries..], None, d_keys);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{gradient, values};
+    use crate::ops::dropout::Noise;
+
+    fn shapes() -> Vec<Heads> {
+        [
+            (1, 1, 1, 1),
+            (2, 3, 2, 5),
+            (1, 8, 4, 16),
+            (1, 13, 1, 7),
+            (2, 17, 1, 4),
+            (1, 67, 1, 3),
+            (1, 130, 1, 2),
+        ]
+        .map(|(sequences, block, heads, size)| Heads { sequences, block, heads, size, scale: 0.7 })
+        .to_vec()
+    }
+
+    fn run(simd: &Simd, s: &Heads, qkv: &[f32], mask: Mask) -> (Vec<f32>, Vec<f32>) {
+        let mut out = vec![f32::NAN; s.rows() * s.width()];
+        let mut log_sums = vec![f32::NAN; s.rows() * s.heads];
+        forward(simd, s, qkv, mask, &mut out, &mut log_sums, &mut vec![f32::NAN; s.scratch()]);
+        (out, log_sums)
+    }
+
+    #[test]
+    fn forward_matches_float64() {
+        for simd in Simd::available() {
+            for s in shapes() {
+                let (row, width) = (3 * s.width(), s.width());
+                let qkv = values(s.rows() * row, 1);
+                let (out, _) = run(simd, &s, &qkv, None);
+                let at = |r: usize, c: usize| f64::from(qkv[r * row + c]);
+                for r in 0..s.rows() {
+                    for h in 0..s.heads {
+                        let first = r / s.block * s.block;
+                        let dot = |j: usize| -> f64 {
+                            (0..s.size).map(|c| at(r, h * s.size + c) * at(j, width + h * s.size + c)).sum()
+                        };
+                        let scores: Vec<f64> =
+                            (first..=r).map(|j| (dot(j) * f64::from(s.scale)).exp()).collect();
+                        let sum: f64 = scores.iter().sum();
+                        for c in 0..s.size {
+                            let want: f64 = (first..=r)
+                                .zip(&scores)
+                                .map(|(j, p)| p / sum * at(j, 2 * width + h * s.size + c))
+                                .sum();
+                            let got = f64::from(out[r * width + h * s.size + c]);
+                            assert!(
+                                (got - want).abs() <= 2e-6,
+                                "{s:?} row {r} head {h}: {got} is not {want}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        for simd in Simd::available() {
+            for s in shapes() {
+                for mask in [None, Noise::new(3, 4, 0.3).at(2, 0, s.block)] {
+                    let qkv = values(s.rows() * 3 * s.width(), 1);
+                    let d_out = values(s.rows() * s.width(), 2);
+                    let (out, log_sums) = run(simd, &s, &qkv, mask);
+                    let mut d_qkv = vec![f32::NAN; qkv.len()];
+                    let mut scratch = vec![f32::NAN; s.scratch()];
+                    backward(simd, &s, &qkv, &out, &log_sums, mask, &d_out, &mut d_qkv, &mut scratch);
+                    gradient(&format!("{s:?}"), &qkv, &d_qkv, &d_out, |qkv| run(simd, &s, qkv, mask).0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_sees_no_later_row() {
+        let s = Heads { sequences: 1, block: 70, heads: 2, size: 4, scale: 0.5 };
+        let mut qkv = values(s.rows() * 3 * s.width(), 1);
+        let (before, _) = run(Simd::best(), &s, &qkv, None);
+        for row in [69, 40, 1] {
+            qkv[row * 3 * s.width()..].iter_mut().for_each(|value| *value += 1.0);
+            let (after, _) = run(Simd::best(), &s, &qkv, None);
+            assert_eq!(before[..row * s.width()], after[..row * s.width()]);
+            assert_ne!(before[row * s.width()..], after[row * s.width()..]);
+        }
+    }
+}

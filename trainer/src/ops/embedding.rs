@@ -1,0 +1,77 @@
+//! Token and position embedding.
+//!
+//! Forward, with `id_r` the token of row `r` and `p_r = r mod block` its place:
+//! `out_r = (token[id_r] + position[p_r]) m_r`, `m` the dropout mask.
+//!
+//! Backward: `d_token[id_r] += d_out_r m_r`, `d_position[p_r] += d_out_r m_r`, rows in order.
+
+use super::dropout::Mask;
+use crate::backend::Embed;
+
+/// `tokens` `[vocabulary, width]`, `positions` `[context, width]`, `out` `[rows, width]`.
+pub fn forward(s: &Embed, ids: &[u32], tokens: &[f32], positions: &[f32], mask: Mask, out: &mut [f32]) {
+    for (row, (out, &id)) in out.chunks_exact_mut(s.width).zip(ids).enumerate() {
+        let token = &tokens[id as usize * s.width..][..s.width];
+        let position = &positions[row % s.block * s.width..][..s.width];
+        for ((out, token), position) in out.iter_mut().zip(token).zip(position) {
+            *out = token + position;
+        }
+    }
+    if let Some(mask) = mask {
+        mask.rows(s.rows, |index, factor| out[index] *= factor);
+    }
+}
+
+/// Gradients of both tables, accumulated.
+pub fn backward(
+    s: &Embed,
+    ids: &[u32],
+    mask: Mask,
+    d_out: &[f32],
+    d_tokens: &mut [f32],
+    d_positions: &mut [f32],
+) {
+    for (row, (d_out, &id)) in d_out.chunks_exact(s.width).zip(ids).enumerate() {
+        let d_token = &mut d_tokens[id as usize * s.width..][..s.width];
+        let d_position = &mut d_positions[row % s.block * s.width..][..s.width];
+        match mask {
+            None => {
+                for ((d, d_token), d_position) in d_out.iter().zip(d_token).zip(d_position) {
+                    *d_token += d;
+                    *d_position += d;
+                }
+            }
+            Some(mask) => mask.row(row, s.width, |column, factor| {
+                d_token[column] += d_out[column] * factor;
+                d_position[column] += d_out[column] * factor;
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{gradient, values};
+    use crate::ops::dropout::Noise;
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        for (block, width, dropout) in [(1, 1, 0.0), (3, 5, 0.3), (4, 8, 0.3), (2, 4, 0.0)] {
+            let mask = Noise::new(1, 2, dropout).at(0, 0, width);
+            let s = Embed { rows: 2 * block, block, width };
+            let ids: Vec<u32> = (0..s.rows as u32).map(|row| row * 7 % 5).collect();
+            let (tokens, positions) = (values(5 * width, 1), values(block * width, 2));
+            let d_out = values(s.rows * width, 3);
+            let (mut d_tokens, mut d_positions) = (vec![0.0; tokens.len()], vec![0.0; positions.len()]);
+            backward(&s, &ids, mask, &d_out, &mut d_tokens, &mut d_positions);
+            let run = |tokens: &[f32], positions: &[f32]| {
+                let mut out = vec![0.0; d_out.len()];
+                forward(&s, &ids, tokens, positions, mask, &mut out);
+                out
+            };
+            gradient("tokens", &tokens, &d_tokens, &d_out, |tokens| run(tokens, &positions));
+            gradient("positions", &positions, &d_positions, &d_out, |positions| run(&tokens, positions));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The affine map of each row.
+//!
+//! Forward: `y = x W^T + b`, `x` `[rows, inputs]`, `W` `[outputs, inputs]`.
+//! Backward: `d_x = d_y W`, `d_W += d_y^T x`, `d_b += sum over rows of d_y`.
+
+use formats::layout::Linear;
+use runtime::simd::Simd;
+use runtime::simd::product::{Operand, Product, Write};
+
+/// `panels` is `W` packed by `pack_f32`.
+pub fn forward(
+    simd: &Simd,
+    linear: &Linear,
+    rows: usize,
+    x: &[f32],
+    panels: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let product = Product {
+        rows,
+        inner: linear.inputs,
+        columns: linear.outputs,
+        a_row_stride: linear.inputs,
+        a_inner_stride: 1,
+        b: Operand::Panels,
+        c_stride: linear.outputs,
+        write: Write::Set,
+    };
+    (simd.product)(&product, x, panels, bias, out);
+}
+
+/// `d_x = d_y W`.
+pub fn backward_input(
+    simd: &Simd,
+    linear: &Linear,
+    rows: usize,
+    weight: &[f32],
+    d_out: &[f32],
+    (d_x, write): (&mut [f32], Write),
+) {
+    let product = Product {
+        rows,
+        inner: linear.outputs,
+        columns: linear.inputs,
+        a_row_stride: linear.outputs,
+        a_inner_stride: 1,
+        b: Operand::Rows { stride: linear.inputs },
+        c_stride: linear.inputs,
+        write,
+    };
+    (simd.product)(&product, d_out, weight, None, d_x);
+}
+
+/// `d_W += d_y^T x` and `d_b += sum d_y`.
+pub fn backward_weight(
+    simd: &Simd,
+    linear: &Linear,
+    rows: usize,
+    x: &[f32],
+    d_out: &[f32],
+    d_weight: &mut [f32],
+) {
+    let product = Product {
+        rows: linear.outputs,
+        inner: rows,
+        columns: linear.inputs,
+        a_row_stride: 1,
+        a_inner_stride: linear.outputs,
+        b: Operand::Rows { stride: linear.inputs },
+        c_stride: linear.inputs,
+        write: Write::Accumulate,
+    };
+    (simd.product)(&product, d_out, x, None, d_weight);
+}
+
+/// `d_b += sum over rows of d_y`.
+pub fn backward_bias(simd: &Simd, d_out: &[f32], d_bias: &mut [f32]) {
+    for row in d_out.chunks_exact(d_bias.len()) {
+        (simd.add)(d_bias, row);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{gradient, linear_of, values};
+    use runtime::simd::packed_len;
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        for simd in Simd::available() {
+            for (rows, inputs, outputs) in [(1, 1, 1), (3, 5, 7), (6, 16, 17), (9, 33, 12), (17, 8, 65)] {
+                let linear = linear_of(inputs, outputs);
+                let (x, weight, bias) =
+                    (values(rows * inputs, 1), values(outputs * inputs, 2), values(outputs, 3));
+                let d_out = values(rows * outputs, 4);
+                let run = |x: &[f32], weight: &[f32], bias: &[f32]| {
+                    let mut panels = vec![0.0; packed_len(outputs, inputs)];
+                    (simd.pack_f32)(weight, outputs, inputs, &mut panels);
+                    let mut out = vec![f32::NAN; rows * outputs];
+                    forward(simd, &linear, rows, x, &panels, Some(bias), &mut out);
+                    out
+                };
+                let mut d_x = vec![f32::NAN; x.len()];
+                let (mut d_weight, mut d_bias) = (vec![0.0; weight.len()], vec![0.0; outputs]);
+                backward_input(simd, &linear, rows, &weight, &d_out, (&mut d_x, Write::Set));
+                backward_weight(simd, &linear, rows, &x, &d_out, &mut d_weight);
+                backward_bias(simd, &d_out, &mut d_bias);
+                gradient("x", &x, &d_x, &d_out, |x| run(x, &weight, &bias));
+                gradient("weight", &weight, &d_weight, &d_out, |weight| run(&x, weight, &bias));
+                gradient("bias", &bias, &d_bias, &d_out, |bias| run(&x, &weight, bias));
+            }
+        }
+    }
+}

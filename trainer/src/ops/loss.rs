@@ -1,0 +1,163 @@
+//! The head and the cross-entropy of its logits, fused over chunks of rows so that logits exist only for one.
+//!
+//! Forward: `z = x W^T + b`, `loss_r = log sum_v exp z_rv - z_r,target`.
+//! Backward with `d_loss_r = scale`: `d_z_rv = scale (exp(z_rv) / sum_u exp(z_ru) - [v = target])`, then the
+//! gradients of [`super::linear`].
+
+use super::linear;
+use formats::layout::Linear;
+use runtime::simd::Simd;
+use runtime::simd::product::Write;
+
+/// Logits held at once: they stay in the second-level cache while they are turned into gradients.
+const LOGITS: usize = 1 << 17;
+
+/// The shape of a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Classes {
+    /// Rows in all.
+    pub rows: usize,
+    /// Width of a row.
+    pub width: usize,
+    /// Classes of a row.
+    pub vocabulary: usize,
+}
+
+impl Classes {
+    /// Rows of one chunk.
+    fn chunk(&self) -> usize {
+        (LOGITS / self.vocabulary).clamp(8, 1024).min(self.rows)
+    }
+
+    /// Length of the scratch one pass needs.
+    pub fn scratch(&self) -> usize {
+        self.chunk() * self.vocabulary
+    }
+}
+
+/// The head's parameters as the two passes read them.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    /// Its description.
+    pub linear: &'a Linear,
+    /// `W` packed.
+    pub panels: &'a [f32],
+    /// `W` as it is.
+    pub weight: &'a [f32],
+    /// `b`, if there is one.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// The gradients one pass leaves.
+pub struct Gradients<'a> {
+    /// What every row's loss is multiplied by.
+    pub scale: f32,
+    /// Of the input.
+    pub d_x: (&'a mut [f32], Write),
+    /// Of the weight, accumulated.
+    pub d_weight: &'a mut [f32],
+    /// Of the bias, accumulated.
+    pub d_bias: Option<&'a mut [f32]>,
+}
+
+/// Each row's loss and, where asked for, the gradients of their scaled sum.
+#[allow(clippy::too_many_arguments)]
+pub fn forward(
+    simd: &Simd,
+    s: &Classes,
+    x: &[f32],
+    head: &Head<'_>,
+    targets: &[u32],
+    losses: &mut [f32],
+    mut gradients: Option<Gradients<'_>>,
+    scratch: &mut [f32],
+) {
+    for first in (0..s.rows).step_by(s.chunk()) {
+        let rows = s.chunk().min(s.rows - first);
+        let x = &x[first * s.width..][..rows * s.width];
+        let logits = &mut scratch[..rows * s.vocabulary];
+        linear::forward(simd, head.linear, rows, x, head.panels, head.bias, logits);
+        let scale = gradients.as_ref().map_or(0.0, |gradients| gradients.scale);
+        let each = logits.chunks_exact_mut(s.vocabulary).zip(&targets[first..]).zip(&mut losses[first..]);
+        for ((logits, &target), loss) in each {
+            let wanted = logits[target as usize];
+            let (maximum, sum) = (simd.softmax)(logits);
+            *loss = maximum + sum.ln() - wanted;
+            if gradients.is_some() {
+                logits[target as usize] -= 1.0;
+                logits.iter_mut().for_each(|d| *d *= scale);
+            }
+        }
+        if let Some(gradients) = &mut gradients {
+            let (d_x, write) = &mut gradients.d_x;
+            let d_x = &mut d_x[first * s.width..][..rows * s.width];
+            linear::backward_input(simd, head.linear, rows, head.weight, logits, (d_x, *write));
+            linear::backward_weight(simd, head.linear, rows, x, logits, gradients.d_weight);
+            if let Some(d_bias) = &mut gradients.d_bias {
+                linear::backward_bias(simd, logits, d_bias);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{gradient, linear_of, values};
+    use runtime::simd::packed_len;
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        for simd in Simd::available() {
+            for (rows, width, vocabulary) in [(1, 1, 2), (3, 5, 7), (9, 16, 65), (20, 3, 17_000)] {
+                let s = Classes { rows, width, vocabulary };
+                let linear = linear_of(width, vocabulary);
+                let (x, weight, bias) =
+                    (values(rows * width, 1), values(vocabulary * width, 2), values(vocabulary, 3));
+                let targets: Vec<u32> = (0..rows).map(|row| (row * 31 % vocabulary) as u32).collect();
+                let mut panels = vec![0.0; packed_len(vocabulary, width)];
+                let mut pass = |x: &[f32], weight: &[f32], bias: &[f32], gradients: Option<Gradients<'_>>| {
+                    (simd.pack_f32)(weight, vocabulary, width, &mut panels);
+                    let head = Head { linear: &linear, panels: &panels, weight, bias: Some(bias) };
+                    let mut losses = vec![f32::NAN; rows];
+                    let mut scratch = vec![f32::NAN; s.scratch()];
+                    forward(simd, &s, x, &head, &targets, &mut losses, gradients, &mut scratch);
+                    losses
+                };
+                let scale = 0.25;
+                let mut d_x = vec![f32::NAN; x.len()];
+                let (mut d_weight, mut d_bias) = (vec![0.0; weight.len()], vec![0.0; vocabulary]);
+                let gradients = Gradients {
+                    scale,
+                    d_x: (&mut d_x, Write::Set),
+                    d_weight: &mut d_weight,
+                    d_bias: Some(&mut d_bias),
+                };
+                let losses = pass(&x, &weight, &bias, Some(gradients));
+                assert_eq!(losses, pass(&x, &weight, &bias, None), "the two passes differ");
+                for (row, loss) in losses.iter().enumerate() {
+                    let logit = |v: usize| -> f64 {
+                        f64::from(bias[v])
+                            + (0..width)
+                                .map(|c| f64::from(x[row * width + c]) * f64::from(weight[v * width + c]))
+                                .sum::<f64>()
+                    };
+                    let sum: f64 = (0..vocabulary).map(|v| logit(v).exp()).sum();
+                    let want = sum.ln() - logit(targets[row] as usize);
+                    assert!((f64::from(*loss) - want).abs() <= 1e-5, "{loss} is not {want}");
+                }
+                if vocabulary < 100 {
+                    let d_losses = vec![scale; rows];
+                    let pass = std::cell::RefCell::new(pass);
+                    gradient("x", &x, &d_x, &d_losses, |x| pass.borrow_mut()(x, &weight, &bias, None));
+                    gradient("weight", &weight, &d_weight, &d_losses, |weight| {
+                        pass.borrow_mut()(&x, weight, &bias, None)
+                    });
+                    gradient("bias", &bias, &d_bias, &d_losses, |bias| {
+                        pass.borrow_mut()(&x, &weight, bias, None)
+                    });
+                }
+            }
+        }
+    }
+}

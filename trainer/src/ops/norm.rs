@@ -1,0 +1,152 @@
+//! LayerNorm of each row (Ba, Kiros and Hinton 2016, eq. 4).
+//!
+//! Forward, with `m` the mean and `r = 1 / sqrt(var + eps)` of a row: `n = (x - m) r`, `y = n g + b`.
+//!
+//! Backward, with `e = d_y g` and `<.>` the mean over the row:
+//! `d_x = r (e - <e> - n <e n>)`, `d_g += d_y n`, `d_b += d_y`, rows in order.
+
+use crate::backend::Rows;
+use runtime::simd::product::Write;
+use runtime::simd::routines::{LANES, Unit};
+use runtime::simd::{Simd, Work};
+
+/// `moments` `[rows, 2]` keeps `m` and `r`.
+pub fn forward(
+    simd: &Simd,
+    s: &Rows,
+    x: &[f32],
+    gain: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+    moments: &mut [f32],
+) {
+    let rows = x.chunks_exact(s.width).zip(out.chunks_exact_mut(s.width)).zip(moments.chunks_exact_mut(2));
+    for ((x, out), moments) in rows {
+        let (mean, scale) = (simd.layer_norm)(x, gain, bias, s.eps, out);
+        moments[0] = mean;
+        moments[1] = scale;
+    }
+}
+
+/// The gradients; those of gain and bias are added to what is there.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    simd: &Simd,
+    s: &Rows,
+    x: &[f32],
+    gain: &[f32],
+    moments: &[f32],
+    d_out: &[f32],
+    d_x: (&mut [f32], Write),
+    d_gain: &mut [f32],
+    d_bias: Option<&mut [f32]>,
+) {
+    simd.run(Backward { s, x, gain, moments, d_out, d_x, d_gain, d_bias });
+}
+
+struct Backward<'a> {
+    s: &'a Rows,
+    x: &'a [f32],
+    gain: &'a [f32],
+    moments: &'a [f32],
+    d_out: &'a [f32],
+    d_x: (&'a mut [f32], Write),
+    d_gain: &'a mut [f32],
+    d_bias: Option<&'a mut [f32]>,
+}
+
+impl Work for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let Backward { s, x, gain, moments, d_out, d_x: (d_x, write), d_gain, mut d_bias } = self;
+        let (width, count) = (s.width, s.width as f32);
+        let (gain, d_gain) = (&gain[..width], &mut d_gain[..width]);
+        for row in 0..s.rows {
+            let (mean, scale) = (moments[2 * row], moments[2 * row + 1]);
+            let at = row * width;
+            let (x, d_out, d_x) = (&x[at..][..width], &d_out[at..][..width], &mut d_x[at..][..width]);
+            let (mut sum_e, mut sum_en) = ([0.0; LANES], [0.0; LANES]);
+            let ((whole_x, rest_x), (whole_d, rest_d), (whole_g, rest_g), (whole_dg, rest_dg)) = (
+                x.as_chunks::<LANES>(),
+                d_out.as_chunks::<LANES>(),
+                gain.as_chunks::<LANES>(),
+                d_gain.as_chunks_mut::<LANES>(),
+            );
+            for (((x, d), g), dg) in whole_x.iter().zip(whole_d).zip(whole_g).zip(whole_dg) {
+                for lane in 0..LANES {
+                    let (normed, e) = ((x[lane] - mean) * scale, d[lane] * g[lane]);
+                    sum_e[lane] += e;
+                    sum_en[lane] = unit.multiply_add(e, normed, sum_en[lane]);
+                    dg[lane] = unit.multiply_add(d[lane], normed, dg[lane]);
+                }
+            }
+            for (lane, (((x, d), g), dg)) in rest_x.iter().zip(rest_d).zip(rest_g).zip(rest_dg).enumerate() {
+                let (normed, e) = ((x - mean) * scale, d * g);
+                sum_e[lane] += e;
+                sum_en[lane] = unit.multiply_add(e, normed, sum_en[lane]);
+                *dg = unit.multiply_add(*d, normed, *dg);
+            }
+            let mean_e = unit.sum(&sum_e, |value| value) / count;
+            let mean_en = unit.sum(&sum_en, |value| value) / count;
+            let inputs = x.iter().zip(d_out).zip(gain);
+            match write {
+                Write::Set => {
+                    for (d_x, ((x, d), g)) in d_x.iter_mut().zip(inputs) {
+                        *d_x = scale * (d * g - mean_e - (x - mean) * scale * mean_en);
+                    }
+                }
+                Write::Accumulate => {
+                    for (d_x, ((x, d), g)) in d_x.iter_mut().zip(inputs) {
+                        *d_x += scale * (d * g - mean_e - (x - mean) * scale * mean_en);
+                    }
+                }
+            }
+            if let Some(d_bias) = &mut d_bias {
+                for (d_bias, d) in d_bias.iter_mut().zip(d_out) {
+                    *d_bias += d;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{gradient, values};
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        for simd in Simd::available() {
+            for width in [2, 3, 8, 15, 16, 17, 31, 33, 64, 97] {
+                let s = Rows { rows: 3, width, eps: 1e-5 };
+                let (x, gain, bias) = (values(3 * width, 1), values(width, 2), values(width, 3));
+                let d_out = values(3 * width, 4);
+                let run = |x: &[f32], gain: &[f32], bias: &[f32]| {
+                    let (mut out, mut moments) = (vec![0.0; x.len()], vec![0.0; 6]);
+                    forward(simd, &s, x, gain, Some(bias), &mut out, &mut moments);
+                    (out, moments)
+                };
+                let (_, moments) = run(&x, &gain, &bias);
+                let (mut d_x, mut d_gain, mut d_bias) =
+                    (vec![f32::NAN; x.len()], vec![0.0; width], vec![0.0; width]);
+                backward(
+                    simd,
+                    &s,
+                    &x,
+                    &gain,
+                    &moments,
+                    &d_out,
+                    (&mut d_x, Write::Set),
+                    &mut d_gain,
+                    Some(&mut d_bias),
+                );
+                gradient("x", &x, &d_x, &d_out, |x| run(x, &gain, &bias).0);
+                gradient("gain", &gain, &d_gain, &d_out, |gain| run(&x, gain, &bias).0);
+                gradient("bias", &bias, &d_bias, &d_out, |bias| run(&x, &gain, bias).0);
+            }
+        }
+    }
+}

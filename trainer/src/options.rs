@@ -1,1 +1,0 @@
-//! What a run is told: preset, file and flags.

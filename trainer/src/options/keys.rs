@@ -1,0 +1,336 @@
+//! The one list of what can be set: each key's name, kind, bounds and sentence.
+//!
+//! A key stands in a config file as it is written here and on the command line with dashes; both are checked against
+//! the same bounds. What a key means belongs to [`super::Options`].
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use formats::config::{MAX_CONTEXT, MAX_FEED_FORWARD, MAX_HEADS, MAX_LAYERS, MAX_WIDTH};
+use formats::{Error, Result};
+use toml::Value;
+
+/// What values a key takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A whole number, both bounds included.
+    Count(u64, u64),
+    /// A number from zero up to but not including one.
+    Fraction,
+    /// A number above zero, at most this.
+    Positive(f64),
+    /// A number from zero to this.
+    Amount(f64),
+    /// `true` or `false`.
+    Switch,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+}
+
+/// One thing that can be set.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name in a config file.
+    pub name: &'static str,
+    /// What values it takes.
+    pub kind: Kind,
+    /// Under which heading help lists it.
+    pub heading: &'static str,
+    /// What it does, for help.
+    pub about: &'static str,
+}
+
+const MODEL: &str = "Model";
+const TRAINING: &str = "Training";
+const RUN: &str = "Run";
+
+/// Keys that may change when a run is resumed: none of them changes what is learned up to a step.
+pub const CHANGEABLE: &[&str] = &["steps", "threads", "save_every", "keep", "progress"];
+
+/// Every key but `preset` and `data`.
+pub const KEYS: &[Key] = &[
+    key(MODEL, "tokenizer", Kind::Choice(&["characters", "bytes"]), "how text becomes tokens"),
+    key(MODEL, "block", Kind::Count(1, MAX_CONTEXT as u64), "tokens the model sees at once"),
+    key(MODEL, "width", Kind::Count(1, MAX_WIDTH as u64), "width of the residual stream"),
+    key(MODEL, "layers", Kind::Count(1, MAX_LAYERS as u64), "decoder layers"),
+    key(MODEL, "heads", Kind::Count(1, MAX_HEADS as u64), "attention heads; they share the width evenly"),
+    key(MODEL, "feed_forward", Kind::Count(1, MAX_FEED_FORWARD as u64), "hidden width; 4 x width unless set"),
+    key(MODEL, "activation", Kind::Choice(&["relu", "gelu-erf", "gelu-tanh"]), "feed-forward nonlinearity"),
+    key(
+        MODEL,
+        "attention_scale",
+        Kind::Choice(&["head-size", "width"]),
+        "what attention scores are divided by, as a root",
+    ),
+    key(MODEL, "norm_eps", Kind::Positive(1.0), "added to the variance in LayerNorm"),
+    key(MODEL, "norm_bias", Kind::Switch, "LayerNorm has a bias"),
+    key(MODEL, "qkv_bias", Kind::Switch, "the query-key-value projection has a bias"),
+    key(MODEL, "attention_bias", Kind::Switch, "the attention output projection has a bias"),
+    key(MODEL, "feed_forward_bias", Kind::Switch, "the feed-forward projections have biases"),
+    key(MODEL, "tied", Kind::Switch, "the head shares the token embedding"),
+    key(MODEL, "head_bias", Kind::Switch, "the head has a bias"),
+    key(
+        MODEL,
+        "dropout",
+        Kind::Fraction,
+        "part zeroed in training: embeddings, attention, both residual branches",
+    ),
+    key(MODEL, "init", Kind::Choice(&["torch", "gpt2"]), "how the parameters begin"),
+    key(TRAINING, "batch", Kind::Count(1, 1 << 20), "sequences in a step"),
+    key(TRAINING, "steps", Kind::Count(1, 9_999_999_999), "steps in all"),
+    key(TRAINING, "learning_rate", Kind::Positive(100.0), "the highest learning rate"),
+    key(TRAINING, "schedule", Kind::Choice(&["constant", "cosine"]), "learning rate after the warm-up"),
+    key(TRAINING, "final_learning_rate", Kind::Amount(100.0), "where a cosine ends"),
+    key(TRAINING, "warmup", Kind::Count(0, 9_999_999_999), "steps of linear rise"),
+    key(
+        TRAINING,
+        "decay_steps",
+        Kind::Count(1, 9_999_999_999),
+        "where a cosine ends; the first run's steps unless set",
+    ),
+    key(TRAINING, "beta1", Kind::Fraction, "AdamW: decay of the first moment"),
+    key(TRAINING, "beta2", Kind::Fraction, "AdamW: decay of the second moment"),
+    key(TRAINING, "eps", Kind::Positive(1.0), "AdamW: added to the root of the second moment"),
+    key(TRAINING, "weight_decay", Kind::Amount(1.0), "AdamW: decoupled weight decay"),
+    key(TRAINING, "decay", Kind::Choice(&["everything", "matrices"]), "which parameters decay"),
+    key(TRAINING, "clip", Kind::Amount(1e6), "largest gradient norm; 0 never clips"),
+    key(
+        TRAINING,
+        "eval_every",
+        Kind::Count(0, 9_999_999_999),
+        "steps from one evaluation to the next; 0 never evaluates",
+    ),
+    key(TRAINING, "eval_batches", Kind::Count(1, 1_000_000), "batches of each split in an evaluation"),
+    key(TRAINING, "seed", Kind::Count(0, i64::MAX as u64), "of everything random"),
+    key(
+        TRAINING,
+        "rng",
+        Kind::Choice(&["counter", "torch"]),
+        "whose random numbers: ours, or PyTorch's CPU generator",
+    ),
+    key(RUN, "device", Kind::Choice(&["auto", "cpu", "cuda"]), "where to compute"),
+    key(RUN, "threads", Kind::Count(1, 1024), "CPU threads; all unless set"),
+    key(RUN, "dtype", Kind::Choice(&["f16", "bf16", "f32"]), "type of the saved weights"),
+    key(
+        RUN,
+        "save_every",
+        Kind::Count(0, 9_999_999_999),
+        "steps from one checkpoint to the next; 0 saves at the end only",
+    ),
+    key(RUN, "keep", Kind::Count(1, 1_000_000), "checkpoints kept"),
+    key(RUN, "log_every", Kind::Count(1, 9_999_999_999), "steps from one logged step to the next"),
+    key(RUN, "sample", Kind::Count(0, 100_000_000), "tokens of the sample at the end"),
+    key(RUN, "progress", Kind::Choice(&["auto", "plain", "json", "off"]), "how progress is told, on stderr"),
+];
+
+const fn key(heading: &'static str, name: &'static str, kind: Kind, about: &'static str) -> Key {
+    Key { name, kind, heading, about }
+}
+
+impl Key {
+    /// The key called `name`.
+    pub fn find(name: &str) -> Option<&'static Key> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// Its flag on the command line.
+    pub fn flag(&self) -> String {
+        format!("--{}", self.name.replace('_', "-"))
+    }
+
+    /// What its values must be, in words.
+    fn expected(&self) -> String {
+        match self.kind {
+            Kind::Count(least, most) => format!("a whole number from {least} to {most}"),
+            Kind::Fraction => "a number from 0 up to, but not, 1".to_owned(),
+            Kind::Positive(most) => format!("a number above 0, at most {most}"),
+            Kind::Amount(most) => format!("a number from 0 to {most}"),
+            Kind::Switch => "true or false".to_owned(),
+            Kind::Choice(words) => format!("one of {}", words.join(", ")),
+        }
+    }
+
+    /// A config file's value, checked; a whole number where a fraction may stand becomes one.
+    pub fn check(&self, origin: &str, shown: &str, value: &Value) -> Result<Value> {
+        let real = |within: fn(f64, f64) -> bool, most: f64| {
+            let number = value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64))?;
+            within(number, most).then_some(Value::Float(number))
+        };
+        let checked = match self.kind {
+            Kind::Count(least, most) => value
+                .as_integer()
+                .and_then(|count| u64::try_from(count).ok())
+                .filter(|count| (least..=most).contains(count))
+                .map(|_| value.clone()),
+            Kind::Fraction => real(|x, most| (0.0..most).contains(&x), 1.0),
+            Kind::Positive(most) => real(|x, most| x > 0.0 && x <= most, most),
+            Kind::Amount(most) => real(|x, most| (0.0..=most).contains(&x), most),
+            Kind::Switch => value.as_bool().map(Value::Boolean),
+            Kind::Choice(words) => value.as_str().filter(|word| words.contains(word)).map(|_| value.clone()),
+        };
+        checked.ok_or_else(|| Error::config(origin, shown, value, self.expected()))
+    }
+
+    /// A flag's value, checked.
+    fn parse(&self, text: &str) -> Result<Value> {
+        let value = match self.kind {
+            Kind::Count(..) => text.parse().ok().map(Value::Integer),
+            Kind::Fraction | Kind::Positive(_) | Kind::Amount(_) => text.parse().ok().map(Value::Float),
+            Kind::Switch => text.parse().ok().map(Value::Boolean),
+            Kind::Choice(_) => None,
+        };
+        let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
+        self.check("command line", &self.flag(), &value)
+    }
+}
+
+/// The word of `words` that `word` was most likely meant to be, if any is near.
+pub fn nearest<'a>(word: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let typed = word.replace('-', "_");
+    let near = 1 + word.chars().count() / 3;
+    words
+        .map(|known| (distance(&typed, &known.replace('-', "_")), known))
+        .filter(|(d, _)| *d <= near)
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Flags of every key, as they were given.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    values: Vec<(&'static str, String)>,
+}
+
+impl Flags {
+    /// The keys set by flags, with their values checked.
+    pub fn values(&self) -> Result<Vec<(&'static str, Value)>> {
+        self.values
+            .iter()
+            .filter_map(|(name, text)| Key::find(name).map(|key| (key, text)))
+            .map(|(key, text)| Ok((key.name, key.parse(text)?)))
+            .collect()
+    }
+}
+
+impl clap::Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        KEYS.iter().fold(command, |command, key| {
+            let name = key.flag().trim_start_matches('-').to_owned();
+            let arg = Arg::new(key.name)
+                .long(name)
+                .help(format!("{}: {}", key.about, key.expected()))
+                .help_heading(key.heading)
+                .action(ArgAction::Set)
+                .allow_negative_numbers(true);
+            command.arg(match key.kind {
+                // `--tied` alone means true.
+                Kind::Switch => arg.value_name("BOOL").num_args(0..=1).default_missing_value("true"),
+                Kind::Choice(_) => arg.value_name("WORD"),
+                _ => arg.value_name("N"),
+            })
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Flags::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Flags, clap::Error> {
+        let values = KEYS
+            .iter()
+            .filter_map(|key| matches.get_one::<String>(key.name).map(|value| (key.name, value.clone())));
+        Ok(Flags { values: values.collect() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        *self = Flags::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Flags {
+    /// Flags as if typed.
+    pub(crate) fn of(values: &[(&'static str, &str)]) -> Flags {
+        Flags { values: values.iter().map(|(name, value)| (*name, (*value).to_owned())).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_and_the_options_have_the_same_keys() {
+        let options = crate::presets::find("gpt-zero").expect("a preset").settled();
+        let mut options =
+            crate::options::Options { threads: Some(1), ..options }.table().expect("plain data");
+        assert!(options.remove("preset").is_some());
+        let mut listed: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+        let mut held: Vec<&str> = options.keys().map(String::as_str).collect();
+        listed.sort_unstable();
+        held.sort_unstable();
+        assert_eq!(listed, held);
+        assert!(CHANGEABLE.iter().all(|name| Key::find(name).is_some()));
+    }
+
+    #[test]
+    fn every_bound_is_kept_and_named() {
+        for key in KEYS {
+            let refused: &[&str] = match key.kind {
+                Kind::Count(..) => &["-1", "1.5", "many", "99999999999999999999", ""],
+                Kind::Fraction => &["-0.1", "1", "nan", "inf", "x"],
+                Kind::Positive(_) | Kind::Amount(_) => &["-1e-9", "nan", "inf", "1e9", "-inf"],
+                Kind::Switch => &["1", "yes", ""],
+                Kind::Choice(_) => &["", "something", "3"],
+            };
+            for text in refused {
+                let error = key.parse(text).expect_err(key.name);
+                assert_eq!(error.exit_code(), 4);
+                let sentence = error.to_string();
+                assert!(sentence.contains(&key.flag()) && sentence.contains(&key.expected()), "{sentence}");
+            }
+            let accepted = match key.kind {
+                Kind::Count(least, most) => vec![least.to_string(), most.to_string()],
+                Kind::Fraction => vec!["0".to_owned(), "0.999999".to_owned()],
+                Kind::Positive(most) | Kind::Amount(most) => vec!["1e-12".to_owned(), most.to_string()],
+                Kind::Switch => vec!["true".to_owned(), "false".to_owned()],
+                Kind::Choice(words) => words.iter().map(|word| (*word).to_owned()).collect(),
+            };
+            for text in accepted {
+                key.parse(&text).expect(key.name);
+            }
+        }
+    }
+
+    #[test]
+    fn near_words_are_found_and_far_ones_are_not() {
+        let names = || KEYS.iter().map(|key| key.name);
+        for (typed, meant) in [
+            ("widht", "width"),
+            ("learning-rate", "learning_rate"),
+            ("lerning_rate", "learning_rate"),
+            ("layer", "layers"),
+        ] {
+            assert_eq!(nearest(typed, names()), Some(meant));
+        }
+        assert_eq!(nearest("xylophone", names()), None);
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+}

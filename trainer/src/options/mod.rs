@@ -1,0 +1,486 @@
+//! What a run is told: a preset, departed from by a config file, departed from by flags.
+//!
+//! The three say the same things under the same keys ([`keys`]). This room resolves them into one [`Options`],
+//! checks what single bounds cannot, and says which differences a resumed run may have. It never reads a text or
+//! makes a run directory.
+
+pub mod keys;
+
+pub use keys::{Flags, nearest};
+
+use crate::data::Alphabet;
+use crate::optimizer::{Decay, OptimizerOptions};
+use crate::presets;
+use crate::progress::ProgressMode;
+use crate::random::RngKind;
+use crate::schedule::{Curve, Schedule};
+use formats::checkpoint::{Dtype, source};
+use formats::config::{Activation, AttentionScale, Config, Position};
+use formats::layout::InitScheme;
+use formats::{Error, Result};
+use keys::{CHANGEABLE, KEYS, Key};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// Most tokens in one step: their ids are counted in 32 bits on some devices.
+const MAX_STEP_TOKENS: u64 = 1 << 31;
+/// Longest config file; ours are below 2 KiB.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Where a run computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Device {
+    /// The fastest there is.
+    Auto,
+    /// This processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+/// Everything a run is told but its text and its directory. [`KEYS`] documents each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Options {
+    /// The preset the run started from.
+    pub preset: String,
+    pub tokenizer: Alphabet,
+    pub block: usize,
+    pub width: usize,
+    pub layers: usize,
+    pub heads: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feed_forward: Option<usize>,
+    pub activation: Activation,
+    pub attention_scale: AttentionScale,
+    pub norm_eps: f64,
+    pub norm_bias: bool,
+    pub qkv_bias: bool,
+    pub attention_bias: bool,
+    pub feed_forward_bias: bool,
+    pub tied: bool,
+    pub head_bias: bool,
+    pub dropout: f64,
+    pub init: InitScheme,
+    pub batch: usize,
+    pub steps: u64,
+    pub learning_rate: f64,
+    pub schedule: Curve,
+    pub final_learning_rate: f64,
+    pub warmup: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_steps: Option<u64>,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    pub decay: Decay,
+    pub clip: f64,
+    pub eval_every: u64,
+    pub eval_batches: u64,
+    pub seed: u64,
+    pub rng: RngKind,
+    pub device: Device,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    pub dtype: Dtype,
+    pub save_every: u64,
+    pub keep: usize,
+    pub log_every: u64,
+    pub sample: usize,
+    pub progress: ProgressMode,
+}
+
+impl Options {
+    /// The model these options describe over `vocabulary` tokens, checked.
+    pub fn model(&self, vocabulary: usize) -> Result<Config> {
+        let config = Config {
+            vocabulary,
+            context: self.block,
+            width: self.width,
+            layers: self.layers,
+            heads: self.heads,
+            feed_forward: self.feed_forward.unwrap_or(4 * self.width),
+            position: Position::Learned,
+            activation: self.activation,
+            attention_scale: self.attention_scale,
+            norm_eps: self.norm_eps as f32,
+            norm_bias: self.norm_bias,
+            qkv_bias: self.qkv_bias,
+            attention_bias: self.attention_bias,
+            feed_forward_bias: self.feed_forward_bias,
+            tied: self.tied,
+            head_bias: self.head_bias,
+            dropout: self.dropout as f32,
+        };
+        config.validate("options")?;
+        Ok(config)
+    }
+
+    /// What the optimiser is told.
+    pub fn optimizer(&self) -> OptimizerOptions {
+        OptimizerOptions {
+            learning_rate: self.learning_rate as f32,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            eps: self.eps as f32,
+            weight_decay: self.weight_decay as f32,
+            decay: self.decay,
+            clip: self.clip as f32,
+        }
+    }
+
+    /// The learning rate's curve.
+    pub fn curve(&self) -> Schedule {
+        Schedule {
+            curve: self.schedule,
+            peak: self.learning_rate,
+            floor: self.final_learning_rate,
+            warmup: self.warmup,
+            decay_steps: self.decay_steps.unwrap_or(self.steps),
+        }
+    }
+
+    /// The same with every value that follows from others written out, so that changing `steps` later bends no curve
+    /// that a run has already followed.
+    pub fn settled(self) -> Options {
+        Options {
+            feed_forward: Some(self.feed_forward.unwrap_or(4 * self.width)),
+            decay_steps: Some(self.decay_steps.unwrap_or(self.steps)),
+            ..self
+        }
+    }
+
+    /// Checks what the bounds of single keys cannot. `origin` names where the values came from.
+    pub fn validate(&self, origin: &str) -> Result<()> {
+        self.model(1)?;
+        let tokens = self.batch as u64 * self.block as u64;
+        if tokens > MAX_STEP_TOKENS {
+            let expected = format!("at most {MAX_STEP_TOKENS}");
+            return Err(Error::config(origin, "batch x block", format!("{tokens} tokens"), expected));
+        }
+        if self.rng == RngKind::Torch && self.dropout > 0.0 {
+            let expected = "0 with rng torch, whose replay has no masks (or rng counter)";
+            return Err(Error::config(origin, "dropout", self.dropout, expected));
+        }
+        if self.schedule == Curve::Cosine && self.final_learning_rate > self.learning_rate {
+            let expected = format!("at most learning_rate ({})", self.learning_rate);
+            return Err(Error::config(origin, "final_learning_rate", self.final_learning_rate, expected));
+        }
+        Ok(())
+    }
+
+    /// The options as keys and values.
+    pub(crate) fn table(&self) -> Result<Table> {
+        Table::try_from(self).map_err(|error| Error::Internal(format!("options as TOML: {error}")))
+    }
+
+    /// What may not change when the run is resumed, key by key, as text that compares exactly.
+    pub fn fixed(&self) -> Result<BTreeMap<String, String>> {
+        let mut table = self.table()?;
+        CHANGEABLE.iter().for_each(|name| drop(table.remove(*name)));
+        Ok(table.into_iter().map(|(name, value)| (name, plain(&value))).collect())
+    }
+}
+
+/// A value as people write it: words without quotation marks.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Options and the text they are for: what `config.toml` holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    /// How to train.
+    pub options: Options,
+    /// On what.
+    pub data: Vec<PathBuf>,
+}
+
+impl Recipe {
+    /// Reads a `config.toml` of ours.
+    pub fn open(path: &Path) -> Result<Recipe> {
+        Request { config: Some(path.to_path_buf()), ..Request::default() }.resolve()
+    }
+
+    /// As a config file that [`Recipe::open`] and `--config` read.
+    pub fn to_toml(&self) -> Result<String> {
+        let mut table = self.options.table()?;
+        let data = self.data.iter().map(|path| {
+            let text = path.to_str().ok_or_else(|| {
+                Error::Usage(format!(
+                    "config.toml cannot hold the path {}, which is not UTF-8\n  help: give the text another name",
+                    path.display()
+                ))
+            });
+            text.map(|text| Value::String(text.to_owned()))
+        });
+        table.insert("data".to_owned(), Value::Array(data.collect::<Result<_>>()?));
+        toml::to_string(&table).map_err(|error| Error::Internal(format!("config as TOML: {error}")))
+    }
+}
+
+/// What was asked for, before it is resolved.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// `--preset`.
+    pub preset: Option<String>,
+    /// `--config`.
+    pub config: Option<PathBuf>,
+    /// `--data`.
+    pub data: Vec<PathBuf>,
+    /// Every other flag.
+    pub flags: Flags,
+}
+
+/// A config file's keys, checked one by one.
+#[derive(Default)]
+struct Given {
+    preset: Option<String>,
+    data: Vec<PathBuf>,
+    values: Table,
+}
+
+impl Request {
+    /// Whether it says what to train, and not only where.
+    pub fn names_a_model(&self) -> bool {
+        self.preset.is_some() || self.config.is_some()
+    }
+
+    /// Preset, then file, then flags.
+    pub fn resolve(&self) -> Result<Recipe> {
+        let given = self.given()?;
+        let preset = given.preset.as_deref().unwrap_or(presets::PRESETS[0].name);
+        let mut table = presets::find(preset)?.table()?;
+        table.extend(given.values);
+        let options = options(table)?;
+        options.validate(&self.origin())?;
+        Ok(Recipe { options, data: given.data })
+    }
+
+    /// What the run that `recorded` began is asked to be now. `run` names its directory.
+    ///
+    /// Values that are not asked for stay as recorded; a preset is asked for by its name, not value by value.
+    pub fn resume(&self, recorded: &Recipe, run: &Path) -> Result<Recipe> {
+        let given = self.given()?;
+        let mut table = recorded.options.table()?;
+        table.extend(given.values);
+        if let Some(preset) = given.preset {
+            table.insert("preset".to_owned(), Value::String(preset));
+        }
+        let options = options(table)?;
+        options.validate(&self.origin())?;
+        refuse_differences(&options, &recorded.options.fixed()?, run)?;
+        let data = if given.data.is_empty() { recorded.data.clone() } else { given.data };
+        Ok(Recipe { options, data })
+    }
+
+    /// File and flags laid over one another.
+    fn given(&self) -> Result<Given> {
+        let mut given = match &self.config {
+            Some(path) => read(path)?,
+            None => Given::default(),
+        };
+        if let Some(preset) = &self.preset {
+            given.preset = Some(preset.clone());
+        }
+        if !self.data.is_empty() {
+            given.data = self.data.clone();
+        }
+        for (name, value) in self.flags.values()? {
+            given.values.insert(name.to_owned(), value);
+        }
+        Ok(given)
+    }
+
+    fn origin(&self) -> String {
+        self.config.as_ref().map_or_else(|| "command line".to_owned(), |path| path.display().to_string())
+    }
+}
+
+/// Refuses options that differ from what a run was `started` with, naming each difference.
+pub fn refuse_differences(asked: &Options, started: &BTreeMap<String, String>, run: &Path) -> Result<()> {
+    let asked = asked.fixed()?;
+    let absent = "absent".to_owned();
+    let names: Vec<&String> = started
+        .keys()
+        .chain(asked.keys().filter(|name| !started.contains_key(*name)))
+        .filter(|name| started.get(*name) != asked.get(*name))
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let list = |values: &BTreeMap<String, String>| {
+        names.iter().map(|name| values.get(*name).unwrap_or(&absent).clone()).collect::<Vec<_>>().join(", ")
+    };
+    Err(Error::config(
+        run.display().to_string(),
+        names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", "),
+        list(&asked),
+        format!("{} as the run was started; other runs need another --out", list(started)),
+    ))
+}
+
+fn options(table: Table) -> Result<Options> {
+    table.try_into().map_err(|error| Error::Internal(format!("checked options: {error}")))
+}
+
+/// Reads a config file.
+fn read(path: &Path) -> Result<Given> {
+    let origin = path.display().to_string();
+    parse(&source::read_text(path, MAX_CONFIG_BYTES)?, &origin)
+}
+
+fn parse(text: &str, origin: &str) -> Result<Given> {
+    let table: Table = text.parse().map_err(|error: toml::de::Error| {
+        let line =
+            error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        Error::config(origin, format!("line {line}"), error.message(), "TOML, lines of `key = value`")
+    })?;
+    let mut given = Given::default();
+    for (name, value) in &table {
+        match (name.as_str(), Key::find(name)) {
+            ("preset", _) => match value.as_str() {
+                Some(preset) => given.preset = Some(preset.to_owned()),
+                None => return Err(Error::config(origin, name, value, "the name of a preset")),
+            },
+            ("data", _) => {
+                let paths: Option<Vec<PathBuf>> = match value {
+                    Value::String(path) => Some(vec![path.into()]),
+                    Value::Array(paths) => {
+                        paths.iter().map(|path| path.as_str().map(PathBuf::from)).collect()
+                    }
+                    _ => None,
+                };
+                given.data =
+                    paths.ok_or_else(|| Error::config(origin, name, value, "a list of text files"))?;
+            }
+            (_, Some(key)) => {
+                given.values.insert(name.clone(), key.check(origin, name, value)?);
+            }
+            (_, None) => {
+                let known = KEYS.iter().map(|key| key.name).chain(["preset", "data"]);
+                let hint = nearest(name, known)
+                    .map_or("one that `trainer train --help` lists".to_owned(), |near| format!("`{near}`"));
+                return Err(Error::config(origin, name, "not a key", hint));
+            }
+        }
+    }
+    Ok(given)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(preset: Option<&str>, flags: &[(&'static str, &str)]) -> Request {
+        Request { preset: preset.map(str::to_owned), flags: Flags::of(flags), ..Request::default() }
+    }
+
+    fn refused(text: &str) -> String {
+        parse(text, "my.toml").err().map_or_else(String::new, |error| error.to_string())
+    }
+
+    #[test]
+    fn flags_depart_from_the_file_and_the_file_from_the_preset() {
+        let folder = std::env::temp_dir().join(format!("lectern-options-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("my.toml");
+        std::fs::write(&path, "preset = \"nano-cpu\"\nbatch = 3\nclip = 2\ndata = \"a.txt\"\n")
+            .expect("a file");
+        let asked =
+            Request { config: Some(path.clone()), ..request(None, &[("batch", "5"), ("qkv_bias", "true")]) };
+        let recipe = asked.resolve().expect("a valid request");
+        assert_eq!(recipe.options.batch, 5);
+        assert_eq!(recipe.options.clip, 2.0);
+        assert_eq!(recipe.options.width, 128);
+        assert!(recipe.options.qkv_bias);
+        assert_eq!(recipe.data, [PathBuf::from("a.txt")]);
+
+        std::fs::write(&path, recipe.to_toml().expect("plain data")).expect("a file");
+        assert_eq!(Recipe::open(&path).expect("its own config"), recipe);
+        std::fs::remove_dir_all(&folder).expect("a folder of ours");
+    }
+
+    #[test]
+    fn every_preset_survives_its_own_config_file() {
+        for preset in presets::PRESETS {
+            let recipe = Recipe { options: preset.options().settled(), data: vec!["t".into()] };
+            let given = parse(&recipe.to_toml().expect("plain data"), "test").expect("our own keys");
+            let mut table = given.values;
+            table.insert("preset".into(), Value::String(preset.name.into()));
+            assert_eq!(options(table).expect("every key"), recipe.options);
+        }
+    }
+
+    #[test]
+    fn mistakes_in_a_file_are_named() {
+        assert!(refused("widht = 3").contains("widht is not a key, expected `width`"));
+        assert!(
+            refused("width = 0").contains("my.toml: width is 0, expected a whole number from 1 to 65536")
+        );
+        assert!(refused("width = \"wide\"").contains("width is \"wide\""));
+        assert!(refused("tied = 1").contains("true or false"));
+        assert!(refused("dropout = nan").contains("dropout is nan"));
+        assert!(refused("width = ").contains("line 1"));
+        assert!(refused("width = 1\nwidth = 2").contains("line 2"));
+        assert!(refused("data = 3").contains("data is 3"));
+        assert!(refused("[model]\nwidth = 3").contains("model is not a key"));
+        assert_eq!(refused("width = 64"), "");
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_name() {
+        for (flags, name) in [
+            (&[("rng", "torch"), ("dropout", "0.1")][..], "dropout"),
+            (&[("heads", "3")], "width"),
+            (&[("width", "60000"), ("heads", "3")], "heads"),
+            (&[("schedule", "cosine"), ("final_learning_rate", "1")], "final_learning_rate"),
+            (&[("batch", "1048576"), ("block", "1048576")], "batch x block"),
+        ] {
+            let error = request(Some("gpt-zero"), flags).resolve().expect_err(name);
+            assert!(error.exit_code() == 4 && error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_may_change_five_things() {
+        let options = presets::find("nano-cpu").expect("a preset").settled();
+        let recorded = Recipe { options, data: vec!["text".into()] };
+        let run = Path::new("runs/one");
+        let allowed =
+            [("steps", "9"), ("threads", "3"), ("save_every", "7"), ("keep", "4"), ("progress", "off")];
+        let resumed = request(None, &allowed).resume(&recorded, run).expect("changeable");
+        assert_eq!((resumed.options.steps, resumed.options.keep), (9, 4));
+        assert_eq!(resumed.options.decay_steps, Some(2000));
+        assert_eq!(resumed.data, recorded.data);
+        assert!(request(Some("nano-cpu"), &[("batch", "12")]).resume(&recorded, run).is_ok());
+
+        let table = recorded.options.table().expect("plain data");
+        for key in KEYS.iter().filter(|key| !CHANGEABLE.contains(&key.name)) {
+            let other = match key.name {
+                "heads" => "2".to_owned(),
+                "rng" => "torch".to_owned(),
+                _ => match key.kind {
+                    keys::Kind::Count(least, _) => (least + 1).to_string(),
+                    keys::Kind::Switch => (!table[key.name].as_bool().expect("a switch")).to_string(),
+                    keys::Kind::Choice(words) => {
+                        let other = words.iter().find(|word| Some(**word) != table[key.name].as_str());
+                        other.map(|word| (*word).to_owned()).expect("another word")
+                    }
+                    _ => "0.00042".to_owned(),
+                },
+            };
+            let flags =
+                if key.name == "width" { vec![("width", "64")] } else { vec![(key.name, other.as_str())] };
+            let error = request(None, &flags).resume(&recorded, run).expect_err(key.name);
+            assert!(error.to_string().contains(&format!("runs/one: {} is", key.name)), "{error}");
+        }
+        let error = request(Some("nano"), &[]).resume(&recorded, run).expect_err("another preset");
+        assert!(error.to_string().contains("preset is nano, expected nano-cpu"), "{error}");
+    }
+}

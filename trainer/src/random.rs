@@ -1,1 +1,0 @@
-//! Where a run's random numbers come from.
