@@ -10,6 +10,7 @@ mod memory;
 pub mod model;
 pub mod random;
 pub mod sampler;
+pub mod score;
 pub mod session;
 pub mod simd;
 mod team;

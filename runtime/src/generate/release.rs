@@ -107,9 +107,7 @@ mod tests {
         for (end, character) in whole.char_indices() {
             let past = &whole[..end + character.len_utf8()];
             let ending = texts.iter().enumerate().filter(|(_, stop)| past.ends_with(**stop));
-            if let Some((index, stop)) =
-                ending.max_by(|a, b| a.1.len().cmp(&b.1.len()).then(b.0.cmp(&a.0)))
-            {
+            if let Some((index, stop)) = ending.max_by(|a, b| a.1.len().cmp(&b.1.len()).then(b.0.cmp(&a.0))) {
                 return (past[..past.len() - stop.len()].to_string(), Some(index));
             }
         }
