@@ -77,7 +77,9 @@ impl Bench {
             }
             Ok(())
         })?;
-        let read = read_gb_per_s(model.threads())?;
+        // The machine's roof, not that of the threads in use.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).max(model.threads());
+        let read = read_gb_per_s(threads)?;
         let bytes = model.bytes_per_token();
         let decode_gb_per_s = decode.map(|rate| rate * bytes as f64 / 1e9);
         let seconds = begin.elapsed().as_secs_f64();
