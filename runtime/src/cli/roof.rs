@@ -79,7 +79,7 @@ fn sum(values: &[u64]) -> u64 {
 
 /// Bytes of all caches of the last level together, or 0 where the system does not tell: a machine may have one for
 /// every few of its processors, and each thread's part must not fit into its own.
-fn last_level_caches() -> usize {
+pub fn last_level_caches() -> usize {
     let mut level = 0;
     // By the processors that share it, so that each is counted once.
     let mut caches = BTreeMap::new();
@@ -140,6 +140,6 @@ mod tests {
     #[test]
     fn a_sum_misses_no_lane() {
         let values: Vec<u64> = (0..3 * LANES as u64).collect();
-        assert_eq!(sum(&values), values.iter().sum());
+        assert_eq!(sum(&values), values.iter().sum::<u64>());
     }
 }
