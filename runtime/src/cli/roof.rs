@@ -140,6 +140,6 @@ mod tests {
     #[test]
     fn a_sum_misses_no_lane() {
         let values: Vec<u64> = (0..3 * LANES as u64).collect();
-        assert_eq!(sum(&values), values.iter().sum());
+        assert_eq!(sum(&values), values.iter().sum::<u64>());
     }
 }
