@@ -268,3 +268,6 @@ impl Iterator for Generator<'_> {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

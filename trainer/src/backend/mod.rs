@@ -115,14 +115,14 @@ pub trait Backend: Sync + Sized {
         grads: &mut Self::Floats,
     );
 
-    /// See [`crate::ops::attention`]; `log_sums` keeps each row's normaliser a head.
+    /// See [`crate::ops::attention`]; `kept` is what the backward pass needs.
     fn attention(
         &self,
         s: &Heads,
         qkv: &Self::Values,
         mask: Mask,
         out: &mut Self::Values,
-        log_sums: &mut Self::Floats,
+        kept: &mut Self::Floats,
         scratch: &mut Self::Floats,
     );
     /// Its backward pass.
@@ -132,7 +132,7 @@ pub trait Backend: Sync + Sized {
         s: &Heads,
         qkv: &Self::Values,
         out: &Self::Values,
-        log_sums: &Self::Floats,
+        kept: &Self::Floats,
         mask: Mask,
         d_out: &Self::Values,
         d_qkv: &mut Self::Values,

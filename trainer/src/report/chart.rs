@@ -74,6 +74,8 @@ const BUCKETS: usize = 400;
 const MARKED_POINTS: usize = 400;
 /// Markers that stand apart; of more points only some are marked.
 const MARKERS: usize = 64;
+/// Height of the frame at least, as a part of the largest value.
+const LEAST_SPAN: f64 = 0.02;
 /// Height of a line of names.
 const NAME_HEIGHT: f64 = 16.0;
 
@@ -182,8 +184,9 @@ impl Chart<'_> {
                 high = top;
             }
         }
-        if high - low <= 1e-9 * high.abs() {
-            let room = (high.abs() * 0.1).max(1e-6);
+        // Values that hardly differ are shown as such, and their numbers stay short.
+        let room = ((LEAST_SPAN * high.abs().max(low.abs())).max(1e-6) - (high - low)) / 2.0;
+        if room > 0.0 {
             (low, high) = (if low == 0.0 { 0.0 } else { low - room }, high + room);
         }
         let step = round_step((high - low) / ((self.height - TOP - BOTTOM) / 42.0).max(2.0));
@@ -271,10 +274,7 @@ fn draw_lines(svg: &mut String, series: &Series, place: &dyn Fn(Point) -> Point)
         Mark::Circles | Mark::Diamonds => thinned(&points, MARKED_POINTS),
     };
     let weight = if series.mark == Mark::Thin { "thin" } else { "line" };
-    if let [only] = line[..] {
-        let (x, y) = place(only);
-        let _ = write!(svg, "<circle class=\"dot {}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.5\"/>", series.class);
-    } else if !line.is_empty() {
+    if line.len() > 1 {
         let _ = write!(
             svg,
             "<path class=\"{weight} {}\" d=\"{}\"/>",
@@ -290,10 +290,11 @@ fn draw_markers(
     place: &dyn Fn(Point) -> Point,
     inside: &dyn Fn(&Point) -> bool,
 ) {
-    if series.mark == Mark::Thin {
+    let points: Vec<Point> = drawable(&series.points).collect();
+    // A thin line has no markers, but a lone point is no line.
+    if series.mark == Mark::Thin && points.len() > 1 {
         return;
     }
-    let points: Vec<Point> = drawable(&series.points).collect();
     for (x, y) in thinned(&points, MARKERS).into_iter().filter(inside).map(place) {
         let _ = match series.mark {
             Mark::Diamonds => {
@@ -492,8 +493,8 @@ mod tests {
         let points = vec![(0.0, 1.0), (4999.0, 2.0)];
         let axis = chart(Scale::Settled, points).horizontal(750.0);
         assert_eq!(axis.ticks().last(), Some(5000.0));
-        let axis = chart(Scale::Settled, vec![(0.0, 1.0), (4500.0, 2.0)]).horizontal(750.0);
-        assert_eq!((axis.high, axis.ticks().last()), (4500.0, Some(4000.0)));
+        let axis = chart(Scale::Settled, vec![(0.0, 1.0), (4700.0, 2.0)]).horizontal(750.0);
+        assert_eq!((axis.high, axis.ticks().last()), (4700.0, Some(4000.0)));
     }
 
     #[test]
