@@ -5,9 +5,12 @@
 mod attention;
 mod cache;
 pub mod generate;
+mod linear;
 mod machine;
 mod memory;
 pub mod model;
+mod plan;
+mod prepared;
 pub mod random;
 pub mod sampler;
 pub mod session;

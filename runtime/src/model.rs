@@ -1,14 +1,22 @@
 //! A model on disk, mapped: what every session of it shares.
 
+use crate::prepared::Prepared;
 use crate::session::{Session, SessionOptions};
 use crate::simd::Simd;
-use formats::checkpoint::{GenerationConfig, Weights};
+use crate::team::{MAX_THREADS, Team};
+use formats::checkpoint::{Directory, GenerationConfig, Weights};
+use formats::layout::Role;
 use formats::tokenizer::Tokenizer;
-use formats::{Config, Layout, Result};
+use formats::{Config, Error, Layout, Result, families};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
-/// An opened model: immutable, mapped, cheap to clone, shared between threads freely.
+/// Below this many bytes of weights one thread is done before several have met.
+const WORTH_SHARING: u64 = 1 << 20;
+
+/// An opened model: immutable, mapped, cheap to clone, shared between threads freely. Sessions of one model compute
+/// in turns, on threads that the model keeps.
 #[derive(Clone, Debug)]
 pub struct Model {
     shared: Arc<Shared>,
@@ -21,8 +29,32 @@ pub struct ModelOptions {
     pub threads: Option<usize>,
 }
 
+/// What the clones of a [`Model`] share.
 #[derive(Debug)]
-struct Shared {}
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) layout: Layout,
+    pub(crate) weights: Weights,
+    pub(crate) prepared: Prepared,
+    pub(crate) simd: &'static Simd,
+    tokenizer: Option<Tokenizer>,
+    generation: GenerationConfig,
+    threads: usize,
+    /// Started with the first session: a model that is only looked at needs no threads.
+    team: Mutex<Option<Team>>,
+}
+
+impl Shared {
+    /// Lets `work` use the team when its turn has come, starting the team if need be.
+    pub(crate) fn with_team<T>(&self, work: impl FnOnce(&mut Team) -> Result<T>) -> Result<T> {
+        // A panic of an earlier turn went on in its own caller and left the team ready for the next.
+        let mut team = self.team.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *team {
+            Some(team) => work(team),
+            empty => work(empty.insert(Team::new(self.threads)?)),
+        }
+    }
+}
 
 impl Model {
     /// Opens a model directory: a run, its `model` link, or the model directory itself.
@@ -31,64 +63,109 @@ impl Model {
     }
 
     /// Opens a model directory with options.
-    pub fn open_with(_path: &Path, _options: &ModelOptions) -> Result<Model> {
-        todo!()
+    pub fn open_with(path: &Path, options: &ModelOptions) -> Result<Model> {
+        let Directory { config, layout, weights, tokenizer, generation, .. } = Directory::open(path)?;
+        Model::new(config, layout, weights, tokenizer, generation, options)
     }
 
     /// Opens a model held in memory: the texts of `config.json` and, if there is one, `tokenizer.json`, and the
     /// bytes of `model.safetensors`.
-    pub fn from_bytes(_config_json: &str, _weights: &[u8], _tokenizer_json: Option<&str>) -> Result<Model> {
-        todo!()
+    pub fn from_bytes(config_json: &str, weights: &[u8], tokenizer_json: Option<&str>) -> Result<Model> {
+        Model::from_bytes_with(config_json, weights, tokenizer_json, &ModelOptions::default())
     }
 
     /// The same with options.
     pub fn from_bytes_with(
-        _config_json: &str,
-        _weights: &[u8],
-        _tokenizer_json: Option<&str>,
-        _options: &ModelOptions,
+        config_json: &str,
+        weights: &[u8],
+        tokenizer_json: Option<&str>,
+        options: &ModelOptions,
     ) -> Result<Model> {
-        todo!()
+        let [config_name, weights_name, tokenizer_name] =
+            ["config.json", "model.safetensors", "tokenizer.json"].map(Path::new);
+        let config = families::read_config(config_json, config_name)?;
+        let layout = Layout::new(&config);
+        let tokenizer = tokenizer_json.map(|text| Tokenizer::from_json(text, tokenizer_name)).transpose()?;
+        if let Some(tokenizer) = tokenizer.as_ref().filter(|known| known.vocabulary() != config.vocabulary) {
+            let expected = format!("the {} of config.json", config.vocabulary);
+            return Err(Error::config("tokenizer.json", "vocabulary", tokenizer.vocabulary(), expected));
+        }
+        let weights = Weights::from_bytes(Arc::from(weights), &config, &layout, weights_name)?;
+        Model::new(config, layout, weights, tokenizer, GenerationConfig::default(), options)
+    }
+
+    fn new(
+        config: Config,
+        layout: Layout,
+        weights: Weights,
+        tokenizer: Option<Tokenizer>,
+        generation: GenerationConfig,
+        options: &ModelOptions,
+    ) -> Result<Model> {
+        let simd = Simd::best();
+        let threads = match options.threads {
+            Some(threads @ 1..=MAX_THREADS) => threads,
+            Some(threads) => {
+                return Err(Error::Usage(format!("threads is {threads}, expected 1 to {MAX_THREADS}")));
+            }
+            None if weights.bytes() < WORTH_SHARING => 1,
+            None => thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS),
+        };
+        let prepared = Prepared::new(&layout, &weights, simd)?;
+        let team = Mutex::new(None);
+        let shared = Shared { config, layout, weights, prepared, simd, tokenizer, generation, threads, team };
+        Ok(Model { shared: Arc::new(shared) })
     }
 
     /// The model's description.
     pub fn config(&self) -> &Config {
-        todo!()
+        &self.shared.config
     }
 
     /// Its list of parameters.
     pub fn layout(&self) -> &Layout {
-        todo!()
+        &self.shared.layout
     }
 
     /// Its tokenizer, if the directory holds one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
-        todo!()
+        self.shared.tokenizer.as_ref()
     }
 
     /// What its directory says about sampling.
     pub fn generation(&self) -> &GenerationConfig {
-        todo!()
+        &self.shared.generation
     }
 
     /// Its weights as stored.
     pub fn weights(&self) -> &Weights {
-        todo!()
+        &self.shared.weights
     }
 
     /// Number of threads that compute.
     pub fn threads(&self) -> usize {
-        todo!()
+        self.shared.threads
     }
 
     /// The table of routines in use.
     pub fn simd(&self) -> &'static Simd {
-        todo!()
+        self.shared.simd
     }
 
-    /// Bytes of weights read to decode one token.
+    /// Bytes of weights read to decode one token: every parameter as it is stored, but one row of an embedding
+    /// that is not the head too.
     pub fn bytes_per_token(&self) -> u64 {
-        todo!()
+        let Shared { layout, weights, .. } = &*self.shared;
+        let bytes = layout.iter().map(|(id, parameter)| {
+            let one_row = match parameter.role {
+                Role::TokenEmbedding => id != layout.head.weight,
+                Role::PositionEmbedding => true,
+                _ => false,
+            };
+            let values = if one_row { parameter.columns } else { parameter.len() };
+            (values * weights.tensor(id).dtype().size()) as u64
+        });
+        bytes.sum()
     }
 
     /// A session with an f16 cache as long as the model's context.
@@ -97,7 +174,12 @@ impl Model {
     }
 
     /// A session with options; memory that cannot be had is an error.
-    pub fn session_with(&self, _options: &SessionOptions) -> Result<Session> {
-        todo!()
+    pub fn session_with(&self, options: &SessionOptions) -> Result<Session> {
+        Session::new(self, options)
+    }
+
+    /// What the clones share.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 }
