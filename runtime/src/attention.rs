@@ -107,7 +107,8 @@ impl Attention<'_> {
         );
         let (qkv, mut keys, mut values, mut out, mut scores) = member.open(views)?;
         let heads = self.store(qkv, &mut keys, &mut values);
-        let pasts = keys.row(0).chunks_exact(self.head_len()).zip(values.row(0).chunks_exact(self.head_len()));
+        let pasts =
+            keys.row(0).chunks_exact(self.head_len()).zip(values.row(0).chunks_exact(self.head_len()));
         for (index, (head, (keys, values))) in heads.zip(pasts).enumerate() {
             for row in self.wanted..self.rows {
                 let out = &mut out.row(row)[index * self.head_size..][..self.head_size];

@@ -73,14 +73,7 @@ impl Projection<'_> {
         }
     }
 
-    fn product(
-        &self,
-        x: &[f32],
-        out: &mut Part<'_, f32>,
-        to: usize,
-        scratch: &mut [f32],
-        block: &mut [f32],
-    ) {
+    fn product(&self, x: &[f32], out: &mut Part<'_, f32>, to: usize, scratch: &mut [f32], block: &mut [f32]) {
         let columns = out.columns();
         let alone = out.rest(to).is_some();
         let step = if alone && self.panels.is_some() { columns.len() } else { GROUP };
@@ -88,9 +81,7 @@ impl Projection<'_> {
             let these = start..columns.end.min(start + step);
             // Cuts fall between panels, so a group begins with one.
             let panels = match self.panels {
-                Some(panels) => {
-                    &panels[start * self.inputs..][..packed_len(these.len(), self.inputs)]
-                }
+                Some(panels) => &panels[start * self.inputs..][..packed_len(these.len(), self.inputs)],
                 None => self.pack(these.clone(), scratch),
             };
             let product = |c_stride: usize, c: &mut [f32]| {
@@ -128,7 +119,13 @@ impl Projection<'_> {
 }
 
 /// Some of a weight's outputs in panels.
-pub(crate) fn pack(simd: &Simd, weight: Tensor<'_>, outputs: Range<usize>, inputs: usize, panels: &mut [f32]) {
+pub(crate) fn pack(
+    simd: &Simd,
+    weight: Tensor<'_>,
+    outputs: Range<usize>,
+    inputs: usize,
+    panels: &mut [f32],
+) {
     let range = outputs.start * inputs..outputs.end * inputs;
     let outputs = outputs.len();
     match weight {

@@ -96,7 +96,8 @@ impl Worker<'_, '_> {
         let width = model.config.width;
         let tokens = model.weights.tensor(layout.token_embedding);
         let positions = model.weights.tensor(layout.position_embedding);
-        let (mut out, mut spare) = self.member.open((Mine(out, Cut::Columns), Mine(pass.plan.normed, OWN)))?;
+        let (mut out, mut spare) =
+            self.member.open((Mine(out, Cut::Columns), Mine(pass.plan.normed, OWN)))?;
         let columns = out.columns();
         let spare = &mut spare.own()[..columns.len()];
         for (row, id) in pass.ids.iter().enumerate() {

@@ -183,3 +183,106 @@ impl Model {
         &self.shared
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::random::{Purpose, Stream};
+    use formats::checkpoint::Dtype;
+    use formats::config::{Activation, AttentionScale, Position};
+
+    /// A small model's description; its sizes are no multiples of anything that suits a processor.
+    pub(crate) fn config(layers: usize) -> Config {
+        Config {
+            vocabulary: 37,
+            context: 23,
+            width: 30,
+            layers,
+            heads: 3,
+            feed_forward: 50,
+            position: Position::Learned,
+            activation: Activation::GeluErf,
+            attention_scale: AttentionScale::HeadSize,
+            norm_eps: 1e-5,
+            norm_bias: true,
+            qkv_bias: true,
+            attention_bias: true,
+            feed_forward_bias: true,
+            tied: false,
+            head_bias: true,
+            dropout: 0.0,
+        }
+    }
+
+    /// A `model.safetensors` of random f32, large enough that every layer matters.
+    pub(crate) fn weights(config: &Config) -> Vec<u8> {
+        let layout = Layout::new(config);
+        let random = Stream::new(7, Purpose::Init);
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for stored in families::stored(config, &layout) {
+            let begin = data.len();
+            for _ in 0..stored.shape.iter().product() {
+                let value = random.uniform(0, data.len() as u64) - 0.5;
+                data.extend_from_slice(&value.to_le_bytes());
+            }
+            let entry = serde_json::json!({"dtype": "F32", "shape": stored.shape, "data_offsets": [begin, data.len()]});
+            header.insert(stored.name, entry);
+        }
+        let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header);
+        bytes.extend(data);
+        bytes
+    }
+
+    /// A random model of this description.
+    pub(crate) fn model(config: &Config, threads: usize) -> Model {
+        let json = families::config_json(config, Dtype::F32);
+        let options = ModelOptions { threads: Some(threads) };
+        Model::from_bytes_with(&json, &weights(config), None, &options).expect("a valid model")
+    }
+
+    #[test]
+    fn a_model_is_shared_by_threads_and_a_session_moves_between_them() {
+        fn shared<T: Clone + Send + Sync>() {}
+        fn moved<T: Send>() {}
+        shared::<Model>();
+        shared::<crate::session::Canceller>();
+        moved::<Session>();
+    }
+
+    #[test]
+    fn a_small_model_runs_on_one_thread_unless_told() {
+        let json = families::config_json(&config(1), Dtype::F32);
+        let model = Model::from_bytes(&json, &weights(&config(1)), None).expect("a valid model");
+        assert_eq!(model.threads(), 1);
+        assert_eq!(tests::model(&config(1), 3).threads(), 3);
+        for threads in [0, MAX_THREADS + 1] {
+            let options = ModelOptions { threads: Some(threads) };
+            let refused = Model::from_bytes_with(&json, &weights(&config(1)), None, &options);
+            assert!(matches!(refused, Err(Error::Usage(_))), "{threads}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let json = families::config_json(&config(1), Dtype::F32);
+        let tokenizer = Tokenizer::bytes().to_json();
+        let refused = Model::from_bytes(&json, &weights(&config(1)), Some(&tokenizer));
+        assert_eq!(refused.expect_err("256 is not 37").exit_code(), 4);
+        let refused = Model::from_bytes(&json, &weights(&config(2)), None);
+        assert_eq!(refused.expect_err("another model's weights").exit_code(), 3);
+    }
+
+    #[test]
+    fn a_token_reads_every_weight_but_the_other_rows_of_the_embeddings() {
+        for tied in [false, true] {
+            let config = Config { tied, ..config(2) };
+            let model = model(&config, 1);
+            let unread = if tied { 0 } else { config.vocabulary - 1 } + config.context - 1;
+            let read = model.layout().parameters() - unread * config.width;
+            assert_eq!(model.bytes_per_token(), 4 * read as u64, "tied: {tied}");
+        }
+    }
+}

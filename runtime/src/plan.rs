@@ -44,7 +44,8 @@ impl Plan {
         rows: usize,
         capacity: usize,
     ) -> Result<Plan> {
-        let mut planner = Planner { config, rows, slots, shelf: Vec::new(), outputs: Vec::new(), made: Ok(()) };
+        let mut planner =
+            Planner { config, rows, slots, shelf: Vec::new(), outputs: Vec::new(), made: Ok(()) };
         forward(&mut planner, layout);
         planner.made?;
         let outputs = planner.outputs;
@@ -90,7 +91,8 @@ impl Planner<'_> {
         let index = match self.shelf.iter().position(fits) {
             Some(index) => index,
             None => {
-                let place = self.slots.add(self.rows, columns, grain).map_err(|error| self.made = Err(error)).ok()?;
+                let place =
+                    self.slots.add(self.rows, columns, grain).map_err(|error| self.made = Err(error)).ok()?;
                 self.shelf.push(Shelved { place, columns, grain, free: true });
                 self.shelf.len() - 1
             }
@@ -149,16 +151,13 @@ impl Machine for Planner<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::tests::config;
 
     #[test]
     fn every_layer_uses_the_same_slots() {
-        for feed_forward in [16, 8, 24] {
-            let config = |layers: usize| {
-                let json = crate::model::tests::config(8, layers, feed_forward);
-                formats::families::read_config(&json, std::path::Path::new("test")).expect("a valid config")
-            };
+        for feed_forward in [50, 30, 90] {
             let bytes = |layers: usize| {
-                let (config, mut slots) = (config(layers), Slots::default());
+                let (config, mut slots) = (Config { feed_forward, ..config(layers) }, Slots::default());
                 let plan = Plan::new(&config, &Layout::new(&config), &mut slots, 2, 8, 8).expect("memory");
                 // One result for the embedding and the last norm, seven a layer.
                 assert_eq!(plan.outputs.len(), 2 + 7 * layers);

@@ -35,7 +35,8 @@ impl Prepared {
             }
             places[id.index()] = Some(place);
         }
-        let layers = layout.layers.iter().flat_map(|layer| [layer.qkv, layer.attention_out, layer.up, layer.down]);
+        let layers =
+            layout.layers.iter().flat_map(|layer| [layer.qkv, layer.attention_out, layer.up, layer.down]);
         let linears = || layers.clone().chain([layout.head]);
         let panels: usize = linears().map(|linear| packed_len(linear.outputs, linear.inputs)).sum();
         if panels * size_of::<f32>() <= SMALL {

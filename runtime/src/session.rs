@@ -209,7 +209,10 @@ impl Session {
         }
         let vocabulary = self.model.config().vocabulary;
         if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(Error::Usage(format!("there is no id {id}: the vocabulary ends at {}", vocabulary - 1)));
+            return Err(Error::Usage(format!(
+                "there is no id {id}: the vocabulary ends at {}",
+                vocabulary - 1
+            )));
         }
         Ok(())
     }
@@ -228,3 +231,6 @@ impl Session {
         model.with_team(|team| team.run(slots, cancelled, &|member| pass.work(member)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -291,9 +291,8 @@ mod tests {
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
             team.run(&mut slots, &go, &|member| {
                 let cut = if member.index() == 0 { Cut::Columns } else { Cut::Rows { rows: 2 } };
-                let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
-                    member.open((Mine(slot, cut),)).map(drop)
-                }));
+                let outcome =
+                    panic::catch_unwind(AssertUnwindSafe(|| member.open((Mine(slot, cut),)).map(drop)));
                 met.wait();
                 match outcome {
                     Ok(outcome) => outcome,

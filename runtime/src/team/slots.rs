@@ -454,7 +454,8 @@ impl<'a> Member<'a> {
         let touches = accesses.touches();
         let touches = touches.as_ref();
         for (index, touch) in touches.iter().enumerate() {
-            let alone = touches[..index].iter().all(|other| other.slot != touch.slot || other.code | touch.code == 0);
+            let alone =
+                touches[..index].iter().all(|other| other.slot != touch.slot || other.code | touch.code == 0);
             assert!(alone, "one slot is opened twice at once");
         }
         let seen_otherwise = |touch: &Touch| {
