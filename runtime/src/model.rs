@@ -190,6 +190,7 @@ pub(crate) mod tests {
     use crate::random::{Purpose, Stream};
     use formats::checkpoint::Dtype;
     use formats::config::{Activation, AttentionScale, Position};
+    use half::{bf16, f16};
 
     /// A small model's description; its sizes are no multiples of anything that suits a processor.
     pub(crate) fn config(layers: usize) -> Config {
@@ -214,8 +215,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// A `model.safetensors` of random f32, large enough that every layer matters.
-    pub(crate) fn weights(config: &Config) -> Vec<u8> {
+    /// A `model.safetensors` of random numbers, large enough that every layer matters.
+    pub(crate) fn weights(config: &Config, dtype: Dtype) -> Vec<u8> {
         let layout = Layout::new(config);
         let random = Stream::new(7, Purpose::Init);
         let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
@@ -223,9 +224,13 @@ pub(crate) mod tests {
             let begin = data.len();
             for _ in 0..stored.shape.iter().product() {
                 let value = random.uniform(0, data.len() as u64) - 0.5;
-                data.extend_from_slice(&value.to_le_bytes());
+                match dtype {
+                    Dtype::F32 => data.extend_from_slice(&value.to_le_bytes()),
+                    Dtype::F16 => data.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
+                    Dtype::Bf16 => data.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
+                }
             }
-            let entry = serde_json::json!({"dtype": "F32", "shape": stored.shape, "data_offsets": [begin, data.len()]});
+            let entry = serde_json::json!({"dtype": dtype.name().to_uppercase(), "shape": stored.shape, "data_offsets": [begin, data.len()]});
             header.insert(stored.name, entry);
         }
         let mut header = serde_json::Value::Object(header).to_string().into_bytes();
@@ -238,9 +243,14 @@ pub(crate) mod tests {
 
     /// A random model of this description.
     pub(crate) fn model(config: &Config, threads: usize) -> Model {
-        let json = families::config_json(config, Dtype::F32);
+        stored_as(config, threads, Dtype::F32)
+    }
+
+    /// The same with weights of another type.
+    pub(crate) fn stored_as(config: &Config, threads: usize, dtype: Dtype) -> Model {
+        let json = families::config_json(config, dtype);
         let options = ModelOptions { threads: Some(threads) };
-        Model::from_bytes_with(&json, &weights(config), None, &options).expect("a valid model")
+        Model::from_bytes_with(&json, &weights(config, dtype), None, &options).expect("a valid model")
     }
 
     #[test]
@@ -255,12 +265,12 @@ pub(crate) mod tests {
     #[test]
     fn a_small_model_runs_on_one_thread_unless_told() {
         let json = families::config_json(&config(1), Dtype::F32);
-        let model = Model::from_bytes(&json, &weights(&config(1)), None).expect("a valid model");
+        let model = Model::from_bytes(&json, &weights(&config(1), Dtype::F32), None).expect("a valid model");
         assert_eq!(model.threads(), 1);
         assert_eq!(tests::model(&config(1), 3).threads(), 3);
         for threads in [0, MAX_THREADS + 1] {
             let options = ModelOptions { threads: Some(threads) };
-            let refused = Model::from_bytes_with(&json, &weights(&config(1)), None, &options);
+            let refused = Model::from_bytes_with(&json, &weights(&config(1), Dtype::F32), None, &options);
             assert!(matches!(refused, Err(Error::Usage(_))), "{threads}");
         }
     }
@@ -269,9 +279,9 @@ pub(crate) mod tests {
     fn what_does_not_fit_together_is_refused() {
         let json = families::config_json(&config(1), Dtype::F32);
         let tokenizer = Tokenizer::bytes().to_json();
-        let refused = Model::from_bytes(&json, &weights(&config(1)), Some(&tokenizer));
+        let refused = Model::from_bytes(&json, &weights(&config(1), Dtype::F32), Some(&tokenizer));
         assert_eq!(refused.expect_err("256 is not 37").exit_code(), 4);
-        let refused = Model::from_bytes(&json, &weights(&config(2)), None);
+        let refused = Model::from_bytes(&json, &weights(&config(2), Dtype::F32), None);
         assert_eq!(refused.expect_err("another model's weights").exit_code(), 3);
     }
 
@@ -279,10 +289,10 @@ pub(crate) mod tests {
     fn a_token_reads_every_weight_but_the_other_rows_of_the_embeddings() {
         for tied in [false, true] {
             let config = Config { tied, ..config(2) };
-            let model = model(&config, 1);
+            let model = stored_as(&config, 1, Dtype::Bf16);
             let unread = if tied { 0 } else { config.vocabulary - 1 } + config.context - 1;
             let read = model.layout().parameters() - unread * config.width;
-            assert_eq!(model.bytes_per_token(), 4 * read as u64, "tied: {tied}");
+            assert_eq!(model.bytes_per_token(), 2 * read as u64, "tied: {tied}");
         }
     }
 }

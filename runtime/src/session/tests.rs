@@ -1,7 +1,8 @@
 use super::*;
-use crate::model::tests::{config, model};
+use crate::model::tests::{config, model, stored_as};
 use formats::Config;
 use formats::architecture::{Machine, forward};
+use formats::checkpoint::Dtype;
 use formats::config::{Activation, AttentionScale};
 use formats::layout::{Layout, Linear, Norm, ParameterId};
 
@@ -212,6 +213,29 @@ fn every_kind_of_model_gives_the_reference_logits() {
     }
 }
 
+/// A model too large to be kept packed.
+fn large() -> Config {
+    Config { vocabulary: 300, width: 480, heads: 5, feed_forward: 1920, ..config(1) }
+}
+
+#[test]
+fn every_type_of_weights_packed_or_not_gives_the_reference_logits() {
+    for config in [config(2), large()] {
+        for dtype in Dtype::ALL {
+            let model = stored_as(&config, 2, dtype);
+            let ids = ids(config.context);
+            let expected = Reference::logits(&model, &ids);
+            for length in [1, 4, 23] {
+                let found = each(&mut session(&model, CacheType::F32, 256), &ids, &[length]);
+                for (found, expected) in found.iter().zip(&expected) {
+                    let difference = difference(found, expected);
+                    assert!(difference < 1e-5, "{difference:e}: {dtype} in pieces of {length}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_half_precision_cache_stays_close() {
     let model = model(&config(2), 1);
@@ -225,8 +249,7 @@ fn a_half_precision_cache_stays_close() {
 
 #[test]
 fn any_thread_count_gives_the_same_bytes() {
-    let large = Config { vocabulary: 300, width: 480, heads: 5, feed_forward: 1920, ..config(1) };
-    for config in [config(3), large] {
+    for config in [config(3), large()] {
         for cache in [CacheType::F16, CacheType::F32] {
             for pieces in [&[1][..], &[23], &[5, 1, 9]] {
                 let logits =
@@ -362,7 +385,9 @@ fn sessions_of_one_model_take_turns() {
     });
     // A visitor may use another session of the same model.
     let (mut outer, mut inner) = (session(&model, CacheType::F16, 3), session(&model, CacheType::F16, 3));
-    let mut visit = |_: usize, _: &[f32]| drop(inner.feed(&[1]).expect("valid ids").len());
+    let mut visit = |_: usize, _: &[f32]| {
+        inner.feed(&[1]).expect("valid ids");
+    };
     outer.feed_each(&ids(5), &mut visit).expect("valid ids");
 }
 

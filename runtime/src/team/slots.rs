@@ -438,6 +438,7 @@ impl<'a> Member<'a> {
     }
 
     /// The member's number in its team.
+    #[cfg(test)]
     pub(crate) fn index(&self) -> usize {
         self.index
     }
