@@ -5,7 +5,6 @@
 //! and decode read them there by the same code: what was cached and what is recomputed are the same numbers.
 
 use crate::cache::Past;
-use crate::machine::FEW;
 use crate::simd::Simd;
 use crate::team::{Cut, Element, Member, Mine, Part, Place, Whole};
 use formats::Result;
@@ -60,8 +59,6 @@ pub(crate) struct Attention<'a> {
     pub(crate) rows: usize,
     /// Position of the first.
     pub(crate) first: usize,
-    /// The first row whose result is wanted; all rows' keys and values are stored.
-    pub(crate) wanted: usize,
     /// Heads.
     pub(crate) heads: usize,
     /// Width of one.
@@ -70,62 +67,47 @@ pub(crate) struct Attention<'a> {
     pub(crate) capacity: usize,
     /// Factor on the scores.
     pub(crate) scale: f32,
-    /// For each member, room for a score of every position.
-    pub(crate) scores: (Place<f32>, Cut),
 }
 
 impl Attention<'_> {
-    /// Stores the new rows' keys and values and attends.
-    pub(crate) fn run<T: Cached>(
+    /// Stores the new rows' keys and values and attends, dealing heads: what a member attends to it has stored
+    /// itself, so nobody waits. For few rows. `scores` has room for every position.
+    pub(crate) fn by_heads<T: Cached>(
         &self,
         member: &mut Member<'_>,
         qkv: Place<f32>,
         past: Past<T>,
         out: Place<f32>,
-    ) -> Result<()> {
-        if self.rows - self.wanted <= FEW {
-            self.by_heads(member, qkv, past, out)
-        } else {
-            self.by_rows(member, qkv, past, out)
-        }
-    }
-
-    /// Deals heads: what a member attends to it has stored itself, so nobody waits. For few rows.
-    fn by_heads<T: Cached>(
-        &self,
-        member: &mut Member<'_>,
-        qkv: Place<f32>,
-        past: Past<T>,
-        out: Place<f32>,
+        scores: &mut [f32],
     ) -> Result<()> {
         let views = (
             Whole(qkv),
             Mine(past.keys, Cut::Columns),
             Mine(past.values, Cut::Columns),
             Mine(out, Cut::Columns),
-            Mine(self.scores.0, self.scores.1),
         );
-        let (qkv, mut keys, mut values, mut out, mut scores) = member.open(views)?;
+        let (qkv, mut keys, mut values, mut out) = member.open(views)?;
         let heads = self.store(qkv, &mut keys, &mut values);
         let pasts =
             keys.row(0).chunks_exact(self.head_len()).zip(values.row(0).chunks_exact(self.head_len()));
         for (index, (head, (keys, values))) in heads.zip(pasts).enumerate() {
-            for row in self.wanted..self.rows {
+            for row in 0..self.rows {
                 let out = &mut out.row(row)[index * self.head_size..][..self.head_size];
-                self.attend(qkv, row, head, keys, values, scores.own(), out);
+                self.attend(qkv, row, head, keys, values, scores, out);
             }
         }
         Ok(())
     }
 
-    /// Deals rows by the work in them: every row's keys must be stored before anyone attends, which costs a
-    /// barrier. For many rows.
-    fn by_rows<T: Cached>(
+    /// The same, dealing rows by the work in them: every row's keys must be stored before anyone attends, which
+    /// costs a barrier. For many rows.
+    pub(crate) fn by_rows<T: Cached>(
         &self,
         member: &mut Member<'_>,
         qkv: Place<f32>,
         past: Past<T>,
         out: Place<f32>,
+        scores: &mut [f32],
     ) -> Result<()> {
         let views = (Whole(qkv), Mine(past.keys, Cut::Columns), Mine(past.values, Cut::Columns));
         let (new, mut keys, mut values) = member.open(views)?;
@@ -133,16 +115,15 @@ impl Attention<'_> {
 
         let cut = Cut::Causal { rows: self.rows, first: self.first };
         let cancelled = member.cancelled();
-        let scores = Mine(self.scores.0, self.scores.1);
-        let views = (Whole(qkv), Whole(past.keys), Whole(past.values), Mine(out, cut), scores);
-        let (qkv, keys, values, mut out, mut scores) = member.open(views)?;
+        let views = (Whole(qkv), Whole(past.keys), Whole(past.values), Mine(out, cut));
+        let (qkv, keys, values, mut out) = member.open(views)?;
         let pasts = keys.chunks_exact(self.head_len()).zip(values.chunks_exact(self.head_len()));
         // Heads outside, rows inside: a head's past stays in the processor's cache over all rows.
         for (head, (keys, values)) in pasts.enumerate() {
             cancelled.check()?;
-            for row in out.rows().filter(|row| *row >= self.wanted) {
+            for row in out.rows() {
                 let out = &mut out.row(row)[head * self.head_size..][..self.head_size];
-                self.attend(qkv, row, head, keys, values, scores.own(), out);
+                self.attend(qkv, row, head, keys, values, scores, out);
             }
         }
         Ok(())
@@ -172,7 +153,6 @@ impl Attention<'_> {
     }
 
     /// One row, one head: `keys` and `values` are the head's, `[capacity, head_size]`.
-    #[allow(clippy::too_many_arguments)] // every argument is another array; a struct would only rename them
     fn attend<T: Cached>(
         &self,
         qkv: &[f32],

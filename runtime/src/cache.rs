@@ -41,6 +41,15 @@ impl Cache {
         })
     }
 
+    /// Bytes that `capacity` positions take.
+    pub(crate) fn bytes(config: &Config, capacity: usize, cache: CacheType) -> u64 {
+        let element = match cache {
+            CacheType::F16 => size_of::<f16>(),
+            CacheType::F32 => size_of::<f32>(),
+        };
+        2 * (config.layers * config.width) as u64 * capacity as u64 * element as u64
+    }
+
     /// Copies the first `positions` of another cache of the same shape and type.
     pub(crate) fn copy_from(
         &self,

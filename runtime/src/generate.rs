@@ -1,1 +1,273 @@
 //! An iterator of tokens with their text.
+//!
+//! A [`Generator`] borrows a session, feeds it the prompt and then each token it chose, and lends the text that has
+//! become certain: a character that is not whole yet and a beginning of a stop string are held back. After the
+//! first token it allocates nothing. Holds no numbers of the model; chooses through [`crate::sampler`].
+
+mod release;
+
+use crate::model::Model;
+use crate::sampler::{Sampler, Sampling, Token};
+use crate::session::Session;
+use formats::tokenizer::Utf8Stream;
+use formats::{Error, Result};
+use release::Release;
+
+/// What happens when the context is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AtContext {
+    /// Each further token is computed from the window of the last `context` ids, from its start: exact, and as
+    /// costly as a prompt of that length for every token.
+    #[default]
+    Slide,
+    /// Generation ends.
+    Stop,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model chose an id that ends a text; it is not among the tokens.
+    EndOfText,
+    /// The stop string of this index was generated; it is not in the text.
+    Stop(usize),
+    /// As many tokens as were asked for.
+    Length,
+    /// The context is full, and it was to stop there.
+    Context,
+    /// Another thread asked for it.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// The word for it in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::EndOfText => "end_of_text",
+            FinishReason::Stop(_) => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Context => "context",
+            FinishReason::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// How a [`Generator`] chooses and when it ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Most tokens it gives.
+    pub max_tokens: usize,
+    /// Texts that end generation.
+    pub stop: Vec<String>,
+    /// What happens when the context is full.
+    pub at_context: AtContext,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Same seed, same logits, same tokens.
+    pub seed: u64,
+    /// Ids that end a text.
+    pub end: Vec<u32>,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> GenerateOptions {
+        GenerateOptions {
+            max_tokens: 256,
+            stop: Vec::new(),
+            at_context: AtContext::default(),
+            sampling: Sampling::default(),
+            seed: 0,
+            end: Vec::new(),
+        }
+    }
+}
+
+impl GenerateOptions {
+    /// What the model's own directory asks for, and the defaults where it is silent.
+    pub fn of(model: &Model) -> GenerateOptions {
+        let generation = model.generation();
+        GenerateOptions {
+            sampling: Sampling::of(generation),
+            end: generation.eos_token_id.clone(),
+            ..GenerateOptions::default()
+        }
+    }
+}
+
+/// Generates tokens, one a call of [`Iterator::next`]; their text is lent by [`Generator::text`].
+#[derive(Debug)]
+pub struct Generator<'session> {
+    session: &'session mut Session,
+    model: Model,
+    sampler: Sampler,
+    options: GenerateOptions,
+    /// The ids behind the next logits, fed or not, as far back as a window can reach.
+    ids: Vec<u32>,
+    /// How many of them, at the end, the session has not been fed.
+    pending: usize,
+    given: usize,
+    utf8: Utf8Stream,
+    release: Release,
+    tail: String,
+    finish: Option<FinishReason>,
+    failed: bool,
+    slid: bool,
+}
+
+impl<'session> Generator<'session> {
+    /// Continues what `session` holds, then `prompt`. When both are empty it starts from the model's bos id, or
+    /// from id 0 if it has none.
+    pub fn new(
+        session: &'session mut Session,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<Generator<'session>> {
+        let model = session.model().clone();
+        let vocabulary = model.config().vocabulary;
+        if let Some((index, id)) = prompt.iter().enumerate().find(|(_, id)| **id as usize >= vocabulary) {
+            return Err(Error::Usage(format!(
+                "id {id} at place {index} of the prompt lies past the vocabulary of {vocabulary}"
+            )));
+        }
+        if model.tokenizer().is_none() && !options.stop.is_empty() {
+            return Err(Error::Usage("stop strings need a tokenizer, and this model has none".into()));
+        }
+        let start = [model.generation().bos_token_id.unwrap_or(0)];
+        let prompt = if prompt.is_empty() && session.position() == 0 { &start } else { prompt };
+        let context = session.context();
+        let length = session.position() + prompt.len();
+        if options.at_context == AtContext::Stop && length > context {
+            return Err(Error::Usage(format!(
+                "a prompt of {length} ids does not fit into the context of {context}; shorten it, or let the \
+                 window slide"
+            )));
+        }
+
+        // The window moves to the front when twice the context is full, so this room is enough for ever.
+        let room = length.min(2 * context).saturating_add(options.max_tokens).min(2 * context);
+        let mut ids: Vec<u32> = Vec::new();
+        ids.try_reserve_exact(room).map_err(|_| Error::Memory {
+            what: format!("a history of {room} ids"),
+            needed: (room * size_of::<u32>()) as u64,
+            available: 0,
+            help: "generate fewer tokens".into(),
+        })?;
+        let known = session.ids().iter().chain(prompt);
+        ids.extend(known.skip(length.saturating_sub(2 * context)));
+        // Logits are not kept between generators: a session that is only to go on is fed its last id again.
+        let pending = if prompt.is_empty() {
+            session.rewind(session.position() - 1)?;
+            1
+        } else {
+            prompt.len()
+        };
+        Ok(Generator {
+            sampler: Sampler::new(options.sampling, options.seed, vocabulary)?,
+            release: Release::new(&options.stop)?,
+            options: options.clone(),
+            session,
+            model,
+            ids,
+            pending,
+            given: 0,
+            utf8: Utf8Stream::default(),
+            tail: String::new(),
+            finish: None,
+            failed: false,
+            slid: false,
+        })
+    }
+
+    /// The text that the last token made certain; empty where the model has no tokenizer.
+    pub fn text(&self) -> &str {
+        self.release.text()
+    }
+
+    /// The text still held back when generation ended, after the last token's.
+    pub fn tail(&self) -> &str {
+        &self.tail
+    }
+
+    /// Why generation ended; `None` while it has not, or when it ended in an error.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    /// Whether the context is full and every token recomputes its window.
+    pub fn slid(&self) -> bool {
+        self.slid
+    }
+
+    fn advance(&mut self) -> Result<Option<Token>> {
+        if self.given >= self.options.max_tokens {
+            self.end(FinishReason::Length);
+            return Ok(None);
+        }
+        let context = self.session.context();
+        let fresh = self.ids.len() - self.pending.min(self.ids.len());
+        let slides = self.session.position() + self.pending > context;
+        let window = self.ids.len().saturating_sub(context);
+        let logits = if slides {
+            self.slid = true;
+            self.session.rewind(0)?;
+            self.session.feed(&self.ids[window..])?
+        } else {
+            self.session.feed(&self.ids[fresh..])?
+        };
+        let token = self.sampler.sample(logits, &self.ids[window..])?;
+        if self.options.end.contains(&token.id) {
+            self.end(FinishReason::EndOfText);
+            return Ok(None);
+        }
+
+        if self.ids.len() >= 2 * context {
+            self.ids.drain(..self.ids.len() - context);
+        }
+        self.ids.push(token.id);
+        self.pending = 1;
+        self.given += 1;
+
+        let bytes = self.model.tokenizer().and_then(|tokenizer| tokenizer.token(token.id));
+        let stopped = self.release.push(self.utf8.push(bytes.unwrap_or_default()));
+        if let Some(index) = stopped {
+            self.finish = Some(FinishReason::Stop(index));
+        } else if self.given >= self.options.max_tokens {
+            self.end(FinishReason::Length);
+        } else if self.options.at_context == AtContext::Stop && self.session.position() >= context {
+            self.end(FinishReason::Context);
+        }
+        Ok(Some(token))
+    }
+
+    /// Ends generation and gives out what was held back: no stop string can be completed any more, except by the
+    /// replacement character of an unfinished one.
+    fn end(&mut self, reason: FinishReason) {
+        self.finish = Some(reason);
+        self.release.flush(self.utf8.finish(), &mut self.tail);
+    }
+}
+
+impl Iterator for Generator<'_> {
+    type Item = Result<Token>;
+
+    fn next(&mut self) -> Option<Result<Token>> {
+        self.release.clear();
+        if self.finish.is_some() || self.failed {
+            return None;
+        }
+        match self.advance() {
+            Err(Error::Cancelled) => {
+                self.end(FinishReason::Cancelled);
+                None
+            }
+            Err(error) => {
+                self.failed = true;
+                Some(Err(error))
+            }
+            Ok(token) => token.map(Ok),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

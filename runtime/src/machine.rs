@@ -1,178 +1,278 @@
-//! One thread of a session at work: [`forward`] walked by every member of the team, side by side.
+//! One thread of a session at work: the model's operations over the slots its team shares.
 //!
-//! A projection deals its output columns, a norm of many rows its rows, attention its heads or its rows; what is
-//! done element by element is done in place, on the columns the member wrote before. A number is computed by one
-//! member, by the same instructions whichever member that is, so the thread count changes no bit.
-//!
-//! With few rows every member computes a norm for itself, which is cheaper than waiting for each other. Rows that
-//! nobody will read (all but the last of a prompt) are dropped once the last layer has stored their keys and values.
+//! Every thread walks the same `forward` and writes its own part of each result: a range of output columns in a
+//! projection, of rows or heads in attention. An element is computed by one thread, in an order of operations that
+//! no thread count enters, so any number of threads gives the same bytes. Few rows (decode) multiply the mapped
+//! weights as they stand; many (prefill) widen a block of weights once and use it for all rows.
 
-use crate::attention::Attention;
-use crate::cache::Cache;
-use crate::linear::Projection;
+use crate::attention::{Attention, Cached};
+use crate::cache::{Cache, Past};
+use crate::memory;
 use crate::model::Shared;
-use crate::plan::Plan;
-use crate::team::{Cut, MAX_ROWS, Member, Mine, Place, Whole};
-use formats::Result;
+use crate::simd::product::{Operand, Product, Write};
+use crate::simd::{PANEL, Simd, packed_len};
+use crate::team::{Cut, Member, Mine, Part, Place, Slots, Whole};
 use formats::architecture::{Machine, forward};
 use formats::checkpoint::Tensor;
 use formats::config::Activation;
-use formats::layout::{Layout, Linear, Norm};
-use std::ops::Range;
+use formats::layout::{Linear, Norm};
+use formats::{Config, Error, Layout, Result};
 
-/// Up to this many rows are computed as vectors, one after the other.
-pub(crate) const FEW: usize = 4;
+/// Most rows that multiply the weights one by one, and whose norms every thread computes for itself: below it,
+/// widening a block of weights, or waiting at a barrier, costs more than it saves.
+const FEW_ROWS: usize = 4;
+/// Columns whose weights are widened together: enough to reuse each activation loaded, few enough that the block
+/// stays in the second-level cache.
+const BLOCK: usize = 4 * PANEL;
+/// Most logits a session keeps at once.
+const MOST_LOGITS: usize = 1 << 22;
 
-/// The cut of a slot that has one row for each member.
-const OWN: Cut = Cut::Rows { rows: MAX_ROWS };
-
-/// One pass over a few ids: everything its workers share but the numbers.
+/// The shared buffers of one session.
 #[derive(Debug)]
-pub(crate) struct Pass<'a> {
-    /// The model.
-    pub(crate) model: &'a Shared,
-    /// Which slot each verb writes.
-    pub(crate) plan: &'a Plan,
-    /// Where keys and values are.
-    pub(crate) cache: &'a Cache,
-    /// Positions the cache has room for.
-    pub(crate) capacity: usize,
-    /// The ids, all below the vocabulary.
+pub(crate) struct Board {
+    /// Activations, with their columns; which hold something is each worker's own bookkeeping.
+    places: Vec<(usize, Place<f32>)>,
+    /// What attention gives, `[rows, width]`, cut between heads.
+    heads: usize,
+    /// `[logit_rows, vocabulary]`.
+    pub(crate) logits: Place<f32>,
+    /// Most rows of logits one step can give.
+    pub(crate) logit_rows: usize,
+}
+
+impl Board {
+    /// Buffers for steps of up to `rows` rows.
+    pub(crate) fn new(slots: &mut Slots, config: &Config, rows: usize) -> Result<Board> {
+        // The residual stream and one more: no layer holds three rows of this width but attention's, which
+        // stands apart because it is cut between heads.
+        let columns = [config.width, config.width, 3 * config.width, config.feed_forward];
+        let mut places = Vec::with_capacity(columns.len() + 1);
+        for columns in columns {
+            places.push((columns, slots.add(rows, columns, PANEL)?));
+        }
+        places.push((config.width, slots.add(rows, config.width, config.head_size())?));
+        let logit_rows = Board::logit_rows(config, rows);
+        let logits = slots.add(logit_rows, config.vocabulary, PANEL)?;
+        Ok(Board { heads: places.len() - 1, places, logits, logit_rows })
+    }
+
+    /// Bytes that [`Board::new`] and `threads` times [`Local::new`] take.
+    pub(crate) fn bytes(config: &Config, rows: usize, capacity: usize, threads: usize) -> u64 {
+        let shared = rows * (6 * config.width + config.feed_forward)
+            + Board::logit_rows(config, rows) * config.vocabulary;
+        let local = Local::lengths(config, rows, capacity).iter().sum::<usize>();
+        (shared as u64 + local as u64 * threads as u64) * size_of::<f32>() as u64
+    }
+
+    fn logit_rows(config: &Config, rows: usize) -> usize {
+        (MOST_LOGITS / config.vocabulary).clamp(1, rows)
+    }
+}
+
+/// One thread's own buffers.
+#[derive(Debug)]
+pub(crate) struct Local {
+    /// A few normalised rows, `[FEW_ROWS, width]`.
+    norm: Vec<f32>,
+    /// A block of widened weights.
+    panels: Vec<f32>,
+    /// A block of results, `[rows, BLOCK]`, before it is laid into the shared rows.
+    block: Vec<f32>,
+    /// One row of attention weights.
+    scores: Vec<f32>,
+    /// One widened embedding.
+    embedding: Vec<f32>,
+}
+
+impl Local {
+    /// Buffers for steps of up to `rows` rows in a session of `capacity` positions.
+    pub(crate) fn new(config: &Config, rows: usize, capacity: usize) -> Result<Local> {
+        let [norm, panels, block, scores, embedding] = Local::lengths(config, rows, capacity);
+        Ok(Local {
+            norm: memory::filled(norm, 0.0)?,
+            panels: memory::filled(panels, 0.0)?,
+            block: memory::filled(block, 0.0)?,
+            scores: memory::filled(scores, 0.0)?,
+            embedding: memory::filled(embedding, 0.0)?,
+        })
+    }
+
+    fn lengths(config: &Config, rows: usize, capacity: usize) -> [usize; 5] {
+        // A session of few rows never widens a block of weights.
+        let (panels, block) = if rows > FEW_ROWS {
+            (packed_len(BLOCK, config.width.max(config.feed_forward)), rows * BLOCK)
+        } else {
+            (0, 0)
+        };
+        [FEW_ROWS * config.width, panels, block, capacity, config.width]
+    }
+}
+
+/// Which logits a step is to leave in [`Board::logits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// None: more of the prompt follows.
+    Nothing,
+    /// Those of the last row, as row 0.
+    Last,
+    /// Those of each row.
+    Each,
+}
+
+/// New rows to be computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step<'a> {
+    /// Their tokens, each within the vocabulary.
     pub(crate) ids: &'a [u32],
     /// Position of the first.
     pub(crate) first: usize,
-    /// Logits are wanted from this row on; none if it is the number of ids.
-    pub(crate) wanted: usize,
+    /// Which logits to keep.
+    pub(crate) wanted: Wanted,
+    /// Positions the cache has room for.
+    pub(crate) capacity: usize,
 }
 
-impl Pass<'_> {
-    /// What each member of the team does: afterwards the logits wanted stand in [`Plan::logits`], from row 0 on.
-    pub(crate) fn work(&self, member: &mut Member<'_>) -> Result<()> {
-        let mut worker = Worker { pass: self, member, step: 0, outcome: Ok(()) };
-        forward(&mut worker, &self.model.layout);
-        worker.outcome
-    }
+/// Computes a step: what each member of the team runs.
+pub(crate) fn compute(
+    member: &mut Member<'_>,
+    local: &mut Local,
+    model: &Shared,
+    board: &Board,
+    cache: &Cache,
+    step: &Step<'_>,
+) -> Result<()> {
+    let mut worker =
+        Worker { member, local, model, board, cache, step, taken: [false; PLACES], failure: None };
+    forward(&mut worker, &model.layout);
+    worker.failure.map_or(Ok(()), Err)
 }
 
-/// A handle to rows `first..` of a slot.
-#[derive(Clone, Copy)]
-struct Rows {
-    place: Place<f32>,
-    first: usize,
-    /// Whether each member holds the rows for itself, in [`Plan::normed`], and not in `place`.
-    own: bool,
+/// Places of a [`Board`].
+const PLACES: usize = 5;
+
+/// Where rows of activations are.
+#[derive(Debug)]
+pub(crate) enum Rows {
+    /// In a place of the board.
+    Shared(usize),
+    /// In every thread's own `norm`.
+    Local,
+    /// Nowhere: they were not wanted, or the step has failed.
+    Nowhere,
 }
 
-/// One member of the team, walking [`forward`].
-struct Worker<'a, 'm> {
-    pass: &'a Pass<'a>,
-    member: &'a mut Member<'m>,
-    /// How many of the plan's outputs are taken.
-    step: usize,
-    /// After the first error the remaining verbs do nothing.
-    outcome: Result<()>,
+struct Worker<'w, 'm> {
+    member: &'w mut Member<'m>,
+    local: &'w mut Local,
+    model: &'w Shared,
+    board: &'w Board,
+    cache: &'w Cache,
+    step: &'w Step<'w>,
+    taken: [bool; PLACES],
+    /// Why the rest of the walk does nothing.
+    failure: Option<Error>,
 }
 
 impl Worker<'_, '_> {
-    fn attempt(&mut self, verb: impl FnOnce(&mut Self) -> Result<()>) {
-        if self.outcome.is_ok() {
-            self.outcome = verb(self);
+    /// One verb: after a failure nothing happens, and a failure is kept.
+    fn attempt(&mut self, verb: impl FnOnce(&mut Self) -> Result<Rows>) -> Rows {
+        if self.failure.is_some() {
+            return Rows::Nowhere;
         }
+        verb(self).unwrap_or_else(|error| {
+            self.failure = Some(error);
+            Rows::Nowhere
+        })
     }
 
-    /// The slot that the plan has for the next result.
-    fn output(&mut self) -> Place<f32> {
-        let place = self.pass.plan.outputs[self.step];
-        self.step += 1;
-        place
+    fn config(&self) -> &Config {
+        &self.model.config
     }
 
+    /// Number of new rows.
     fn rows(&self) -> usize {
-        self.pass.ids.len()
+        self.step.ids.len()
     }
 
-    fn embed_into(&mut self, out: Place<f32>, layout: &Layout) -> Result<()> {
-        let (pass, model) = (self.pass, self.pass.model);
-        let width = model.config.width;
-        let tokens = model.weights.tensor(layout.token_embedding);
-        let positions = model.weights.tensor(layout.position_embedding);
-        let (mut out, mut spare) =
-            self.member.open((Mine(out, Cut::Columns), Mine(pass.plan.normed, OWN)))?;
-        let columns = out.columns();
-        let spare = &mut spare.own()[..columns.len()];
-        for (row, id) in pass.ids.iter().enumerate() {
-            let columns_of = |row: usize| row * width + columns.start..row * width + columns.end;
-            let out = out.row(row);
-            widen(model, tokens, columns_of(*id as usize), out);
-            widen(model, positions, columns_of(pass.first + row), spare);
-            (model.simd.add)(out, spare);
+    fn place(&self, index: usize) -> Place<f32> {
+        self.board.places[index].1
+    }
+
+    /// The place of rows that must be shared.
+    fn shared(&self, rows: &Rows) -> Result<(usize, Place<f32>)> {
+        match rows {
+            Rows::Shared(index) => Ok((*index, self.place(*index))),
+            _ => Err(Error::Internal("rows that every thread keeps for itself are to be shared".into())),
         }
-        Ok(())
     }
 
-    fn norm_into(&mut self, x: Rows, norm: &Norm, out: Rows) -> Result<()> {
-        let (rows, pass, model) = (self.rows(), self.pass, self.pass.model);
-        let width = model.config.width;
-        let gain = model.prepared.vector(norm.gain);
-        let bias = norm.bias.map(|bias| model.prepared.vector(bias));
-        let normalise = |x: &[f32], row: usize, out: &mut [f32]| {
-            (model.simd.layer_norm)(&x[row * width..][..width], gain, bias, model.config.norm_eps, out);
+    /// A place of so many columns that holds nothing.
+    fn take(&mut self, columns: usize) -> Result<(usize, Place<f32>)> {
+        let free = (0..PLACES).find(|&index| {
+            index != self.board.heads && !self.taken[index] && self.board.places[index].0 == columns
+        });
+        let index = free.ok_or_else(|| Error::Internal(format!("no free buffer has {columns} columns")))?;
+        self.taken[index] = true;
+        Ok((index, self.place(index)))
+    }
+
+    fn release(&mut self, rows: Rows) {
+        if let Rows::Shared(index) = rows {
+            self.taken[index] = false;
+        }
+    }
+
+    /// `x W^T + b` of rows `from ..` of `x`, into the first rows of `out`.
+    fn project(&mut self, x: &Rows, from: usize, linear: &Linear, out: Place<f32>) -> Result<()> {
+        let cancelled = self.member.cancelled();
+        let (x, mut out) = match x {
+            Rows::Shared(index) => {
+                self.member.open((Whole(self.board.places[*index].1), Mine(out, Cut::Columns)))?
+            }
+            Rows::Local => {
+                let (out,) = self.member.open((Mine(out, Cut::Columns),))?;
+                (&self.local.norm[..], out)
+            }
+            Rows::Nowhere => return Ok(()),
         };
-        if out.own {
-            let (x, mut normed) = self.member.open((Whole(x.place), Mine(pass.plan.normed, OWN)))?;
-            for (row, out) in (out.first..rows).zip(normed.own().chunks_exact_mut(width)) {
-                normalise(x, row, out);
-            }
-        } else {
-            let (x, mut normed) = self.member.open((Whole(x.place), Mine(out.place, Cut::Rows { rows })))?;
-            for row in normed.rows() {
-                normalise(x, row, normed.row(row));
-            }
-        }
-        Ok(())
-    }
-
-    /// Row `x.first` of the result becomes row `to` of `out`.
-    fn project(&mut self, x: Rows, linear: &Linear, out: Place<f32>, to: usize) -> Result<()> {
-        let (rows, pass, model) = (self.rows(), self.pass, self.pass.model);
+        let rows = self.step.ids.len() - from;
         let projection = Projection {
-            simd: model.simd,
-            weight: model.weights.tensor(linear.weight),
-            panels: model.prepared.panels(linear.weight),
-            bias: linear.bias.map(|bias| model.prepared.vector(bias)),
+            simd: self.model.simd,
+            weight: self.model.weights.tensor(linear.weight),
+            packed: self.model.packed(linear.weight),
+            bias: linear.bias.map(|id| self.model.vector(id)),
             inputs: linear.inputs,
-            rows: rows - x.first,
+            x: &x[from * linear.inputs..][..rows * linear.inputs],
+            rows,
         };
-        let scratch = (Mine(pass.plan.panels, OWN), Mine(pass.plan.block, OWN));
-        if x.own {
-            let views = (Mine(pass.plan.normed, OWN), Mine(out, Cut::Columns), scratch.0, scratch.1);
-            let (mut x, mut out, mut panels, mut block) = self.member.open(views)?;
-            projection.apply(x.own(), &mut out, to, panels.own(), block.own());
-        } else {
-            let views = (Whole(x.place), Mine(out, Cut::Columns), scratch.0, scratch.1);
-            let (input, mut out, mut panels, mut block) = self.member.open(views)?;
-            let input = &input[x.first * linear.inputs..];
-            projection.apply(input, &mut out, to, panels.own(), block.own());
+        let columns = out.columns();
+        for first in columns.clone().step_by(BLOCK) {
+            cancelled.check()?;
+            let count = BLOCK.min(columns.end - first);
+            if rows <= FEW_ROWS {
+                projection.row_by_row(first, count, &mut out);
+            } else {
+                projection.as_product(first, count, &mut out, &mut self.local.panels, &mut self.local.block);
+            }
         }
         Ok(())
     }
 
-    fn attend(&mut self, qkv: Rows, layer: usize, out: Rows) -> Result<()> {
-        let (pass, config) = (self.pass, &self.pass.model.config);
+    fn attend<T: Cached>(&mut self, qkv: Place<f32>, past: Past<T>, out: Place<f32>) -> Result<()> {
+        let config = self.config();
         let attention = Attention {
-            simd: pass.model.simd,
+            simd: self.model.simd,
             rows: self.rows(),
-            first: pass.first,
-            wanted: out.first,
+            first: self.step.first,
             heads: config.heads,
             head_size: config.head_size(),
-            capacity: pass.capacity,
+            capacity: self.step.capacity,
             scale: config.score_scale(),
-            scores: (pass.plan.scores, OWN),
         };
-        match pass.cache {
-            Cache::F16(layers) => attention.run(self.member, qkv.place, layers[layer], out.place),
-            Cache::F32(layers) => attention.run(self.member, qkv.place, layers[layer], out.place),
+        if self.rows() <= FEW_ROWS {
+            attention.by_heads(self.member, qkv, past, out, &mut self.local.scores)
+        } else {
+            attention.by_rows(self.member, qkv, past, out, &mut self.local.scores)
         }
     }
 }
@@ -181,69 +281,208 @@ impl Machine for Worker<'_, '_> {
     type Rows = Rows;
 
     fn embed(&mut self, layout: &Layout) -> Rows {
-        let place = self.output();
-        self.attempt(|worker| worker.embed_into(place, layout));
-        Rows { place, first: 0, own: false }
+        self.attempt(|worker| {
+            let width = worker.config().width;
+            let (index, place) = worker.take(width)?;
+            let (mut out,) = worker.member.open((Mine(place, Cut::Columns),))?;
+            let (simd, columns) = (worker.model.simd, out.columns());
+            let tokens = worker.model.weights.tensor(layout.token_embedding);
+            let positions = worker.model.weights.tensor(layout.position_embedding);
+            let embedding = &mut worker.local.embedding[..columns.len()];
+            for (row, &id) in worker.step.ids.iter().enumerate() {
+                let out = out.row(row);
+                widen(simd, tokens, id as usize * width + columns.start, out);
+                widen(simd, positions, (worker.step.first + row) * width + columns.start, embedding);
+                (simd.add)(out, embedding);
+            }
+            Ok(Rows::Shared(index))
+        })
     }
 
     fn norm(&mut self, x: &Rows, norm: &Norm) -> Rows {
-        let out = Rows { place: self.output(), first: x.first, own: self.rows() - x.first <= FEW };
-        self.attempt(|worker| worker.norm_into(*x, norm, out));
-        out
+        self.attempt(|worker| {
+            let (width, eps) = (worker.config().width, worker.config().norm_eps);
+            let (_, x) = worker.shared(x)?;
+            let model = worker.model;
+            let normalise = |x: &[f32], out: &mut [f32]| {
+                (model.simd.layer_norm)(
+                    x,
+                    model.vector(norm.gain),
+                    norm.bias.map(|id| model.vector(id)),
+                    eps,
+                    out,
+                );
+            };
+            let rows = worker.rows();
+            if rows <= FEW_ROWS {
+                let (x,) = worker.member.open((Whole(x),))?;
+                let own = worker.local.norm.chunks_exact_mut(width);
+                for (x, out) in x.chunks_exact(width).take(rows).zip(own) {
+                    normalise(x, out);
+                }
+                return Ok(Rows::Local);
+            }
+            let (index, out) = worker.take(width)?;
+            let (x, mut out) = worker.member.open((Whole(x), Mine(out, Cut::Rows { rows })))?;
+            for row in out.rows() {
+                normalise(&x[row * width..][..width], out.row(row));
+            }
+            Ok(Rows::Shared(index))
+        })
     }
 
     fn linear(&mut self, x: Rows, linear: &Linear) -> Rows {
-        let out = Rows { place: self.output(), first: x.first, own: false };
-        self.attempt(|worker| worker.project(x, linear, out.place, out.first));
-        out
+        self.attempt(|worker| {
+            let (index, out) = worker.take(linear.outputs)?;
+            worker.project(&x, 0, linear, out)?;
+            worker.release(x);
+            Ok(Rows::Shared(index))
+        })
     }
 
     fn attention(&mut self, qkv: Rows, layer: usize) -> Rows {
-        let last = layer + 1 == self.pass.model.config.layers;
-        let out = Rows { place: self.output(), first: if last { self.pass.wanted } else { 0 }, own: false };
-        self.attempt(|worker| worker.attend(qkv, layer, out));
-        out
+        self.attempt(|worker| {
+            let (_, place) = worker.shared(&qkv)?;
+            let index = worker.board.heads;
+            let out = worker.place(index);
+            match worker.cache {
+                Cache::F16(layers) => worker.attend(place, layers[layer], out)?,
+                Cache::F32(layers) => worker.attend(place, layers[layer], out)?,
+            }
+            worker.release(qkv);
+            Ok(Rows::Shared(index))
+        })
     }
 
     fn activation(&mut self, x: Rows) -> Rows {
         self.attempt(|worker| {
-            let activate = match worker.pass.model.config.activation {
-                Activation::Relu => worker.pass.model.simd.relu,
-                Activation::GeluErf => worker.pass.model.simd.gelu_erf,
-                Activation::GeluTanh => worker.pass.model.simd.gelu_tanh,
+            let (_, place) = worker.shared(&x)?;
+            let apply = match worker.config().activation {
+                Activation::Relu => worker.model.simd.relu,
+                Activation::GeluErf => worker.model.simd.gelu_erf,
+                Activation::GeluTanh => worker.model.simd.gelu_tanh,
             };
-            let rows = x.first..worker.rows();
-            let (mut x,) = worker.member.open((Mine(x.place, Cut::Columns),))?;
-            rows.for_each(|row| activate(x.row(row)));
-            Ok(())
-        });
-        x
+            let rows = worker.rows();
+            let (mut own,) = worker.member.open((Mine(place, Cut::Columns),))?;
+            for row in 0..rows {
+                apply(own.row(row));
+            }
+            Ok(x)
+        })
     }
 
     fn add(&mut self, stream: Rows, branch: Rows) -> Rows {
         self.attempt(|worker| {
-            let rows = branch.first..worker.rows();
-            let views = (Mine(stream.place, Cut::Columns), Mine(branch.place, Cut::Columns));
-            let (mut stream, mut branch) = worker.member.open(views)?;
-            rows.for_each(|row| (worker.pass.model.simd.add)(stream.row(row), branch.row(row)));
-            Ok(())
-        });
-        // Rows that the branch has dropped are of no further use in the stream either.
-        Rows { first: branch.first, ..stream }
+            let (_, to) = worker.shared(&stream)?;
+            let (_, from) = worker.shared(&branch)?;
+            let rows = worker.rows();
+            let (mut to, mut from) =
+                worker.member.open((Mine(to, Cut::Columns), Mine(from, Cut::Columns)))?;
+            for row in 0..rows {
+                (worker.model.simd.add)(to.row(row), from.row(row));
+            }
+            worker.release(branch);
+            Ok(stream)
+        })
     }
 
     fn logits(&mut self, x: Rows, head: &Linear) -> Rows {
-        let place = self.pass.plan.logits;
-        self.attempt(|worker| worker.project(x, head, place, 0));
-        Rows { place, first: 0, own: false }
+        self.attempt(|worker| {
+            match worker.step.wanted {
+                Wanted::Nothing => {}
+                Wanted::Last => worker.project(&x, worker.rows() - 1, head, worker.board.logits)?,
+                Wanted::Each => worker.project(&x, 0, head, worker.board.logits)?,
+            }
+            Ok(Rows::Nowhere)
+        })
     }
 }
 
-/// Some of a tensor's numbers as f32.
-fn widen(model: &Shared, tensor: Tensor<'_>, range: Range<usize>, out: &mut [f32]) {
+/// A projection of some rows.
+struct Projection<'a> {
+    simd: &'a Simd,
+    /// `[outputs, inputs]`.
+    weight: Tensor<'a>,
+    /// The same, packed, where the model keeps it so.
+    packed: Option<&'a [f32]>,
+    bias: Option<&'a [f32]>,
+    inputs: usize,
+    /// `[rows, inputs]`.
+    x: &'a [f32],
+    rows: usize,
+}
+
+impl Projection<'_> {
+    /// Outputs `first .. first + count`, each row a product of its own with the weights as stored.
+    fn row_by_row(&self, first: usize, count: usize, out: &mut Part<f32>) {
+        let weights = first * self.inputs..(first + count) * self.inputs;
+        let start = first - out.columns().start;
+        for (row, x) in self.x.chunks_exact(self.inputs).enumerate() {
+            let y = &mut out.row(row)[start..][..count];
+            match self.weight {
+                Tensor::F32(weight) => (self.simd.gemv_f32)(&weight[weights.clone()], x, y),
+                Tensor::F16(weight) => (self.simd.gemv_f16)(&weight[weights.clone()], x, y),
+                Tensor::Bf16(weight) => (self.simd.gemv_bf16)(&weight[weights.clone()], x, y),
+            }
+            if let Some(bias) = self.bias {
+                (self.simd.add)(y, &bias[first..][..count]);
+            }
+        }
+    }
+
+    /// The same outputs by widening their weights once for all rows. A thread's columns of a shared buffer are not
+    /// one slice, so the product goes to a block of its own first; laying it out is one copy for `inputs` products.
+    fn as_product(
+        &self,
+        first: usize,
+        count: usize,
+        out: &mut Part<f32>,
+        panels: &mut [f32],
+        block: &mut [f32],
+    ) {
+        let len = packed_len(count, self.inputs);
+        let panels = match self.packed {
+            // Blocks begin on whole panels.
+            Some(packed) => &packed[first * self.inputs..][..len],
+            None => {
+                let weights = first * self.inputs..(first + count) * self.inputs;
+                let panels = &mut panels[..len];
+                match self.weight {
+                    Tensor::F32(weight) => (self.simd.pack_f32)(&weight[weights], count, self.inputs, panels),
+                    Tensor::F16(weight) => (self.simd.pack_f16)(&weight[weights], count, self.inputs, panels),
+                    Tensor::Bf16(weight) => {
+                        (self.simd.pack_bf16)(&weight[weights], count, self.inputs, panels)
+                    }
+                }
+                panels
+            }
+        };
+        let product = Product {
+            rows: self.rows,
+            inner: self.inputs,
+            columns: count,
+            a_row_stride: self.inputs,
+            a_inner_stride: 1,
+            b: Operand::Panels,
+            c_stride: count,
+            write: Write::Set,
+        };
+        let block = &mut block[..self.rows * count];
+        let bias = self.bias.map(|bias| &bias[first..][..count]);
+        (self.simd.product)(&product, self.x, panels, bias, block);
+        let start = first - out.columns().start;
+        for (row, block) in block.chunks_exact(count).enumerate() {
+            out.row(row)[start..][..count].copy_from_slice(block);
+        }
+    }
+}
+
+/// `out.len()` values of a tensor from `start`, widened.
+fn widen(simd: &Simd, tensor: Tensor, start: usize, out: &mut [f32]) {
+    let range = start..start + out.len();
     match tensor {
         Tensor::F32(values) => out.copy_from_slice(&values[range]),
-        Tensor::F16(values) => (model.simd.widen_f16)(&values[range], out),
-        Tensor::Bf16(values) => (model.simd.widen_bf16)(&values[range], out),
+        Tensor::F16(values) => (simd.widen_f16)(&values[range], out),
+        Tensor::Bf16(values) => (simd.widen_bf16)(&values[range], out),
     }
 }

@@ -29,6 +29,13 @@ pub(crate) fn expect(needed: u64) -> Result<()> {
     }
 }
 
+/// A vector of `len` copies of `value`, or an error.
+pub(crate) fn filled<T: Copy>(len: usize, value: T) -> Result<Vec<T>> {
+    let mut values = reserved(len)?;
+    values.resize(len, value);
+    Ok(values)
+}
+
 /// An empty vector that will never need to grow to hold `len` values, or an error.
 pub(crate) fn reserved<T>(len: usize) -> Result<Vec<T>> {
     let mut values = Vec::new();
@@ -42,6 +49,7 @@ mod tests {
 
     #[test]
     fn more_than_there_can_be_is_refused() {
+        assert!(matches!(filled(usize::MAX / 2, 0.0f32), Err(Error::Memory { .. })));
         assert!(matches!(reserved::<u8>(usize::MAX), Err(Error::Memory { .. })));
         if available().is_some() {
             assert!(matches!(expect(u64::MAX), Err(Error::Memory { .. })));

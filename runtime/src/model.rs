@@ -1,23 +1,25 @@
 //! A model on disk, mapped: what every session of it shares.
 
-use crate::prepared::Prepared;
 use crate::session::{Session, SessionOptions};
-use crate::simd::Simd;
-use crate::team::{MAX_THREADS, Team};
-use formats::checkpoint::{Directory, GenerationConfig, Weights};
-use formats::layout::Role;
+use crate::simd::{Simd, packed_len};
+use crate::team::{Member, Slots, Team};
+use formats::checkpoint::{Directory, GenerationConfig, Tensor, Weights};
+use formats::layout::{Parameter, ParameterId};
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result, families};
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Below this many bytes of weights one thread is done before several have met.
-const WORTH_SHARING: u64 = 1 << 20;
+/// Most parameters of a model whose matrices are packed when it is opened: a few MiB, read again and again by a
+/// window that slides.
+const PACKED_PARAMETERS: usize = 1 << 20;
+/// Below so many bytes of weights one thread is faster than several and their barriers.
+const ONE_THREAD_BYTES: u64 = 1 << 20;
 
-/// An opened model: immutable, mapped, cheap to clone, shared between threads freely. Sessions of one model compute
-/// in turns, on threads that the model keeps.
-#[derive(Clone, Debug)]
+/// An opened model: immutable, mapped, cheap to clone, shared between threads freely.
+#[derive(Clone)]
 pub struct Model {
     shared: Arc<Shared>,
 }
@@ -29,31 +31,23 @@ pub struct ModelOptions {
     pub threads: Option<usize>,
 }
 
-/// What the clones of a [`Model`] share.
-#[derive(Debug)]
+/// What all sessions of a model use.
 pub(crate) struct Shared {
+    path: PathBuf,
     pub(crate) config: Config,
     pub(crate) layout: Layout,
     pub(crate) weights: Weights,
-    pub(crate) prepared: Prepared,
-    pub(crate) simd: &'static Simd,
     tokenizer: Option<Tokenizer>,
     generation: GenerationConfig,
+    pub(crate) simd: &'static Simd,
+    /// Gains and biases, widened once: a few of them, read at every step.
+    vectors: Vec<Vec<f32>>,
+    /// The matrices of a small model, packed for products of several rows; empty for a large one, whose weights
+    /// are packed block by block as they are needed.
+    panels: Vec<Vec<f32>>,
     threads: usize,
-    /// Started with the first session: a model that is only looked at needs no threads.
+    /// The threads, once a session has asked for them. The lock is how sessions take turns.
     team: Mutex<Option<Team>>,
-}
-
-impl Shared {
-    /// Lets `work` use the team when its turn has come, starting the team if need be.
-    pub(crate) fn with_team<T>(&self, work: impl FnOnce(&mut Team) -> Result<T>) -> Result<T> {
-        // A panic of an earlier turn went on in its own caller and left the team ready for the next.
-        let mut team = self.team.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *team {
-            Some(team) => work(team),
-            empty => work(empty.insert(Team::new(self.threads)?)),
-        }
-    }
 }
 
 impl Model {
@@ -64,12 +58,11 @@ impl Model {
 
     /// Opens a model directory with options.
     pub fn open_with(path: &Path, options: &ModelOptions) -> Result<Model> {
-        let Directory { config, layout, weights, tokenizer, generation, .. } = Directory::open(path)?;
-        Model::new(config, layout, weights, tokenizer, generation, options)
+        Model::new(Directory::open(path)?, options)
     }
 
     /// Opens a model held in memory: the texts of `config.json` and, if there is one, `tokenizer.json`, and the
-    /// bytes of `model.safetensors`.
+    /// bytes of `model.safetensors`, which are copied.
     pub fn from_bytes(config_json: &str, weights: &[u8], tokenizer_json: Option<&str>) -> Result<Model> {
         Model::from_bytes_with(config_json, weights, tokenizer_json, &ModelOptions::default())
     }
@@ -81,39 +74,60 @@ impl Model {
         tokenizer_json: Option<&str>,
         options: &ModelOptions,
     ) -> Result<Model> {
-        let [config_name, weights_name, tokenizer_name] =
-            ["config.json", "model.safetensors", "tokenizer.json"].map(Path::new);
-        let config = families::read_config(config_json, config_name)?;
-        let layout = Layout::new(&config);
-        let tokenizer = tokenizer_json.map(|text| Tokenizer::from_json(text, tokenizer_name)).transpose()?;
+        let path = PathBuf::from("(memory)");
+        let config = families::read_config(config_json, &path.join("config.json"))?;
+        let origin = path.join("tokenizer.json");
+        let tokenizer = tokenizer_json.map(|text| Tokenizer::from_json(text, &origin)).transpose()?;
         if let Some(tokenizer) = tokenizer.as_ref().filter(|known| known.vocabulary() != config.vocabulary) {
-            let expected = format!("the {} of config.json", config.vocabulary);
-            return Err(Error::config("tokenizer.json", "vocabulary", tokenizer.vocabulary(), expected));
+            return Err(Error::config(
+                origin.display().to_string(),
+                "vocabulary",
+                tokenizer.vocabulary(),
+                format!("the {} of config.json", config.vocabulary),
+            ));
         }
-        let weights = Weights::from_bytes(Arc::from(weights), &config, &layout, weights_name)?;
-        Model::new(config, layout, weights, tokenizer, GenerationConfig::default(), options)
+        let layout = Layout::new(&config);
+        let origin = path.join("model.safetensors");
+        let weights = Weights::from_bytes(Arc::from(weights), &config, &layout, &origin)?;
+        let generation = GenerationConfig::default();
+        Model::new(Directory { path, config, layout, weights, tokenizer, generation }, options)
     }
 
-    fn new(
-        config: Config,
-        layout: Layout,
-        weights: Weights,
-        tokenizer: Option<Tokenizer>,
-        generation: GenerationConfig,
-        options: &ModelOptions,
-    ) -> Result<Model> {
-        let simd = Simd::best();
-        let threads = match options.threads {
-            Some(threads @ 1..=MAX_THREADS) => threads,
-            Some(threads) => {
-                return Err(Error::Usage(format!("threads is {threads}, expected 1 to {MAX_THREADS}")));
+    fn new(directory: Directory, options: &ModelOptions) -> Result<Model> {
+        let Directory { path, config, layout, weights, tokenizer, generation } = directory;
+        let threads = options.threads.unwrap_or_else(|| {
+            if weights.bytes() < ONE_THREAD_BYTES {
+                1
+            } else {
+                std::thread::available_parallelism().map_or(1, usize::from).min(Team::MOST)
             }
-            None if weights.bytes() < WORTH_SHARING => 1,
-            None => thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS),
+        });
+        Team::check(threads)?;
+        let vectors = layout.iter().map(|(id, parameter)| {
+            let tensor = weights.tensor(id);
+            let len = if parameter.is_matrix() { 0 } else { tensor.len() };
+            (0..len).map(|index| tensor.get(index)).collect()
+        });
+        let vectors = vectors.collect();
+        let (simd, team) = (Simd::best(), Mutex::new(None));
+        let panels = if layout.parameters() <= PACKED_PARAMETERS {
+            layout.iter().map(|(id, parameter)| pack(simd, parameter, weights.tensor(id))).collect()
+        } else {
+            vec![Vec::new(); layout.iter().count()]
         };
-        let prepared = Prepared::new(&layout, &weights, simd)?;
-        let team = Mutex::new(None);
-        let shared = Shared { config, layout, weights, prepared, simd, tokenizer, generation, threads, team };
+        let shared = Shared {
+            path,
+            config,
+            layout,
+            weights,
+            tokenizer,
+            generation,
+            simd,
+            vectors,
+            panels,
+            threads,
+            team,
+        };
         Ok(Model { shared: Arc::new(shared) })
     }
 
@@ -142,6 +156,11 @@ impl Model {
         &self.shared.weights
     }
 
+    /// The directory its files are in, links resolved; of a model in memory, a name for errors.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
     /// Number of threads that compute.
     pub fn threads(&self) -> usize {
         self.shared.threads
@@ -152,18 +171,13 @@ impl Model {
         self.shared.simd
     }
 
-    /// Bytes of weights read to decode one token: every parameter as it is stored, but one row of an embedding
-    /// that is not the head too.
+    /// Bytes of weights read to decode one token: of the embeddings one row each, of everything else all of it.
     pub fn bytes_per_token(&self) -> u64 {
-        let Shared { layout, weights, .. } = &*self.shared;
+        let layout = &self.shared.layout;
         let bytes = layout.iter().map(|(id, parameter)| {
-            let one_row = match parameter.role {
-                Role::TokenEmbedding => id != layout.head.weight,
-                Role::PositionEmbedding => true,
-                _ => false,
-            };
-            let values = if one_row { parameter.columns } else { parameter.len() };
-            (values * weights.tensor(id).dtype().size()) as u64
+            let looked_up = id == layout.position_embedding || id == layout.token_embedding;
+            let rows = if looked_up && id != layout.head.weight { 1 } else { parameter.rows };
+            (rows * parameter.columns * self.shared.weights.tensor(id).dtype().size()) as u64
         });
         bytes.sum()
     }
@@ -175,124 +189,75 @@ impl Model {
 
     /// A session with options; memory that cannot be had is an error.
     pub fn session_with(&self, options: &SessionOptions) -> Result<Session> {
-        Session::new(self, options)
+        Session::new(self.clone(), options)
     }
 
-    /// What the clones share.
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
     }
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::random::{Purpose, Stream};
-    use formats::checkpoint::Dtype;
-    use formats::config::{Activation, AttentionScale, Position};
-    use half::{bf16, f16};
+/// A matrix of a small model, packed.
+fn pack(simd: &Simd, parameter: &Parameter, tensor: Tensor<'_>) -> Vec<f32> {
+    if !parameter.is_matrix() {
+        return Vec::new();
+    }
+    let (outputs, inputs) = (parameter.rows, parameter.columns);
+    let mut panels = vec![0.0; packed_len(outputs, inputs)];
+    match tensor {
+        Tensor::F32(values) => (simd.pack_f32)(values, outputs, inputs, &mut panels),
+        Tensor::F16(values) => (simd.pack_f16)(values, outputs, inputs, &mut panels),
+        Tensor::Bf16(values) => (simd.pack_bf16)(values, outputs, inputs, &mut panels),
+    }
+    panels
+}
 
-    /// A small model's description; its sizes are no multiples of anything that suits a processor.
-    pub(crate) fn config(layers: usize) -> Config {
-        Config {
-            vocabulary: 37,
-            context: 23,
-            width: 30,
-            layers,
-            heads: 3,
-            feed_forward: 50,
-            position: Position::Learned,
-            activation: Activation::GeluErf,
-            attention_scale: AttentionScale::HeadSize,
-            norm_eps: 1e-5,
-            norm_bias: true,
-            qkv_bias: true,
-            attention_bias: true,
-            feed_forward_bias: true,
-            tied: false,
-            head_bias: true,
-            dropout: 0.0,
+impl Shared {
+    /// A matrix packed when the model was opened, if it was.
+    pub(crate) fn packed(&self, id: ParameterId) -> Option<&[f32]> {
+        Some(&self.panels[id.index()][..]).filter(|panels| !panels.is_empty())
+    }
+
+    /// A gain or a bias.
+    pub(crate) fn vector(&self, id: ParameterId) -> &[f32] {
+        &self.vectors[id.index()]
+    }
+
+    /// Starts the threads if they are not there yet: a model that is only looked at has none.
+    pub(crate) fn start(&self) -> Result<()> {
+        let mut team = self.team();
+        if team.is_none() {
+            *team = Some(Team::new(self.threads)?);
+        }
+        Ok(())
+    }
+
+    /// Runs `work` on every thread, when no other session does. See [`Team::run`].
+    pub(crate) fn run(
+        &self,
+        slots: &mut Slots,
+        cancelled: &AtomicBool,
+        work: &(dyn Fn(&mut Member<'_>) -> Result<()> + Sync),
+    ) -> Result<()> {
+        match &mut *self.team() {
+            Some(team) => team.run(slots, cancelled, work),
+            None => Err(Error::Internal("a session works before its model has threads".into())),
         }
     }
 
-    /// A `model.safetensors` of random numbers, large enough that every layer matters.
-    pub(crate) fn weights(config: &Config, dtype: Dtype) -> Vec<u8> {
-        let layout = Layout::new(config);
-        let random = Stream::new(7, Purpose::Init);
-        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-        for stored in families::stored(config, &layout) {
-            let begin = data.len();
-            for _ in 0..stored.shape.iter().product() {
-                let value = random.uniform(0, data.len() as u64) - 0.5;
-                match dtype {
-                    Dtype::F32 => data.extend_from_slice(&value.to_le_bytes()),
-                    Dtype::F16 => data.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
-                    Dtype::Bf16 => data.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
-                }
-            }
-            let entry = serde_json::json!({"dtype": dtype.name().to_uppercase(), "shape": stored.shape, "data_offsets": [begin, data.len()]});
-            header.insert(stored.name, entry);
-        }
-        let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-        header.resize(header.len().next_multiple_of(8), b' ');
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(header);
-        bytes.extend(data);
-        bytes
+    fn team(&self) -> MutexGuard<'_, Option<Team>> {
+        // A panic in a session's work passes through here and leaves the team as good as before.
+        self.team.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// A random model of this description.
-    pub(crate) fn model(config: &Config, threads: usize) -> Model {
-        stored_as(config, threads, Dtype::F32)
-    }
-
-    /// The same with weights of another type.
-    pub(crate) fn stored_as(config: &Config, threads: usize, dtype: Dtype) -> Model {
-        let json = families::config_json(config, dtype);
-        let options = ModelOptions { threads: Some(threads) };
-        Model::from_bytes_with(&json, &weights(config, dtype), None, &options).expect("a valid model")
-    }
-
-    #[test]
-    fn a_model_is_shared_by_threads_and_a_session_moves_between_them() {
-        fn shared<T: Clone + Send + Sync>() {}
-        fn moved<T: Send>() {}
-        shared::<Model>();
-        shared::<crate::session::Canceller>();
-        moved::<Session>();
-    }
-
-    #[test]
-    fn a_small_model_runs_on_one_thread_unless_told() {
-        let json = families::config_json(&config(1), Dtype::F32);
-        let model = Model::from_bytes(&json, &weights(&config(1), Dtype::F32), None).expect("a valid model");
-        assert_eq!(model.threads(), 1);
-        assert_eq!(tests::model(&config(1), 3).threads(), 3);
-        for threads in [0, MAX_THREADS + 1] {
-            let options = ModelOptions { threads: Some(threads) };
-            let refused = Model::from_bytes_with(&json, &weights(&config(1), Dtype::F32), None, &options);
-            assert!(matches!(refused, Err(Error::Usage(_))), "{threads}");
-        }
-    }
-
-    #[test]
-    fn what_does_not_fit_together_is_refused() {
-        let json = families::config_json(&config(1), Dtype::F32);
-        let tokenizer = Tokenizer::bytes().to_json();
-        let refused = Model::from_bytes(&json, &weights(&config(1), Dtype::F32), Some(&tokenizer));
-        assert_eq!(refused.expect_err("256 is not 37").exit_code(), 4);
-        let refused = Model::from_bytes(&json, &weights(&config(2), Dtype::F32), None);
-        assert_eq!(refused.expect_err("another model's weights").exit_code(), 3);
-    }
-
-    #[test]
-    fn a_token_reads_every_weight_but_the_other_rows_of_the_embeddings() {
-        for tied in [false, true] {
-            let config = Config { tied, ..config(2) };
-            let model = stored_as(&config, 1, Dtype::Bf16);
-            let unread = if tied { 0 } else { config.vocabulary - 1 } + config.context - 1;
-            let read = model.layout().parameters() - unread * config.width;
-            assert_eq!(model.bytes_per_token(), 2 * read as u64, "tied: {tied}");
-        }
+impl fmt::Debug for Model {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        out.debug_struct("Model")
+            .field("path", &self.shared.path)
+            .field("config", &self.shared.config)
+            .field("threads", &self.shared.threads)
+            .field("simd", &self.shared.simd.name)
+            .finish_non_exhaustive()
     }
 }

@@ -6,6 +6,8 @@
 //! never on how a cut was found. Holds no model and no text; the generator calls it once a token.
 
 use crate::random::{Purpose, Stream, uniform_f64};
+use crate::simd::Simd;
+use formats::checkpoint::GenerationConfig;
 use formats::config::MAX_VOCABULARY;
 use formats::{Error, Result};
 use std::cmp::Ordering;
@@ -41,6 +43,22 @@ impl Sampling {
     /// The model's own distribution, unfiltered.
     pub const PLAIN: Sampling =
         Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 };
+
+    /// What a model's directory asks for; where it is silent, the default.
+    pub fn of(generation: &GenerationConfig) -> Sampling {
+        let silent = Sampling::default();
+        let temperature = match generation.do_sample {
+            Some(false) => 0.0,
+            _ => generation.temperature.unwrap_or(silent.temperature),
+        };
+        Sampling {
+            temperature,
+            top_k: generation.top_k.unwrap_or(silent.top_k),
+            top_p: generation.top_p.unwrap_or(silent.top_p),
+            min_p: generation.min_p.unwrap_or(silent.min_p),
+            repetition_penalty: generation.repetition_penalty.unwrap_or(silent.repetition_penalty),
+        }
+    }
 
     /// Checks every bound.
     pub fn validate(&self) -> Result<()> {
@@ -157,7 +175,7 @@ impl Sampler {
             filter(&self.sampling, scores, &mut self.kept, &mut self.ranked);
             pick(&self.kept, uniform_f64([high, low]))
         };
-        Ok(Token { id, logprob: (f64::from(logits[id as usize]) - total) as f32 })
+        Ok(Token { id, logprob: logits[id as usize] - total })
     }
 }
 
@@ -174,17 +192,20 @@ fn room<T>(count: usize) -> Result<Vec<T>> {
 }
 
 /// `ln(sum(exp(logits)))`, or the first logit that is not finite as an error.
-pub(crate) fn log_sum_exp(logits: &[f32]) -> Result<f64> {
-    if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
+pub(crate) fn log_sum_exp(logits: &[f32]) -> Result<f32> {
+    // Infinities and NaN have every bit of the exponent set; without an early end the scan runs at the speed of
+    // memory.
+    const EXPONENT: u32 = f32::INFINITY.to_bits();
+    let broken = |logit: f32| logit.to_bits() & EXPONENT == EXPONENT;
+    if logits.iter().fold(false, |any, &logit| any | broken(logit)) {
+        let id = logits.iter().position(|&logit| broken(logit)).unwrap_or(0);
         return Err(Error::Diverged(format!(
             "the model computes no number: the logit of id {id} is {}\n  help: `runtime verify` names the tensor \
              that is damaged",
             logits[id]
         )));
     }
-    let most = highest(logits);
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - most).exp())).sum();
-    Ok(f64::from(most) + sum.ln())
+    Ok((Simd::best().log_sum_exp)(logits))
 }
 
 fn highest(scores: &[f32]) -> f32 {

@@ -1,9 +1,9 @@
 //! Text cut into splits and batches. Holds the whole text as token ids; never holds a model.
 
+use formats::checkpoint::source;
 use formats::tokenizer::Tokenizer;
 use formats::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -56,15 +56,20 @@ pub struct Source {
 impl Source {
     /// Reads files byte for byte.
     pub fn read(paths: &[PathBuf]) -> Result<Source> {
-        let mut source = Source { bytes: Vec::new(), files: Vec::new() };
+        let mut text = Source { bytes: Vec::new(), files: Vec::new() };
         for path in paths {
-            read_file(path, &mut source.bytes)?;
-            source.files.push((path.clone(), source.bytes.len()));
+            let bytes = source::read(path, u64::MAX)?;
+            if text.bytes.is_empty() {
+                text.bytes = bytes;
+            } else {
+                text.bytes.extend_from_slice(&bytes);
+            }
+            text.files.push((path.clone(), text.bytes.len()));
         }
-        if source.bytes.is_empty() {
-            return Err(Error::file(source.name(), "the text is empty", "name a text with something in it"));
+        if text.bytes.is_empty() {
+            return Err(Error::file(text.name(), "the text is empty", "name a text with something in it"));
         }
-        Ok(source)
+        Ok(text)
     }
 
     /// The file that stands for all of them in a sentence.
@@ -164,30 +169,6 @@ pub fn gather(split: &[u32], offsets: &[usize], block: usize, inputs: &mut Vec<u
 pub fn windows(split: &[u32], block: usize) -> (&[u32], &[u32]) {
     let whole = split.len().saturating_sub(1) / block * block;
     if whole == 0 { (&[], &[]) } else { (&split[..whole], &split[1..whole + 1]) }
-}
-
-fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
-    let unreadable = |error: std::io::Error| {
-        Error::file(
-            path,
-            format!("cannot read the text: {error}"),
-            "name a text file that exists and is yours",
-        )
-    };
-    let metadata = path.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        // Opening a FIFO would wait for a writer that may never come.
-        return Err(Error::file(path, "not a regular file", "--data takes text files"));
-    }
-    let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
-    bytes.try_reserve(length).map_err(|_| Error::Memory {
-        what: format!("the text {}", path.display()),
-        needed: metadata.len(),
-        available: crate::memory::available().unwrap_or(0),
-        help: "train on a smaller text with --data".to_owned(),
-    })?;
-    std::fs::File::open(path).and_then(|mut file| file.read_to_end(bytes)).map_err(unreadable)?;
-    Ok(())
 }
 
 #[cfg(test)]

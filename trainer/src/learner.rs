@@ -4,6 +4,7 @@
 //! gradient, and the gradients are summed in shard order. No number of threads enters a result.
 
 use crate::backend::Backend;
+use crate::memory::MemoryPlan;
 use crate::ops::dropout::Noise;
 use crate::optimizer::{Optimizer, OptimizerOptions};
 use crate::params::Params;
@@ -78,26 +79,6 @@ pub struct Outcome {
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f64,
-}
-
-/// Bytes a run needs, before step 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryPlan {
-    /// Weights in f32 and in working form.
-    pub weights: u64,
-    /// Gradients of every shard.
-    pub gradients: u64,
-    /// Both moments.
-    pub moments: u64,
-    /// Activations of every shard, and of evaluation.
-    pub activations: u64,
-}
-
-impl MemoryPlan {
-    /// In all.
-    pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.moments + self.activations
-    }
 }
 
 /// One shard of training.

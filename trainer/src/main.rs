@@ -1,2 +1,9 @@
-//! The `trainer` command.
-fn main() {}
+//! The `trainer` command: each subcommand is a room of `cli`.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

@@ -304,3 +304,13 @@ fn buffers_never_grow() {
         assert_eq!(capacities(&sampler), before, "{sampling:?}");
     }
 }
+
+#[test]
+fn a_model_directory_says_how_it_is_sampled() {
+    assert_eq!(Sampling::of(&GenerationConfig::default()), Sampling::default());
+    assert_eq!(Sampling::of(&GenerationConfig::plain()), Sampling::PLAIN);
+    let greedy = GenerationConfig { do_sample: Some(false), ..GenerationConfig::plain() };
+    assert_eq!(Sampling::of(&greedy), Sampling::GREEDY);
+    let some = GenerationConfig { top_p: Some(0.5), ..GenerationConfig::default() };
+    assert_eq!(Sampling::of(&some), Sampling { top_p: 0.5, ..Sampling::default() });
+}

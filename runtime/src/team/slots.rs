@@ -234,11 +234,6 @@ impl Slots {
         unsafe { std::slice::from_raw_parts_mut(slot.pointer().as_ptr(), slot.len()) }
     }
 
-    /// Bytes of all slots together.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.slots.iter().map(|slot| slot.layout.size() as u64).sum()
-    }
-
     /// Forgets the claims of an earlier run, whose epochs begin again.
     pub(super) fn clear_claims(&mut self) {
         for slot in &mut self.slots {
@@ -277,24 +272,6 @@ impl<T> Part<'_, T> {
             let start = self.memory.add(row * self.stride + self.columns.start);
             std::slice::from_raw_parts_mut(start.as_ptr(), self.columns.len())
         }
-    }
-
-    /// The only row of a part that has one.
-    pub(crate) fn own(&mut self) -> &mut [T] {
-        assert_eq!(self.rows.len(), 1, "one row for each member");
-        self.row(self.rows.start)
-    }
-
-    /// Every value from the start of `row` on, if the part's rows are whole and so nobody else's lie between.
-    pub(crate) fn rest(&mut self, row: usize) -> Option<&mut [T]> {
-        if self.columns.len() != self.stride || !self.rows.contains(&row) {
-            return None;
-        }
-        // SAFETY: as in `row`, for all the rows from this one on, which follow each other without a gap.
-        Some(unsafe {
-            let start = self.memory.add(row * self.stride);
-            std::slice::from_raw_parts_mut(start.as_ptr(), (self.rows.end - row) * self.stride)
-        })
     }
 }
 
@@ -374,7 +351,7 @@ pub(crate) trait Accesses {
     unsafe fn views<'a>(&self, slots: &'a Slots, member: usize, members: usize) -> Self::Views<'a>;
 }
 
-/// Tuples of one to five accesses; a trait cannot be written for tuples of any length at once.
+/// Tuples of one to four accesses; a trait cannot be written for tuples of any length at once.
 macro_rules! tuple_of_accesses {
     ($count:literal: $($name:ident $index:tt),+) => {
         impl<$($name: Access),+> Accesses for ($($name,)+) {
@@ -397,7 +374,6 @@ tuple_of_accesses!(1: A 0);
 tuple_of_accesses!(2: A 0, B 1);
 tuple_of_accesses!(3: A 0, B 1, C 2);
 tuple_of_accesses!(4: A 0, B 1, C 2, D 3);
-tuple_of_accesses!(5: A 0, B 1, C 2, D 3, E 4);
 
 /// Whether somebody asked the team to stop.
 #[derive(Clone, Copy, Debug)]
@@ -438,7 +414,6 @@ impl<'a> Member<'a> {
     }
 
     /// The member's number in its team.
-    #[cfg(test)]
     pub(crate) fn index(&self) -> usize {
         self.index
     }

@@ -215,10 +215,10 @@ impl Backend for Cpu {
         qkv: &Vec<f32>,
         mask: Mask,
         out: &mut Vec<f32>,
-        log_sums: &mut Vec<f32>,
+        kept: &mut Vec<f32>,
         scratch: &mut Vec<f32>,
     ) {
-        attention::forward(self.simd, s, qkv, mask, out, log_sums, scratch);
+        attention::forward(self.simd, s, qkv, mask, out, kept, scratch);
     }
 
     fn attention_backward(
@@ -226,13 +226,13 @@ impl Backend for Cpu {
         s: &Heads,
         qkv: &Vec<f32>,
         out: &Vec<f32>,
-        log_sums: &Vec<f32>,
+        kept: &Vec<f32>,
         mask: Mask,
         d_out: &Vec<f32>,
         d_qkv: &mut Vec<f32>,
         scratch: &mut Vec<f32>,
     ) {
-        attention::backward(self.simd, s, qkv, out, log_sums, mask, d_out, d_qkv, scratch);
+        attention::backward(self.simd, s, qkv, out, kept, mask, d_out, d_qkv, scratch);
     }
 
     fn activation(&self, kind: Activation, x: &Vec<f32>, out: &mut Vec<f32>) {

@@ -55,6 +55,11 @@ impl Heads {
         2 * QUERIES.min(self.block) * self.block
     }
 
+    /// Length of what the forward pass keeps for the backward one.
+    pub fn kept(&self) -> usize {
+        if self.block <= short::MOST { short::kept(self) } else { self.rows() * self.heads }
+    }
+
     /// One head of one window: offset of its first query in `qkv`, and of its first output.
     fn place(&self, sequence: usize, head: usize) -> (usize, usize) {
         let row = sequence * self.block;
@@ -150,25 +155,26 @@ fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, usize, usize)) {
     }
 }
 
-/// `qkv` `[rows, 3 width]`, `out` `[rows, width]`, `log_sums` `[sequences, heads, block]`.
+/// `qkv` `[rows, 3 width]`, `out` `[rows, width]`; `kept` is what [`backward`] needs: `l` as `[sequences, heads,
+/// block]`, or the weights of short windows.
 pub fn forward(
     simd: &Simd,
     s: &Heads,
     qkv: &[f32],
     mask: Mask,
     out: &mut [f32],
-    log_sums: &mut [f32],
+    kept: &mut [f32],
     scratch: &mut [f32],
 ) {
     if s.block <= short::MOST {
-        return short::forward(simd, s, qkv, mask, out, log_sums, scratch);
+        return short::forward(simd, s, qkv, mask, out, kept, scratch);
     }
     let (width, row) = (s.width(), 3 * s.width());
     blocks(s, |block, at_query, at_out| {
         let (at_key, at_value) = (at_query + width, at_query + 2 * width);
         let queries = &qkv[at_query + block.first * row..];
         (simd.product)(&block.against_keys(row), queries, &qkv[at_key..], None, scratch);
-        let log_sums = &mut log_sums[block.first_row..][..block.queries];
+        let log_sums = &mut kept[block.first_row..][..block.queries];
         simd.run(Weigh { block, log_sums, scores: scratch });
         block.drop(mask, scratch);
         let to = &mut out[at_out + block.first * width..];
@@ -260,20 +266,19 @@ impl Work for Unweigh<'_> {
 }
 
 /// The gradient of `qkv`, set.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     simd: &Simd,
     s: &Heads,
     qkv: &[f32],
     out: &[f32],
-    log_sums: &[f32],
+    kept: &[f32],
     mask: Mask,
     d_out: &[f32],
     d_qkv: &mut [f32],
     scratch: &mut [f32],
 ) {
     if s.block <= short::MOST {
-        return short::backward(simd, s, qkv, log_sums, mask, d_out, d_qkv, scratch);
+        return short::backward(simd, s, qkv, kept, mask, d_out, d_qkv, scratch);
     }
     let (width, row) = (s.width(), 3 * s.width());
     let (weights, d_weights) = scratch.split_at_mut(s.scratch() / 2);
@@ -285,7 +290,7 @@ pub fn backward(
 
         (simd.product)(&block.against_keys(row), &qkv[queries..], &qkv[at_key..], None, weights);
         (simd.product)(&block.against_keys(width), d_rows, &qkv[at_value..], None, d_weights);
-        let log_sums = &log_sums[block.first_row..][..block.queries];
+        let log_sums = &kept[block.first_row..][..block.queries];
         simd.run(WeighAgain { block, log_sums, scores: weights });
         // d_p takes the mask; then d_s, while the weights without it are still at hand.
         block.drop(mask, d_weights);
@@ -322,7 +327,7 @@ mod tests {
 
     fn run(simd: &Simd, s: &Heads, qkv: &[f32], mask: Mask) -> (Vec<f32>, Vec<f32>) {
         let mut out = vec![f32::NAN; s.rows() * s.width()];
-        let mut log_sums = vec![f32::NAN; s.rows() * s.heads];
+        let mut log_sums = vec![f32::NAN; s.kept()];
         forward(simd, s, qkv, mask, &mut out, &mut log_sums, &mut vec![f32::NAN; s.scratch()]);
         (out, log_sums)
     }

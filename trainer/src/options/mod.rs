@@ -14,7 +14,7 @@ use crate::presets;
 use crate::progress::ProgressMode;
 use crate::random::RngKind;
 use crate::schedule::{Curve, Schedule};
-use formats::checkpoint::Dtype;
+use formats::checkpoint::{Dtype, source};
 use formats::config::{Activation, AttentionScale, Config, Position};
 use formats::layout::InitScheme;
 use formats::{Error, Result};
@@ -87,36 +87,12 @@ pub struct Options {
     pub device: Device,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
-    #[serde(with = "dtype")]
     pub dtype: Dtype,
     pub save_every: u64,
     pub keep: usize,
     pub log_every: u64,
     pub sample: usize,
     pub progress: ProgressMode,
-}
-
-/// A file's element type under the name the flags use.
-mod dtype {
-    use formats::checkpoint::Dtype;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(dtype: &Dtype, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(match dtype {
-            Dtype::F32 => "f32",
-            Dtype::F16 => "f16",
-            Dtype::Bf16 => "bf16",
-        })
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dtype, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "f32" => Ok(Dtype::F32),
-            "f16" => Ok(Dtype::F16),
-            "bf16" => Ok(Dtype::Bf16),
-            other => Err(serde::de::Error::custom(format!("{other} is not f32, f16 or bf16"))),
-        }
-    }
 }
 
 impl Options {
@@ -356,15 +332,7 @@ fn options(table: Table) -> Result<Options> {
 /// Reads a config file.
 fn read(path: &Path) -> Result<Given> {
     let origin = path.display().to_string();
-    let unreadable =
-        |error: std::io::Error| Error::config(&origin, "the file", error, "a readable config file");
-    let metadata = path.metadata().map_err(unreadable)?;
-    if !metadata.is_file() || metadata.len() > MAX_CONFIG_BYTES {
-        let expected = format!("a regular file of at most {MAX_CONFIG_BYTES} bytes");
-        return Err(Error::config(&origin, "the file", "something else", expected));
-    }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    parse(&text, &origin)
+    parse(&source::read_text(path, MAX_CONFIG_BYTES)?, &origin)
 }
 
 fn parse(text: &str, origin: &str) -> Result<Given> {

@@ -44,6 +44,19 @@ impl Generator {
         }
     }
 
+    /// What must be saved to go on drawing; nothing for the counter, whose numbers are a function of the step.
+    pub fn state(&self) -> Option<torch::TorchState> {
+        match self {
+            Generator::Counter { .. } => None,
+            Generator::Torch(torch) => Some(torch.state()),
+        }
+    }
+
+    /// The generator that was saved, unless it is damaged.
+    pub fn restore(state: &torch::TorchState) -> Option<Generator> {
+        Torch::from_state(state).map(Generator::Torch)
+    }
+
     /// Draws every parameter of `layout` into `arena`, in arena order: the order in which PyTorch makes its modules.
     /// Zeros and ones draw nothing.
     pub fn initialise(&mut self, arena: &mut [f32], layout: &Layout, config: &Config, scheme: InitScheme) {

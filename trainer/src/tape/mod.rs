@@ -69,8 +69,8 @@ pub enum Op {
         qkv: Act,
         /// Result.
         out: Act,
-        /// Each row's normaliser, a head.
-        log_sums: Stat,
+        /// What the backward pass needs of its weights.
+        kept: Stat,
         /// Dropout's place.
         site: usize,
     },

@@ -101,8 +101,8 @@ impl Machine for Recorder<'_> {
         let heads = heads(self.config, self.shape);
         self.scratch = self.scratch.max(heads.scratch());
         let (out, site) = (self.act(heads.width()), self.site());
-        let log_sums = self.stat(heads.rows() * heads.heads);
-        self.ops.push(Op::Attention { qkv, out, log_sums, site });
+        let kept = self.stat(heads.kept());
+        self.ops.push(Op::Attention { qkv, out, kept, site });
         out
     }
 

@@ -161,12 +161,12 @@ impl<B: Backend> Replay<B> {
                 Op::Linear { x, linear, out } => {
                     self.make(out, |this, out| backend.linear(rows, this.value(x), &linear, params, out));
                 }
-                Op::Attention { qkv, out, log_sums, site } => {
+                Op::Attention { qkv, out, kept, site } => {
                     let shape = heads(&self.program.config, self.program.shape);
                     let mask = self.score_mask(place, site);
                     let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
-                    self.make_with_stat(out, log_sums, backend, |this, out, log_sums| {
-                        backend.attention(&shape, this.value(qkv), mask, out, log_sums, &mut scratch);
+                    self.make_with_stat(out, kept, backend, |this, out, kept| {
+                        backend.attention(&shape, this.value(qkv), mask, out, kept, &mut scratch);
                     })?;
                     self.scratch = scratch;
                 }
@@ -234,24 +234,15 @@ impl<B: Backend> Replay<B> {
                         backend.linear_backward(rows, x, &linear, params, d_out, (d_x, write), grads);
                     });
                 }
-                Op::Attention { qkv, out, log_sums, site } => {
+                Op::Attention { qkv, out, kept, site } => {
                     assert_eq!(write, Write::Set, "attention is the only reader of its projection");
                     let shape = heads(&self.program.config, self.program.shape);
                     let mask = self.score_mask(place, site);
                     let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
                     self.make_gradient(qkv, |this, d_qkv| {
-                        let (log_sums, d_out) = (&this.stats[log_sums.index()], this.gradient(out));
+                        let (kept, d_out) = (&this.stats[kept.index()], this.gradient(out));
                         let (qkv, out) = (this.value(qkv), this.value(out));
-                        backend.attention_backward(
-                            &shape,
-                            qkv,
-                            out,
-                            log_sums,
-                            mask,
-                            d_out,
-                            d_qkv,
-                            &mut scratch,
-                        );
+                        backend.attention_backward(&shape, qkv, out, kept, mask, d_out, d_qkv, &mut scratch);
                     });
                     self.scratch = scratch;
                 }

@@ -5,15 +5,21 @@
 
 use super::Heads;
 use crate::ops::dropout::Mask;
-use runtime::simd::routines::Unit;
+use runtime::simd::routines::{LANES, Unit};
 use runtime::simd::{Simd, Work};
+use std::ops::Range;
 
 /// Longest window of this room.
 pub const MOST: usize = 16;
 
-/// Scratch of one head: its queries and output gradients transposed, its weights and their gradients.
+/// Scratch of one head: its queries or output gradients transposed, and the gradients of its weights.
 pub fn scratch(s: &Heads) -> usize {
-    (2 * s.size + 2 * s.block) * MOST
+    (s.size + s.block) * MOST
+}
+
+/// Length of what the forward pass keeps: the weights themselves, a vector of queries a key.
+pub fn kept(s: &Heads) -> usize {
+    s.sequences * s.heads * s.block * MOST
 }
 
 /// See [`super::forward`].
@@ -23,32 +29,31 @@ pub fn forward(
     qkv: &[f32],
     mask: Mask,
     out: &mut [f32],
-    log_sums: &mut [f32],
+    kept: &mut [f32],
     scratch: &mut [f32],
 ) {
     if s.block <= 8 {
-        simd.run(Forward::<8> { s, qkv, mask, out, log_sums, scratch });
+        simd.run(Forward::<8> { s, qkv, mask, out, kept, scratch });
     } else {
-        simd.run(Forward::<MOST> { s, qkv, mask, out, log_sums, scratch });
+        simd.run(Forward::<MOST> { s, qkv, mask, out, kept, scratch });
     }
 }
 
 /// See [`super::backward`].
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     simd: &Simd,
     s: &Heads,
     qkv: &[f32],
-    log_sums: &[f32],
+    kept: &[f32],
     mask: Mask,
     d_out: &[f32],
     d_qkv: &mut [f32],
     scratch: &mut [f32],
 ) {
     if s.block <= 8 {
-        simd.run(Backward::<8> { s, qkv, log_sums, mask, d_out, d_qkv, scratch });
+        simd.run(Backward::<8> { s, qkv, kept, mask, d_out, d_qkv, scratch });
     } else {
-        simd.run(Backward::<MOST> { s, qkv, log_sums, mask, d_out, d_qkv, scratch });
+        simd.run(Backward::<MOST> { s, qkv, kept, mask, d_out, d_qkv, scratch });
     }
 }
 
@@ -58,16 +63,35 @@ fn row(values: &[f32], at: usize, size: usize) -> &[f32] {
     &values[at..at + size]
 }
 
+/// Rows of a strided matrix: row `i` begins at `at + i stride`.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    values: &'a [f32],
+    at: usize,
+    stride: usize,
+}
+
 /// `to[c][i] = from[i][c]` for the rows of one head; lanes beyond the block are zero.
 #[inline(always)]
-fn transpose<const N: usize>(from: &[f32], at: usize, stride: usize, block: usize, to: &mut [[f32; N]]) {
-    for lanes in to.iter_mut() {
-        *lanes = [0.0; N];
+fn transpose<const N: usize>(from: Matrix<'_>, block: usize, to: &mut [[f32; N]]) {
+    /// Columns that stay in registers while rows go by.
+    const COLUMNS: usize = 8;
+    let (whole, rest) = to.as_chunks_mut::<COLUMNS>();
+    let rest_at = whole.len() * COLUMNS;
+    for (chunk, to) in whole.iter_mut().enumerate() {
+        let mut lanes = [[0.0; N]; COLUMNS];
+        for query in 0..block.min(N) {
+            let values = row(from.values, from.at + query * from.stride + chunk * COLUMNS, COLUMNS);
+            for column in 0..COLUMNS {
+                lanes[column][query] = values[column];
+            }
+        }
+        *to = lanes;
     }
-    for query in 0..block {
-        let values = row(from, at + query * stride, to.len());
-        for (lanes, value) in to.iter_mut().zip(values) {
-            lanes[query] = *value;
+    for (column, lanes) in rest.iter_mut().enumerate() {
+        *lanes = [0.0; N];
+        for query in 0..block.min(N) {
+            lanes[query] = from.values[from.at + query * from.stride + rest_at + column];
         }
     }
 }
@@ -84,28 +108,31 @@ fn combine<const N: usize>(unit: Unit, weights: &[f32], columns: &[[f32; N]]) ->
     sum
 }
 
-/// `to += weight from`.
+/// `to = sum_i weight(i) row_i`, for `i` in `range`, in registers a chunk of columns at a time.
 #[inline(always)]
-fn axpy(unit: Unit, weight: f32, from: &[f32], to: &mut [f32]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = unit.multiply_add(weight, *from, *to);
+fn mix(unit: Unit, range: Range<usize>, weight: impl Fn(usize) -> f32, rows: Matrix<'_>, to: &mut [f32]) {
+    let (whole, rest) = to.as_chunks_mut::<LANES>();
+    let rest_at = rows.at + whole.len() * LANES;
+    for (chunk, to) in whole.iter_mut().enumerate() {
+        let mut sum = [0.0; LANES];
+        for index in range.clone() {
+            let by = weight(index);
+            let from = row(rows.values, rows.at + index * rows.stride + chunk * LANES, LANES);
+            for lane in 0..LANES {
+                sum[lane] = unit.multiply_add(by, from[lane], sum[lane]);
+            }
+        }
+        *to = sum;
     }
-}
-
-/// The scaled scores of every key with the queries that see it; a score no query may see is `-inf`.
-#[inline(always)]
-fn scores<const N: usize>(
-    unit: Unit,
-    s: &Heads,
-    qkv: &[f32],
-    at_key: usize,
-    queries: &[[f32; N]],
-    to: &mut [[f32; N]],
-) {
-    for (key, scores) in to.iter_mut().enumerate() {
-        *scores = combine(unit, row(qkv, at_key + key * 3 * s.width(), s.size), queries);
-        for (query, score) in scores.iter_mut().enumerate() {
-            *score = if query < key { f32::NEG_INFINITY } else { *score * s.scale };
+    if rest.is_empty() {
+        return;
+    }
+    rest.fill(0.0);
+    for index in range {
+        let by = weight(index);
+        let from = row(rows.values, rest_at + index * rows.stride, rest.len());
+        for (to, from) in rest.iter_mut().zip(from) {
+            *to = unit.multiply_add(by, *from, *to);
         }
     }
 }
@@ -124,7 +151,7 @@ struct Forward<'a, const N: usize> {
     qkv: &'a [f32],
     mask: Mask,
     out: &'a mut [f32],
-    log_sums: &'a mut [f32],
+    kept: &'a mut [f32],
     scratch: &'a mut [f32],
 }
 
@@ -133,49 +160,64 @@ impl<const N: usize> Work for Forward<'_, N> {
 
     #[inline(always)]
     fn run(self, unit: Unit) {
-        let Forward { s, qkv, mask, out, log_sums, scratch } = self;
-        let (width, stride) = (s.width(), 3 * s.width());
-        let (chunks, _) = scratch.as_chunks_mut::<N>();
-        let (queries, chunks) = chunks.split_at_mut(s.size);
-        let weights = &mut chunks[..s.block];
+        let Forward { s, qkv, mask, out, kept, scratch } = self;
+        let (size, width, stride) = (s.size, s.width(), 3 * s.width());
+        let queries = &mut scratch.as_chunks_mut::<N>().0[..size];
+        let (kept, _) = kept.as_chunks_mut::<N>();
         for sequence in 0..s.sequences {
             for head in 0..s.heads {
                 let (at_query, at_out) = s.place(sequence, head);
-                let first_row = (sequence * s.heads + head) * s.block;
-                transpose(qkv, at_query, stride, s.block, queries);
-                scores(unit, s, qkv, at_query + width, queries, weights);
+                let place = sequence * s.heads + head;
+                let weights = &mut kept[place * s.block..][..s.block];
+                transpose(Matrix { values: qkv, at: at_query, stride }, s.block, queries);
                 let mut maximum = [f32::NEG_INFINITY; N];
-                for scores in weights.iter() {
+                for (key, weights) in weights.iter_mut().enumerate() {
+                    let score = combine(unit, row(qkv, at_query + width + key * stride, size), queries);
                     for lane in 0..N {
+                        // A key no query may see has a score that leaves nothing after the exponential.
+                        weights[lane] = if lane < key { f32::NEG_INFINITY } else { score[lane] * s.scale };
                         // A NaN replaces whatever stands there and is never replaced by less.
-                        let keep = maximum[lane] >= scores[lane] || maximum[lane].is_nan();
-                        maximum[lane] = if keep { maximum[lane] } else { scores[lane] };
+                        let keep = maximum[lane] >= weights[lane] || maximum[lane].is_nan();
+                        maximum[lane] = if keep { maximum[lane] } else { weights[lane] };
                     }
+                }
+                for weights in weights.iter_mut() {
+                    for lane in 0..N {
+                        weights[lane] -= maximum[lane];
+                    }
+                }
+                for weight in weights.as_flattened_mut() {
+                    *weight = unit.exp(*weight);
                 }
                 let mut sum = [0.0; N];
-                for (key, scores) in weights.iter_mut().enumerate() {
+                for (key, weights) in weights.iter_mut().enumerate() {
                     for lane in 0..N {
-                        let weight = unit.exp(scores[lane] - maximum[lane]);
-                        scores[lane] = if lane < key { 0.0 } else { weight };
-                        sum[lane] += scores[lane];
+                        weights[lane] = if lane < key { 0.0 } else { weights[lane] };
+                        sum[lane] += weights[lane];
                     }
                 }
-                for scores in weights.iter_mut() {
+                for lane in 0..N {
+                    sum[lane] = 1.0 / sum[lane];
+                }
+                for weights in weights.iter_mut() {
                     for lane in 0..N {
-                        scores[lane] /= sum[lane];
+                        weights[lane] *= sum[lane];
                     }
                 }
-                for (query, log_sum) in log_sums[first_row..first_row + s.block].iter_mut().enumerate() {
-                    *log_sum = maximum[query] + sum[query].ln();
-                }
-                drop(mask, first_row, s.block, weights);
+                let values = Matrix { values: qkv, at: at_query + 2 * width, stride };
+                let mut dropped = [[0.0; N]; MOST];
+                let used = match mask {
+                    None => &*weights,
+                    Some(_) => {
+                        let dropped = &mut dropped[..s.block];
+                        dropped.copy_from_slice(weights);
+                        drop(mask, place * s.block, s.block, dropped);
+                        dropped
+                    }
+                };
                 for query in 0..s.block {
-                    let to = &mut out[at_out + query * width..][..s.size];
-                    to.fill(0.0);
-                    for (key, weights) in weights[..=query].iter().enumerate() {
-                        let values = row(qkv, at_query + 2 * width + key * stride, s.size);
-                        axpy(unit, weights[query], values, to);
-                    }
+                    let to = &mut out[at_out + query * width..][..size];
+                    mix(unit, 0..query + 1, |key| used[key][query], values, to);
                 }
             }
         }
@@ -185,7 +227,7 @@ impl<const N: usize> Work for Forward<'_, N> {
 struct Backward<'a, const N: usize> {
     s: &'a Heads,
     qkv: &'a [f32],
-    log_sums: &'a [f32],
+    kept: &'a [f32],
     mask: Mask,
     d_out: &'a [f32],
     d_qkv: &'a mut [f32],
@@ -197,31 +239,22 @@ impl<const N: usize> Work for Backward<'_, N> {
 
     #[inline(always)]
     fn run(self, unit: Unit) {
-        let Backward { s, qkv, log_sums, mask, d_out, d_qkv, scratch } = self;
-        let (width, stride) = (s.width(), 3 * s.width());
-        let (chunks, _) = scratch.as_chunks_mut::<N>();
-        let (queries, chunks) = chunks.split_at_mut(s.size);
-        let (d_outs, chunks) = chunks.split_at_mut(s.size);
-        let (weights, chunks) = chunks.split_at_mut(s.block);
+        let Backward { s, qkv, kept, mask, d_out, d_qkv, scratch } = self;
+        let (size, width, stride) = (s.size, s.width(), 3 * s.width());
+        let (d_outs, chunks) = scratch.as_chunks_mut::<N>().0.split_at_mut(size);
         let d_weights = &mut chunks[..s.block];
+        let (kept, _) = kept.as_chunks::<N>();
         for sequence in 0..s.sequences {
             for head in 0..s.heads {
                 let (at_query, at_out) = s.place(sequence, head);
                 let (at_key, at_value) = (at_query + width, at_query + 2 * width);
-                let first_row = (sequence * s.heads + head) * s.block;
-                transpose(qkv, at_query, stride, s.block, queries);
-                transpose(d_out, at_out, width, s.block, d_outs);
-                scores(unit, s, qkv, at_key, queries, weights);
-                let mut log_sum = [0.0; N];
-                log_sum[..s.block].copy_from_slice(&log_sums[first_row..first_row + s.block]);
-                for (key, (weights, d_weights)) in weights.iter_mut().zip(d_weights.iter_mut()).enumerate() {
-                    *d_weights = combine(unit, row(qkv, at_value + key * stride, s.size), d_outs);
-                    for lane in 0..N {
-                        let weight = unit.exp(weights[lane] - log_sum[lane]);
-                        weights[lane] = if lane < key { 0.0 } else { weight };
-                    }
+                let place = sequence * s.heads + head;
+                let weights = &kept[place * s.block..][..s.block];
+                transpose(Matrix { values: d_out, at: at_out, stride: width }, s.block, d_outs);
+                for (key, d_weights) in d_weights.iter_mut().enumerate() {
+                    *d_weights = combine(unit, row(qkv, at_value + key * stride, size), d_outs);
                 }
-                drop(mask, first_row, s.block, d_weights);
+                drop(mask, place * s.block, s.block, d_weights);
                 let mut dot = [0.0; N];
                 for (weights, d_weights) in weights.iter().zip(d_weights.iter()) {
                     for lane in 0..N {
@@ -233,25 +266,27 @@ impl<const N: usize> Work for Backward<'_, N> {
                         d_weights[lane] = s.scale * weights[lane] * (d_weights[lane] - dot[lane]);
                     }
                 }
-                drop(mask, first_row, s.block, weights);
-                for query in 0..s.block {
-                    let to = &mut d_qkv[at_query + query * stride..][..s.size];
-                    to.fill(0.0);
-                    for (key, d_weights) in d_weights[..=query].iter().enumerate() {
-                        axpy(unit, d_weights[query], row(qkv, at_key + key * stride, s.size), to);
+                let mut dropped = [[0.0; N]; MOST];
+                let used = match mask {
+                    None => weights,
+                    Some(_) => {
+                        let dropped = &mut dropped[..s.block];
+                        dropped.copy_from_slice(weights);
+                        drop(mask, place * s.block, s.block, dropped);
+                        dropped
                     }
+                };
+                let rows = |values, at, stride| Matrix { values, at, stride };
+                for query in 0..s.block {
+                    let to = &mut d_qkv[at_query + query * stride..][..size];
+                    mix(unit, 0..query + 1, |key| d_weights[key][query], rows(qkv, at_key, stride), to);
                 }
                 for key in 0..s.block {
-                    let to = &mut d_qkv[at_key + key * stride..][..s.size];
-                    to.fill(0.0);
-                    for query in key..s.block {
-                        axpy(unit, d_weights[key][query], row(qkv, at_query + query * stride, s.size), to);
-                    }
-                    let to = &mut d_qkv[at_value + key * stride..][..s.size];
-                    to.fill(0.0);
-                    for query in key..s.block {
-                        axpy(unit, weights[key][query], row(d_out, at_out + query * width, s.size), to);
-                    }
+                    let seen = key..s.block;
+                    let to = &mut d_qkv[at_key + key * stride..][..size];
+                    mix(unit, seen.clone(), |query| d_weights[key][query], rows(qkv, at_query, stride), to);
+                    let to = &mut d_qkv[at_value + key * stride..][..size];
+                    mix(unit, seen, |query| used[key][query], rows(d_out, at_out, width), to);
                 }
             }
         }

@@ -1,0 +1,287 @@
+//! `runtime generate`: continues a text.
+
+use super::input::{self, Prompt};
+use super::interrupt::Interrupt;
+use super::output::{Halt, Outcome, Output, note, number};
+use super::{Opening, SessionFlags};
+use clap::{Args, ValueEnum};
+use formats::Result;
+use runtime::generate::{AtContext, FinishReason, GenerateOptions, Generator};
+use runtime::model::Model;
+use runtime::sampler::Token;
+use serde_json::json;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
+
+/// What `runtime generate` takes.
+#[derive(Args, Debug)]
+pub struct Generate {
+    #[command(flatten)]
+    opening: Opening,
+    #[command(flatten)]
+    prompt: Prompt,
+    /// Most tokens to generate
+    #[arg(short, long = "max-new-tokens", alias = "max_new_tokens", value_name = "N", default_value_t = 256)]
+    n: usize,
+    /// Divide scores by this; 0 is greedy
+    #[arg(long, visible_alias = "temp", value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Keep the K best tokens; 0 keeps all
+    #[arg(long, alias = "top_k", value_name = "K")]
+    top_k: Option<usize>,
+    /// Keep the best tokens that together reach probability P; 1 keeps all
+    #[arg(long, alias = "top_p", value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Keep tokens at least P times as probable as the best; 0 keeps all
+    #[arg(long, alias = "min_p", value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<f32>,
+    /// Make tokens already seen less probable by R; 1 does nothing
+    #[arg(
+        long,
+        visible_alias = "repeat-penalty",
+        aliases = ["repetition_penalty", "repeat_penalty"],
+        value_name = "R",
+        allow_negative_numbers = true
+    )]
+    repetition_penalty: Option<f32>,
+    /// The same seed gives the same text; by default a new one, which is printed
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Always take the most probable token
+    #[arg(long, conflicts_with = "temperature")]
+    greedy: bool,
+    /// End where this text is generated; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    stop: Vec<String>,
+    /// What to do when the context is full
+    #[arg(long, alias = "at_context", value_enum, default_value = "slide")]
+    at_context: Full,
+    #[command(flatten)]
+    session: SessionFlags,
+    /// Put the prompt before what is generated
+    #[arg(long)]
+    echo: bool,
+    /// What is written to stdout
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    /// Tell on stderr how long it took
+    #[arg(long)]
+    stats: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Full {
+    /// Recompute the window of the last ids for each token
+    Slide,
+    /// End
+    Stop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// The text as it comes
+    Text,
+    /// Token ids with commas between them
+    Ids,
+    /// One object at the end
+    Json,
+}
+
+impl Generate {
+    /// Runs the command.
+    pub fn run(&self) -> Outcome {
+        let model = self.opening.open()?;
+        if self.format == Format::Text {
+            input::tokenizer(&model, &self.opening.model)?;
+        }
+        let options = self.options(&model);
+        options.sampling.validate()?;
+        let prompt = self.prompt.read(&model, &self.opening.model)?;
+        let mut session = model.session_with(&self.session.options())?;
+        let interrupt = Interrupt::watch(session.canceller());
+        let mut generator = Generator::new(&mut session, &prompt, &options)?;
+        note(format_args!("seed: {}", options.seed));
+
+        let mut writer = Writer::new(self.format, &model, &prompt, self.echo)?;
+        let mut clock = Clock::new(prompt.len().max(1));
+        let mut told = false;
+        while let Some(token) = generator.next() {
+            let token = token.map_err(|error| self.opening.blame(error))?;
+            clock.token();
+            writer.token(token, generator.text())?;
+            if generator.slid() && !told {
+                told = true;
+                let context = model.config().context;
+                note(format_args!(
+                    "the context of {context} ids is full: from here each token recomputes the window of its last \
+                     {context} ids (--at-context stop ends instead)"
+                ));
+            }
+        }
+        let reason = generator.finish_reason().unwrap_or(FinishReason::Length);
+        writer.end(generator.tail(), reason, &options)?;
+        if self.stats {
+            clock.tell(reason);
+        }
+        Ok(if reason == FinishReason::Cancelled { interrupt.exit_code() } else { 0 })
+    }
+
+    /// The model's own wishes, and the flags over them.
+    fn options(&self, model: &Model) -> GenerateOptions {
+        let mut options = GenerateOptions::of(model);
+        let sampling = &mut options.sampling;
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
+        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
+        sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
+        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
+        if self.greedy {
+            sampling.temperature = 0.0;
+        }
+        GenerateOptions {
+            max_tokens: self.n,
+            stop: self.stop.clone(),
+            at_context: match self.at_context {
+                Full::Slide => AtContext::Slide,
+                Full::Stop => AtContext::Stop,
+            },
+            // The standard library's hash maps are keyed from the system's entropy, and so is this.
+            seed: self.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
+            ..options
+        }
+    }
+}
+
+/// Tokens on their way to stdout.
+struct Writer {
+    output: Output,
+    format: Format,
+    /// Whether the model has text at all.
+    speaks: bool,
+    prompt: Vec<u32>,
+    /// What the object will hold; empty in the other formats.
+    text: String,
+    tokens: Vec<Token>,
+    /// Whether an id was written, so that the next needs a comma.
+    started: bool,
+}
+
+impl Writer {
+    fn new(format: Format, model: &Model, prompt: &[u32], echo: bool) -> Result<Writer, Halt> {
+        let mut writer = Writer {
+            output: Output::new(),
+            format,
+            speaks: model.tokenizer().is_some(),
+            prompt: prompt.to_vec(),
+            text: String::new(),
+            tokens: Vec::new(),
+            started: false,
+        };
+        if !echo {
+            return Ok(writer);
+        }
+        let bytes = model.tokenizer().map(|tokenizer| tokenizer.decode(prompt)).transpose()?;
+        match (format, bytes) {
+            (Format::Text, Some(bytes)) => writer.output.write(&bytes)?,
+            (Format::Json, Some(bytes)) => writer.text = String::from_utf8_lossy(&bytes).into_owned(),
+            (Format::Ids, _) => prompt.iter().try_for_each(|&id| writer.id(id))?,
+            (_, None) => {}
+        }
+        writer.output.flush()?;
+        Ok(writer)
+    }
+
+    fn id(&mut self, id: u32) -> Result<(), Halt> {
+        let comma = if self.started { "," } else { "" };
+        self.started = true;
+        self.output.write(format!("{comma}{id}").as_bytes())
+    }
+
+    fn token(&mut self, token: Token, text: &str) -> Result<(), Halt> {
+        match self.format {
+            Format::Text => self.output.write(text.as_bytes())?,
+            Format::Ids => self.id(token.id)?,
+            Format::Json => {
+                self.text.push_str(text);
+                self.tokens.push(token);
+                return Ok(());
+            }
+        }
+        // Whoever reads sees each token when it is there.
+        self.output.flush()
+    }
+
+    fn end(&mut self, tail: &str, reason: FinishReason, options: &GenerateOptions) -> Result<(), Halt> {
+        match self.format {
+            Format::Text => {
+                self.output.write(tail.as_bytes())?;
+                if io::stdout().is_terminal() {
+                    self.output.write(b"\n")?;
+                }
+            }
+            Format::Ids => self.output.write(b"\n")?,
+            Format::Json => {
+                self.text.push_str(tail);
+                let stop = match reason {
+                    FinishReason::Stop(index) => options.stop.get(index),
+                    _ => None,
+                };
+                return self.output.json(&json!({
+                    "text": self.speaks.then_some(&self.text),
+                    "prompt_ids": self.prompt,
+                    "ids": self.tokens.iter().map(|token| token.id).collect::<Vec<_>>(),
+                    "logprobs": self.tokens.iter().map(|token| number(token.logprob)).collect::<Vec<_>>(),
+                    "finish_reason": reason.name(),
+                    "stop": stop,
+                    "seed": options.seed,
+                }));
+            }
+        }
+        self.output.flush()
+    }
+}
+
+/// When the first token came, and the last.
+struct Clock {
+    prompt: usize,
+    start: Instant,
+    first: Duration,
+    last: Duration,
+    tokens: usize,
+}
+
+impl Clock {
+    fn new(prompt: usize) -> Clock {
+        Clock { prompt, start: Instant::now(), first: Duration::ZERO, last: Duration::ZERO, tokens: 0 }
+    }
+
+    fn token(&mut self) {
+        self.last = self.start.elapsed();
+        if self.tokens == 0 {
+            self.first = self.last;
+        }
+        self.tokens += 1;
+    }
+
+    fn tell(&self, reason: FinishReason) {
+        let rate = |count: usize, time: Duration| count as f64 / time.as_secs_f64().max(1e-9);
+        if self.tokens > 0 {
+            note(format_args!(
+                "prompt: {} ids in {:.1} ms ({:.0} ids/s)",
+                self.prompt,
+                self.first.as_secs_f64() * 1e3,
+                rate(self.prompt, self.first)
+            ));
+        }
+        if self.tokens > 1 {
+            let (steps, time) = (self.tokens - 1, self.last - self.first);
+            note(format_args!(
+                "decode: {steps} steps in {:.1} ms ({:.0} tokens/s)",
+                time.as_secs_f64() * 1e3,
+                rate(steps, time)
+            ));
+        }
+        note(format_args!("tokens: {}, ended by: {}", self.tokens, reason.name()));
+    }
+}

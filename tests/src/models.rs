@@ -1,0 +1,152 @@
+//! Small models: configs of every switch, random weights, and directories written as `trainer` writes them.
+
+use crate::Chance;
+use crate::folder::Folder;
+use formats::checkpoint::{Commit, Dtype, GenerationConfig, ModelFiles, write_model};
+use formats::config::{Activation, AttentionScale, Config, Position};
+use formats::layout::{Layout, Part, Role};
+use formats::tokenizer::Tokenizer;
+use std::path::PathBuf;
+
+/// The lecture's model.
+pub fn lecture() -> Config {
+    Config {
+        vocabulary: 65,
+        context: 8,
+        width: 64,
+        layers: 4,
+        heads: 4,
+        feed_forward: 256,
+        position: Position::Learned,
+        activation: Activation::GeluErf,
+        attention_scale: AttentionScale::HeadSize,
+        norm_eps: 1e-5,
+        norm_bias: true,
+        qkv_bias: true,
+        attention_bias: true,
+        feed_forward_bias: true,
+        tied: false,
+        head_bias: true,
+        dropout: 0.0,
+    }
+}
+
+/// The lecture's model at a size where everything can be tried.
+pub fn small() -> Config {
+    Config { vocabulary: 11, context: 6, width: 12, layers: 2, heads: 3, feed_forward: 20, ..lecture() }
+}
+
+/// A small config of any shape and any switches.
+pub fn random_config(seed: u64) -> Config {
+    let mut chance = Chance::new(seed);
+    let heads = 1 + chance.below(4);
+    let config = Config {
+        vocabulary: 2 + chance.below(40),
+        context: 1 + chance.below(20),
+        width: heads * (1 + chance.below(9)),
+        layers: 1 + chance.below(3),
+        heads,
+        feed_forward: 1 + chance.below(50),
+        position: Position::Learned,
+        activation: chance.of(&[Activation::Relu, Activation::GeluErf, Activation::GeluTanh]),
+        attention_scale: chance.of(&[AttentionScale::HeadSize, AttentionScale::Width]),
+        norm_eps: chance.of(&[1e-5, 1e-6, 1e-3]),
+        norm_bias: chance.of(&[true, false]),
+        qkv_bias: chance.of(&[true, false]),
+        attention_bias: chance.of(&[true, false]),
+        feed_forward_bias: chance.of(&[true, false]),
+        tied: chance.of(&[true, false]),
+        head_bias: chance.of(&[true, false]),
+        dropout: 0.0,
+    };
+    config.validate("a random config").expect("a valid config");
+    config
+}
+
+/// Weights that leave every part of the model something to do: matrices keep a row's size, gains lie around one,
+/// biases around zero. Each fits f16 exactly, so that a model of any dtype holds the same numbers.
+pub fn random_weights(config: &Config, seed: u64) -> Vec<f32> {
+    let mut chance = Chance::new(seed ^ 0x5EED);
+    let layout = Layout::new(config);
+    let mut weights = Vec::with_capacity(layout.parameters());
+    for (_, parameter) in layout.iter() {
+        let gain = matches!(
+            parameter.role,
+            Role::AttentionNorm(Part::Weight)
+                | Role::FeedForwardNorm(Part::Weight)
+                | Role::FinalNorm(Part::Weight)
+        );
+        let centre = if gain { 1.0 } else { 0.0 };
+        let spread = if parameter.is_matrix() { (3.0 / parameter.columns as f64).sqrt() } else { 0.4 };
+        weights.extend(
+            (0..parameter.len()).map(|_| half::f16::from_f64(centre + spread * chance.signed()).to_f32()),
+        );
+    }
+    weights
+}
+
+/// A text whose characters are exactly as many as `vocabulary`, for models that need a tokenizer.
+pub fn alphabet(vocabulary: usize) -> String {
+    // From the space on, then the Latin letters beyond ASCII: one, two and three bytes a character.
+    (0..vocabulary as u32)
+        .filter_map(|index| char::from_u32(if index < 95 { 32 + index } else { 0x900 + index }))
+        .collect()
+}
+
+/// A model directory of the given weights, with a character tokenizer of [`alphabet`].
+#[derive(Debug)]
+pub struct Written {
+    /// Keeps the files.
+    pub folder: Folder,
+    /// The directory to open.
+    pub path: PathBuf,
+}
+
+/// Writes a model as `trainer` does.
+#[track_caller]
+pub fn write(config: &Config, weights: &[f32], dtype: Dtype) -> Written {
+    let folder = Folder::new("model");
+    let layout = Layout::new(config);
+    let tokenizer = Tokenizer::characters(&alphabet(config.vocabulary)).expect("a tokenizer");
+    let generation = GenerationConfig::default();
+    let files = ModelFiles {
+        config,
+        layout: &layout,
+        dtype,
+        values: weights,
+        tokenizer: Some(&tokenizer),
+        generation: &generation,
+    };
+    let mut commit = Commit::begin(folder.path(), 0).expect("a directory to write into");
+    write_model(&mut commit, "model/", &files).expect("a written model");
+    let path = commit.finish().expect("a committed model").join("model");
+    Written { folder, path }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_configs_are_valid_and_differ() {
+        let configs: Vec<Config> = (0..50).map(random_config).collect();
+        assert!(configs.iter().any(|c| c.tied) && configs.iter().any(|c| !c.tied));
+        assert!(configs.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+
+    #[test]
+    fn random_weights_fit_every_type_and_fill_the_layout() {
+        let weights = random_weights(&small(), 3);
+        assert_eq!(weights.len(), Layout::new(&small()).parameters());
+        assert!(weights.iter().all(|&w| half::f16::from_f32(w).to_f32() == w));
+        assert_ne!(weights, random_weights(&small(), 4));
+    }
+
+    #[test]
+    fn an_alphabet_has_as_many_characters_as_asked() {
+        for vocabulary in [1, 2, 65, 95, 96, 300] {
+            let tokenizer = Tokenizer::characters(&alphabet(vocabulary)).expect("a tokenizer");
+            assert_eq!(tokenizer.vocabulary(), vocabulary);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! `trainer eval`: the exact loss of a model over every window of a text.
+
+use super::{Format, answer};
+use formats::checkpoint::{Directory, Tensor};
+use formats::{Error, Result};
+use runtime::simd::Simd;
+use serde_json::json;
+use std::f64::consts::LN_2;
+use std::path::PathBuf;
+use trainer::backend::cpu::Cpu;
+use trainer::data::{Source, Text, windows};
+use trainer::learner::{BatchShape, Learner};
+use trainer::presets;
+
+/// What `trainer eval` takes.
+#[derive(clap::Args)]
+pub struct Eval {
+    /// A run, its model, or any model directory
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Text files, cut as training cuts them
+    #[arg(long, value_name = "TEXT", num_args = 1.., required = true)]
+    data: Vec<PathBuf>,
+    /// Threads; all there are by default
+    #[arg(long)]
+    threads: Option<usize>,
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+impl Eval {
+    /// Mean loss over every window of both splits that does not overlap another.
+    pub fn run(&self) -> Result<()> {
+        let directory = Directory::open(&self.model)?;
+        let Some(tokenizer) = &directory.tokenizer else {
+            return Err(Error::file(
+                &directory.path,
+                "has no tokenizer.json",
+                "copy the model's tokenizer beside it: its text cannot be cut without",
+            ));
+        };
+        let text = Text::encode(tokenizer, &Source::read(&self.data)?)?;
+        let block = directory.config.context;
+        text.require(block)?;
+
+        let mut weights = vec![0.0; directory.layout.parameters()];
+        for (id, parameter) in directory.layout.iter() {
+            let to = &mut weights[parameter.range()];
+            match directory.weights.tensor(id) {
+                Tensor::F32(values) => to.copy_from_slice(values),
+                Tensor::F16(values) => (Simd::best().widen_f16)(values, to),
+                Tensor::Bf16(values) => (Simd::best().widen_bf16)(values, to),
+            }
+        }
+        let threads =
+            self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let shape = BatchShape { sequences: 1, block };
+        // The optimiser's settings are of no consequence: nothing is updated.
+        let options = presets::find("gpt-zero")?.optimizer();
+        let mut learner = Learner::new(Cpu::new(threads)?, &directory.config, shape, &options)?;
+        learner.load(&weights, &vec![0.0; weights.len()], &vec![0.0; weights.len()])?;
+
+        let mut loss = |split: &[u32]| {
+            let (inputs, targets) = windows(split, block);
+            learner.evaluate(inputs, targets)
+        };
+        let (train_loss, val_loss) = (loss(text.training())?, loss(text.validation())?);
+        let (_, targets) = windows(text.validation(), block);
+        let bytes = tokenizer.decode(targets)?.len();
+        let bits = val_loss * targets.len() as f64 / bytes as f64 / LN_2;
+        match self.format {
+            Format::Text => answer(&format!(
+                "train loss {train_loss:.4}, val loss {val_loss:.4} nats per token; val {bits:.4} bits per byte\n"
+            )),
+            Format::Json => answer(&format!(
+                "{}\n",
+                json!({ "train_loss": train_loss, "val_loss": val_loss, "val_bits_per_byte": bits })
+            )),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What `trainer` is asked on its command line, and how it answers.
+
+mod bench;
+mod eval;
+mod inspect;
+mod presets;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use formats::{Error, Result};
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use trainer::options::{Flags, Request};
+use trainer::train::{End, train};
+
+/// Trains GPTs from text and writes what `runtime` runs.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  trainer train --preset gpt-zero --data input.txt --out runs/zero
+  trainer train --resume --out runs/zero
+  trainer eval --model runs/zero --data input.txt
+  trainer presets
+
+Exit codes: 0 done, 1 our bug, 2 usage, 3 bad file, 4 bad config, 5 cannot write, 6 device, 7 memory,
+8 locked by another run, 9 diverged, 130/143 interrupted with the state saved"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model from text
+    Train(Train),
+    /// The exact loss of a model over every window of a text
+    Eval(eval::Eval),
+    /// The presets with their sizes
+    Presets(presets::Presets),
+    /// Look at what a run would learn from
+    Inspect(inspect::Inspect),
+    /// Time training steps
+    Bench(bench::Bench),
+}
+
+/// What `trainer train` takes.
+#[derive(clap::Args)]
+struct Train {
+    /// The named run to start from; see `trainer presets`
+    #[arg(long)]
+    preset: Option<String>,
+    /// A TOML file of options; it overrides the preset, and flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Text files to learn from, read byte for byte, one after another
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// The run directory
+    #[arg(long, value_name = "RUN")]
+    out: PathBuf,
+    /// Continue the run in --out from its newest whole checkpoint, or start it
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// How an answer is written.
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One object on one line.
+    Json,
+}
+
+/// Reads the command line, does what it says, and turns what comes of it into an exit code.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Train(command) => {
+            let Train { preset, config, data, out, resume, flags } = command;
+            train(&Request { preset, config, data, flags }, &out, resume).map(|end| match end {
+                End::Done => 0,
+                End::Interrupted { exit_code } => exit_code,
+            })
+        }
+        Command::Eval(command) => command.run().map(|()| 0),
+        Command::Presets(command) => command.run().map(|()| 0),
+        Command::Inspect(command) => command.run().map(|()| 0),
+        Command::Bench(command) => command.run().map(|()| 0),
+    };
+    ExitCode::from(outcome.unwrap_or_else(|error| {
+        // Nothing is left to tell anybody if standard error is gone.
+        let _ = writeln!(std::io::stderr(), "error: {error}");
+        error.exit_code()
+    }))
+}
+
+/// Writes an answer to standard output; a reader that left is no error.
+fn answer(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::write("standard output", error)),
+        _ => Ok(()),
+    }
+}

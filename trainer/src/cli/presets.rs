@@ -1,0 +1,55 @@
+//! `trainer presets`: names, shapes, parameters.
+
+use super::{Format, answer};
+use formats::architecture::count;
+use formats::{Layout, Result};
+use serde_json::json;
+use trainer::presets::{CHARACTERS, PRESETS};
+use trainer::train::grouped;
+
+/// What `trainer presets` takes.
+#[derive(clap::Args)]
+pub struct Presets {
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+impl Presets {
+    /// Lists every preset, sized for the characters of TinyShakespeare.
+    pub fn run(&self) -> Result<()> {
+        let mut text = format!(
+            "{:<10} {:>11} {:>11} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6}  (with {CHARACTERS} characters)\n",
+            "preset", "parameters", "active", "layers", "heads", "width", "block", "batch", "steps"
+        );
+        let mut list = vec![];
+        for preset in PRESETS {
+            let options = preset.options();
+            let config = options.model(CHARACTERS)?;
+            let layout = Layout::new(&config);
+            let (parameters, active) =
+                (layout.parameters() as u64, count(&config, &layout).active_parameters);
+            text += &format!(
+                "{:<10} {:>11} {:>11} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6}  {}\n",
+                preset.name,
+                grouped(parameters),
+                grouped(active),
+                config.layers,
+                config.heads,
+                config.width,
+                config.context,
+                options.batch,
+                options.steps,
+                preset.about
+            );
+            list.push(json!({
+                "name": preset.name, "about": preset.about, "parameters": parameters, "active_parameters": active,
+                "layers": config.layers, "heads": config.heads, "width": config.width, "block": config.context,
+                "vocabulary": config.vocabulary, "batch": options.batch, "steps": options.steps,
+            }));
+        }
+        match self.format {
+            Format::Text => answer(&text),
+            Format::Json => answer(&format!("{}\n", json!({ "presets": list }))),
+        }
+    }
+}
