@@ -9,6 +9,7 @@ use crate::data::{self, Source, Text};
 use crate::learner::{BatchShape, Learner, Rates};
 use crate::memory;
 use crate::options::{Device, Options, Recipe, Request, refuse_differences};
+use crate::presets;
 use crate::progress::{Progress, StepReport};
 use crate::random::{Generator, RngKind};
 use crate::report::{self, ReportInput};
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant};
 /// On a terminal the live line follows as fast as one can read; elsewhere a line is kept, so it comes rarely.
 const LIVE_EVERY: Duration = Duration::from_millis(100);
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
+/// Tokens of an evaluation between two looks at whether a signal came; fixed, because it orders a sum.
+const EVALUATED_AT_ONCE: u64 = 1 << 16;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,22 +43,23 @@ pub enum End {
 
 /// Trains as `request` says into `out`; text goes to standard output, everything else to standard error.
 pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
-    if !resume && Run::exists(out) {
-        return Err(Error::Usage(format!(
-            "{} holds a run\n  help: pass --resume to continue it, or choose another --out",
-            out.display()
-        )));
-    }
-    let (recipe, run) = open(request, out, resume)?;
+    // A directory that is there is taken before it is looked at; one that is not is made only once everything
+    // asked for is known to be possible, so that a mistyped flag leaves nothing behind.
+    let run = if out.is_dir() { Some(Run::lock(out)?) } else { None };
+    let recipe = settle(request, run.as_ref(), out, resume)?;
     let options = &recipe.options;
-    let source = Source::read(&recipe.data)?;
-    let (tokenizer, text) = Text::learn(options.tokenizer, &source)?;
-    drop(source);
+    let (tokenizer, text) = Text::learn(options.tokenizer, &Source::read(&recipe.data)?)?;
     text.require(options.block)?;
     let config = options.model(tokenizer.vocabulary())?;
     match options.device {
         Device::Auto | Device::Cpu => {
             let backend = Cpu::new(threads(options))?;
+            let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes());
+            plan.require(memory::available().unwrap_or(u64::MAX))?;
+            let run = match run {
+                Some(run) => run,
+                None => Run::lock(out)?,
+            };
             let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
             Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out()
         }
@@ -70,28 +74,39 @@ pub fn threads(options: &Options) -> usize {
     options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Settles what is to be done and takes the directory.
-fn open(request: &Request, out: &Path, resume: bool) -> Result<(Recipe, Run)> {
-    if !resume || !Run::exists(out) {
-        // Before the directory is made: a mistyped flag leaves nothing behind.
-        let recipe = settle(request.resolve()?)?;
-        return Ok((recipe, Run::lock(out)?));
+/// What is to be done: a new run's recipe, or a recorded one's with the changes it allows.
+fn settle(request: &Request, run: Option<&Run>, out: &Path, resume: bool) -> Result<Recipe> {
+    if !resume && Run::exists(out) {
+        return Err(Error::Usage(format!(
+            "{} holds a run\n  help: pass --resume to continue it, or choose another --out",
+            out.display()
+        )));
     }
-    let run = Run::lock(out)?;
-    let recipe = match run.recorded()? {
-        Some(recorded) => request.resume(&recorded, out)?,
-        None => request.resolve()?,
+    let recorded = run.map(Run::recorded).transpose()?.flatten();
+    let recipe = match &recorded {
+        Some(recorded) => request.resume(recorded, out)?,
+        None if request.names_a_model() => request.resolve()?,
+        None => {
+            let place =
+                if resume { format!("{} holds no run yet, and ", out.display()) } else { String::new() };
+            return Err(Error::Usage(format!(
+                "{place}there is no model to train\n  help: name one with --preset ({}) or --config FILE",
+                presets::names()
+            )));
+        }
     };
-    Ok((settle(recipe)?, run))
-}
-
-fn settle(recipe: Recipe) -> Result<Recipe> {
     if recipe.data.is_empty() {
         return Err(Error::Usage(
-            "there is no text to learn from\n  help: name one with --data FILE".to_owned(),
+            "there is no text to learn from\n  help: name one with --data TEXT".to_owned(),
         ));
     }
-    Ok(Recipe { options: recipe.options.settled(), data: recipe.data })
+    // Recorded so that the run can be resumed from any directory; a path that leads nowhere is refused by its reader.
+    let data = recipe.data.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).collect();
+    Ok(Recipe { options: recipe.options.settled(), data })
+}
+
+fn shape(options: &Options) -> BatchShape {
+    BatchShape { sequences: options.batch, block: options.block }
 }
 
 /// A run under way.
@@ -127,11 +142,7 @@ impl<B: Backend> Trainer<B> {
         text: Text,
     ) -> Result<Trainer<B>> {
         let options = &recipe.options;
-        let shape = BatchShape { sequences: options.batch, block: options.block };
-        let plan = Learner::<B>::memory(&config, shape, backend.lanes());
-        let available = memory::available();
-        plan.require(available.unwrap_or(u64::MAX))?;
-
+        let plan = Learner::<B>::memory(&config, shape(options), backend.lanes());
         let layout = Layout::new(&config);
         let checkpoints = run.checkpoints();
         let mut problems = vec![];
@@ -151,7 +162,7 @@ impl<B: Backend> Trainer<B> {
                 Error::file(run.path(), "holds a damaged generator state", "resume from another checkpoint")
             })?;
         }
-        let mut learner = Learner::new(backend, &config, shape, &options.optimizer())?;
+        let mut learner = Learner::new(backend, &config, shape(options), &options.optimizer())?;
         learner.load(&state.weights, &state.first_moment, &state.second_moment)?;
 
         let mut progress = Progress::new(options.progress, options.steps, state.step);
@@ -176,8 +187,9 @@ impl<B: Backend> Trainer<B> {
         progress.message(&format!(
             "device  {device}; needs {} MiB{}",
             plan.total().div_ceil(1 << 20),
-            available.map_or(String::new(), |free| format!(" of {} MiB free", free >> 20))
+            memory::available().map_or(String::new(), |free| format!(", {} MiB are free", free >> 20))
         ));
+        progress.message(&format!("seed    {}", options.seed));
         if state.step > 0 {
             progress.message(&format!("resumed from step {}", state.step));
         }
@@ -206,16 +218,19 @@ impl<B: Backend> Trainer<B> {
     /// Every step that is left, and what follows the last.
     fn carry_out(mut self) -> Result<End> {
         let options = self.recipe.options.clone();
-        let (curve, optimizer_begin) = (options.curve(), self.metrics.seconds());
+        let curve = options.curve();
         let show_every = if self.progress.is_live() { LIVE_EVERY } else { PLAIN_EVERY };
         let tokens = (options.batch * options.block) as f64;
         // Throughput since the last row and since the last line shown.
         let (mut row, mut shown) = ((Instant::now(), self.step), (Instant::now(), self.step));
         while self.step < options.steps {
             let step = self.step;
-            if step.is_multiple_of(options.eval_every) || step + 1 == options.steps {
+            let last = step + 1 == options.steps;
+            if options.eval_every > 0 && (step.is_multiple_of(options.eval_every) || last) {
                 let paused = Instant::now();
-                self.evaluate(step, optimizer_begin)?;
+                if let Some(exit_code) = self.evaluate(step)? {
+                    return self.leave(exit_code);
+                }
                 // What evaluation took is not training's.
                 (row.0, shown.0) = (row.0 + paused.elapsed(), shown.0 + paused.elapsed());
             }
@@ -232,7 +247,7 @@ impl<B: Backend> Trainer<B> {
                 }
             };
             self.step += 1;
-            if self.step.is_multiple_of(options.log_every) || self.step == options.steps {
+            if self.step.is_multiple_of(options.log_every) || last {
                 let now = Instant::now();
                 self.metrics.add(&StepRow {
                     step,
@@ -240,11 +255,11 @@ impl<B: Backend> Trainer<B> {
                     lr: learning_rate,
                     gradient_norm: outcome.gradient_norm,
                     tokens_per_s: rate(tokens, row, (now, self.step)),
-                    seconds: optimizer_begin + self.begin.elapsed().as_secs_f64(),
+                    seconds: self.seconds(),
                 })?;
                 row = (now, self.step);
             }
-            if shown.0.elapsed() >= show_every {
+            if shown.0.elapsed() >= show_every || last {
                 let now = Instant::now();
                 self.progress.line(&StepReport {
                     step: self.step,
@@ -257,57 +272,82 @@ impl<B: Backend> Trainer<B> {
                 });
                 shown = (now, self.step);
             }
-            let exit_code = self.interrupt.exit_code();
-            if self.step.is_multiple_of(options.save_every)
-                || self.step == options.steps
-                || exit_code.is_some()
-            {
+            if let Some(exit_code) = self.interrupt.exit_code().filter(|_| !last) {
+                return self.leave(exit_code);
+            }
+            if options.save_every > 0 && self.step.is_multiple_of(options.save_every) {
                 let paused = Instant::now();
                 self.save()?;
                 (row.0, shown.0) = (row.0 + paused.elapsed(), shown.0 + paused.elapsed());
             }
-            if let Some(exit_code) = exit_code.filter(|_| self.step < options.steps) {
-                self.progress.finish();
-                eprintln!("interrupted; resume with\n  {} train --resume --out {}", program(), self.out());
-                return Ok(End::Interrupted { exit_code });
-            }
         }
-        // A resumed run that had nothing left may still lack its link.
-        if self.saved != Some(self.step) {
-            self.save()?;
-        }
-        checkpoint::point(self.run.path(), self.step)?;
+        self.save()?;
         self.finish(&options)?;
         Ok(End::Done)
     }
 
-    /// Mean loss of `eval_batches` batches of each split, training first.
-    fn evaluate(&mut self, step: u64, earlier_seconds: f64) -> Result<()> {
+    /// Saves what was learned until a signal came, and says how to go on.
+    fn leave(&mut self, exit_code: u8) -> Result<End> {
+        self.save()?;
+        self.progress.finish();
+        self.progress.message(&format!(
+            "interrupted after {} steps; resume with\n  {} train --resume --out {}",
+            self.step,
+            program(),
+            self.out()
+        ));
+        Ok(End::Interrupted { exit_code })
+    }
+
+    /// Mean loss of `eval_batches` batches of each split, training first. A signal ends it as if it had not begun,
+    /// with the exit code: an evaluation may take longer than whoever sent the signal will wait.
+    fn evaluate(&mut self, step: u64) -> Result<Option<u8>> {
         let options = &self.recipe.options;
-        let mut losses = [0.0; 2];
-        for (loss, split) in losses.iter_mut().zip([self.text.training(), self.text.validation()]) {
-            let (mut inputs, mut targets) = (vec![], vec![]);
-            for batch in 0..options.eval_batches {
-                let range = split.len() - options.block;
-                self.generator.evaluation_offsets(step, batch, range, &mut self.offsets);
-                data::gather(split, &self.offsets, options.block, &mut self.inputs, &mut self.targets);
-                inputs.extend_from_slice(&self.inputs);
-                targets.extend_from_slice(&self.targets);
+        let before = self.generator.clone();
+        let tokens = (options.batch * options.block) as u64;
+        let (at_once, mut losses) = ((EVALUATED_AT_ONCE / tokens).max(1), [0.0; 2]);
+        let splits = [self.text.training(), self.text.validation()];
+        for (index, (loss, split)) in (0..).zip(losses.iter_mut().zip(splits)) {
+            let (range, first) = (split.len() - options.block, index * options.eval_batches);
+            let mut done = 0;
+            while done < options.eval_batches {
+                if let Some(exit_code) = self.interrupt.exit_code() {
+                    self.generator = before;
+                    return Ok(Some(exit_code));
+                }
+                let count = at_once.min(options.eval_batches - done);
+                let (mut inputs, mut targets) = (vec![], vec![]);
+                for batch in first + done..first + done + count {
+                    self.generator.evaluation_offsets(step, batch, range, &mut self.offsets);
+                    data::gather(split, &self.offsets, options.block, &mut self.inputs, &mut self.targets);
+                    inputs.extend_from_slice(&self.inputs);
+                    targets.extend_from_slice(&self.targets);
+                }
+                *loss += self.learner.evaluate(&inputs, &targets)? * count as f64;
+                done += count;
             }
-            *loss = self.learner.evaluate(&inputs, &targets)?;
+            *loss /= options.eval_batches as f64;
         }
         let [train_loss, val_loss] = losses;
         if step.is_multiple_of(options.eval_every) {
             self.best_validation = Some(self.best_validation.map_or(val_loss, |best| best.min(val_loss)));
         }
-        let seconds = earlier_seconds + self.begin.elapsed().as_secs_f64();
-        self.metrics.add(&EvaluationRow { step, train_loss, val_loss, seconds })?;
+        self.metrics.add(&EvaluationRow { step, train_loss, val_loss, seconds: self.seconds() })?;
         self.progress.evaluation(step, train_loss, val_loss);
-        Ok(())
+        Ok(None)
     }
 
-    /// Model and state, committed together; said only once they are durable.
+    /// Seconds the run has taken, all its processes together.
+    fn seconds(&self) -> f64 {
+        self.metrics.seconds() + self.begin.elapsed().as_secs_f64()
+    }
+
+    /// Model and state, committed together; said only once they are durable. What is saved already stays as it is,
+    /// and only its link, which a kill may have forestalled, is made sure of.
     fn save(&mut self) -> Result<()> {
+        if self.saved == Some(self.step) {
+            return checkpoint::point(self.run.path(), self.step);
+        }
         let options = &self.recipe.options;
         let weights = self.learner.weights();
         if let Some(bad) = weights.iter().position(|weight| !weight.is_finite()) {
@@ -319,7 +359,6 @@ impl<B: Backend> Trainer<B> {
         }
         self.metrics.sync()?;
         let checkpoints = self.run.checkpoints();
-        std::fs::create_dir_all(&checkpoints).map_err(|error| Error::write(&checkpoints, error))?;
         let mut commit = Commit::begin(&checkpoints, self.step)?;
         let files = ModelFiles {
             config: &self.config,
@@ -354,12 +393,13 @@ impl<B: Backend> Trainer<B> {
         self.progress.finish();
         let model = self.run.path().join("model");
         let sample = if options.sample > 0 {
-            eprintln!("sample of {} tokens, drawn by the runtime from the model as saved:", options.sample);
+            let seed = options.seed;
+            self.progress.message(&format!("sample  {} tokens by the runtime, seed {seed}:", options.sample));
             sample::write(&model, options.sample, options.seed)?
         } else {
             String::new()
         };
-        let seconds = self.metrics.seconds() + self.begin.elapsed().as_secs_f64();
+        let seconds = self.seconds();
         let mut summary = vec![
             ("preset".to_owned(), options.preset.clone()),
             ("parameters".to_owned(), grouped(self.learner.layout().parameters() as u64)),
@@ -377,12 +417,12 @@ impl<B: Backend> Trainer<B> {
             summary: &summary,
         });
         self.run.replace("report.html", page.as_bytes())?;
-        eprintln!("report  {}", self.run.path().join("report.html").display());
-        eprintln!(
+        self.progress.message(&format!("report  {}", self.run.path().join("report.html").display()));
+        self.progress.message(&format!(
             "done in {seconds:.1} s; generate with\n  {} generate --model {}",
             sample::runtime(),
             self.out()
-        );
+        ));
         Ok(())
     }
 
