@@ -239,6 +239,7 @@ impl Worker<'_, '_> {
         let projection = Projection {
             simd: self.model.simd,
             weight: self.model.weights.tensor(linear.weight),
+            packed: self.model.packed(linear.weight),
             bias: linear.bias.map(|id| self.model.vector(id)),
             inputs: linear.inputs,
             x: &x[from * linear.inputs..][..rows * linear.inputs],
@@ -402,6 +403,8 @@ struct Projection<'a> {
     simd: &'a Simd,
     /// `[outputs, inputs]`.
     weight: Tensor<'a>,
+    /// The same, packed, where the model keeps it so.
+    packed: Option<&'a [f32]>,
     bias: Option<&'a [f32]>,
     inputs: usize,
     /// `[rows, inputs]`.
@@ -437,13 +440,21 @@ impl Projection<'_> {
         panels: &mut [f32],
         block: &mut [f32],
     ) {
-        let weights = first * self.inputs..(first + count) * self.inputs;
-        let panels = &mut panels[..packed_len(count, self.inputs)];
-        match self.weight {
-            Tensor::F32(weight) => (self.simd.pack_f32)(&weight[weights], count, self.inputs, panels),
-            Tensor::F16(weight) => (self.simd.pack_f16)(&weight[weights], count, self.inputs, panels),
-            Tensor::Bf16(weight) => (self.simd.pack_bf16)(&weight[weights], count, self.inputs, panels),
-        }
+        let len = packed_len(count, self.inputs);
+        let panels = match self.packed {
+            // Blocks begin on whole panels.
+            Some(packed) => &packed[first * self.inputs..][..len],
+            None => {
+                let weights = first * self.inputs..(first + count) * self.inputs;
+                let panels = &mut panels[..len];
+                match self.weight {
+                    Tensor::F32(weight) => (self.simd.pack_f32)(&weight[weights], count, self.inputs, panels),
+                    Tensor::F16(weight) => (self.simd.pack_f16)(&weight[weights], count, self.inputs, panels),
+                    Tensor::Bf16(weight) => (self.simd.pack_bf16)(&weight[weights], count, self.inputs, panels),
+                }
+                panels
+            }
+        };
         let product = Product {
             rows: self.rows,
             inner: self.inputs,

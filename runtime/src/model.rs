@@ -1,10 +1,10 @@
 //! A model on disk, mapped: what every session of it shares.
 
 use crate::session::{Session, SessionOptions};
-use crate::simd::Simd;
+use crate::simd::{Simd, packed_len};
 use crate::team::{Member, Slots, Team};
-use formats::checkpoint::{Directory, GenerationConfig, Weights};
-use formats::layout::ParameterId;
+use formats::checkpoint::{Directory, GenerationConfig, Tensor, Weights};
+use formats::layout::{Parameter, ParameterId};
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result, families};
 use std::fmt;
@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Most parameters of a model whose matrices are packed when it is opened: a few MiB, read again and again by a
+/// window that slides.
+const PACKED_PARAMETERS: usize = 1 << 20;
 /// Below so many bytes of weights one thread is faster than several and their barriers.
 const ONE_THREAD_BYTES: u64 = 1 << 20;
 
@@ -39,6 +42,9 @@ pub(crate) struct Shared {
     pub(crate) simd: &'static Simd,
     /// Gains and biases, widened once: a few of them, read at every step.
     vectors: Vec<Vec<f32>>,
+    /// The matrices of a small model, packed for products of several rows; empty for a large one, whose weights
+    /// are packed block by block as they are needed.
+    panels: Vec<Vec<f32>>,
     threads: usize,
     /// The threads, once a session has asked for them. The lock is how sessions take turns.
     team: Mutex<Option<Team>>,
@@ -104,8 +110,24 @@ impl Model {
         });
         let vectors = vectors.collect();
         let (simd, team) = (Simd::best(), Mutex::new(None));
-        let shared =
-            Shared { path, config, layout, weights, tokenizer, generation, simd, vectors, threads, team };
+        let panels = if layout.parameters() <= PACKED_PARAMETERS {
+            layout.iter().map(|(id, parameter)| pack(simd, parameter, weights.tensor(id))).collect()
+        } else {
+            vec![Vec::new(); layout.iter().count()]
+        };
+        let shared = Shared {
+            path,
+            config,
+            layout,
+            weights,
+            tokenizer,
+            generation,
+            simd,
+            vectors,
+            panels,
+            threads,
+            team,
+        };
         Ok(Model { shared: Arc::new(shared) })
     }
 
@@ -175,7 +197,27 @@ impl Model {
     }
 }
 
+/// A matrix of a small model, packed.
+fn pack(simd: &Simd, parameter: &Parameter, tensor: Tensor<'_>) -> Vec<f32> {
+    if !parameter.is_matrix() {
+        return Vec::new();
+    }
+    let (outputs, inputs) = (parameter.rows, parameter.columns);
+    let mut panels = vec![0.0; packed_len(outputs, inputs)];
+    match tensor {
+        Tensor::F32(values) => (simd.pack_f32)(values, outputs, inputs, &mut panels),
+        Tensor::F16(values) => (simd.pack_f16)(values, outputs, inputs, &mut panels),
+        Tensor::Bf16(values) => (simd.pack_bf16)(values, outputs, inputs, &mut panels),
+    }
+    panels
+}
+
 impl Shared {
+    /// A matrix packed when the model was opened, if it was.
+    pub(crate) fn packed(&self, id: ParameterId) -> Option<&[f32]> {
+        Some(&self.panels[id.index()][..]).filter(|panels| !panels.is_empty())
+    }
+
     /// A gain or a bias.
     pub(crate) fn vector(&self, id: ParameterId) -> &[f32] {
         &self.vectors[id.index()]

@@ -1,7 +1,7 @@
 //! `runtime score`: how probable a model finds a text.
 
 use super::input::Text;
-use super::output::{Outcome, Output};
+use super::output::{Outcome, Output, number};
 use super::{Format, Opening, SessionFlags};
 use clap::Args;
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ impl Score {
         match self.format {
             Format::Json => {
                 let first = std::iter::once(Value::Null);
-                let logprobs: Vec<Value> = first.chain(logprobs.iter().map(|&value| json!(value))).collect();
+                let logprobs: Vec<Value> = first.chain(logprobs.iter().map(|&value| number(value))).collect();
                 output.json(&json!({
                     "ids": ids,
                     "logprobs": logprobs,
