@@ -8,14 +8,14 @@ use crate::backend::cpu::Cpu;
 use crate::data::{self, Source, Text};
 use crate::learner::{BatchShape, Learner, Rates};
 use crate::memory;
-use crate::options::{Device, Options, Recipe, Request, refuse_differences};
-use crate::presets;
+use crate::options::{Device, Options, Recipe, Request};
 use crate::progress::{Progress, StepReport};
-use crate::random::{Generator, RngKind};
+use crate::random::Generator;
 use crate::report::{self, ReportInput};
 use crate::run::{EvaluationRow, Metrics, Run, StepRow};
 use crate::sample;
 use crate::signals::Interrupt;
+use crate::start::{fresh, restore, settle};
 use crate::state::TrainState;
 use formats::checkpoint::{self, Commit, GenerationConfig, ModelFiles};
 use formats::tokenizer::Tokenizer;
@@ -51,18 +51,21 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
     let (tokenizer, text) = Text::learn(options.tokenizer, &Source::read(&recipe.data)?)?;
     text.require(options.block)?;
     let config = options.model(tokenizer.vocabulary())?;
+    let backend = cpu(options)?;
+    let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes());
+    plan.require(memory::available().unwrap_or(u64::MAX))?;
+    let run = match run {
+        Some(run) => run,
+        None => Run::lock(out)?,
+    };
+    let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
+    Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out()
+}
+
+/// The CPU, unless another device is asked for.
+pub fn cpu(options: &Options) -> Result<Cpu> {
     match options.device {
-        Device::Auto | Device::Cpu => {
-            let backend = Cpu::new(threads(options))?;
-            let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes());
-            plan.require(memory::available().unwrap_or(u64::MAX))?;
-            let run = match run {
-                Some(run) => run,
-                None => Run::lock(out)?,
-            };
-            let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
-            Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out()
-        }
+        Device::Auto | Device::Cpu => Cpu::new(threads(options)),
         Device::Cuda => {
             Err(Error::Device("this build has no CUDA backend\n  help: train with --device cpu".to_owned()))
         }
@@ -72,37 +75,6 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
 /// Threads asked for, or all there are.
 pub fn threads(options: &Options) -> usize {
     options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-}
-
-/// What is to be done: a new run's recipe, or a recorded one's with the changes it allows.
-fn settle(request: &Request, run: Option<&Run>, out: &Path, resume: bool) -> Result<Recipe> {
-    if !resume && Run::exists(out) {
-        return Err(Error::Usage(format!(
-            "{} holds a run\n  help: pass --resume to continue it, or choose another --out",
-            out.display()
-        )));
-    }
-    let recorded = run.map(Run::recorded).transpose()?.flatten();
-    let recipe = match &recorded {
-        Some(recorded) => request.resume(recorded, out)?,
-        None if request.names_a_model() => request.resolve()?,
-        None => {
-            let place =
-                if resume { format!("{} holds no run yet, and ", out.display()) } else { String::new() };
-            return Err(Error::Usage(format!(
-                "{place}there is no model to train\n  help: name one with --preset ({}) or --config FILE",
-                presets::names()
-            )));
-        }
-    };
-    if recipe.data.is_empty() {
-        return Err(Error::Usage(
-            "there is no text to learn from\n  help: name one with --data TEXT".to_owned(),
-        ));
-    }
-    // Recorded so that the run can be resumed from any directory; a path that leads nowhere is refused by its reader.
-    let data = recipe.data.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).collect();
-    Ok(Recipe { options: recipe.options.settled(), data })
 }
 
 fn shape(options: &Options) -> BatchShape {
@@ -193,7 +165,9 @@ impl<B: Backend> Trainer<B> {
         if state.step > 0 {
             progress.message(&format!("resumed from step {}", state.step));
         }
-        run.record(&recipe)?;
+        // Whole paths, so that the run can be resumed from any directory.
+        let data = recipe.data.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
+        run.record(&Recipe { options: options.clone(), data: data.collect() })?;
         Ok(Trainer {
             metrics: run.metrics(state.step)?,
             interrupt: Interrupt::listen()?,
@@ -392,13 +366,13 @@ impl<B: Backend> Trainer<B> {
     fn finish(&mut self, options: &Options) -> Result<()> {
         self.progress.finish();
         let model = self.run.path().join("model");
-        let sample = if options.sample > 0 {
+        let (mut sample, mut sampled) = (String::new(), Ok(()));
+        if options.sample > 0 {
             let seed = options.seed;
             self.progress.message(&format!("sample  {} tokens by the runtime, seed {seed}:", options.sample));
-            sample::write(&model, options.sample, options.seed)?
-        } else {
-            String::new()
-        };
+            // Whatever becomes of the sample, the run deserves its report.
+            sampled = sample::write(&model, options.sample, options.seed, &mut sample);
+        }
         let seconds = self.seconds();
         let mut summary = vec![
             ("preset".to_owned(), options.preset.clone()),
@@ -423,7 +397,7 @@ impl<B: Backend> Trainer<B> {
             sample::runtime(),
             self.out()
         ));
-        Ok(())
+        sampled
     }
 
     fn out(&self) -> String {
@@ -439,62 +413,6 @@ impl<B: Backend> Trainer<B> {
             (error, _) => error,
         }
     }
-}
-
-/// The state of a checkpoint, refused if it is of another run.
-fn restore(path: &Path, run: &Run, options: &Options, text: &Text, layout: &Layout) -> Result<TrainState> {
-    let state = TrainState::open(path, layout.parameters());
-    // Another text may change the vocabulary and with it the parameter count: say the cause, not the effect.
-    let differs = |found: &TrainState| found.text != *text.fingerprint();
-    let state = match state {
-        Ok(state) if !differs(&state) => state,
-        Ok(state) => return Err(other_text(run, text, &state)),
-        Err(error) => {
-            let stored = TrainState::text_of(path)?;
-            if stored == *text.fingerprint() {
-                return Err(error);
-            }
-            return Err(other_fingerprint(run, text, &stored));
-        }
-    };
-    refuse_differences(options, &state.options, run.path())?;
-    Ok(state)
-}
-
-fn other_text(run: &Run, text: &Text, state: &TrainState) -> Error {
-    other_fingerprint(run, text, &state.text)
-}
-
-fn other_fingerprint(run: &Run, text: &Text, stored: &data::Fingerprint) -> Error {
-    Error::config(
-        run.path().display().to_string(),
-        "data",
-        text.fingerprint(),
-        format!("{stored}, the text the run was started with"),
-    )
-}
-
-/// The state before the first step.
-fn fresh(
-    generator: &mut Generator,
-    options: &Options,
-    text: &Text,
-    layout: &Layout,
-    config: &Config,
-) -> Result<TrainState> {
-    let zero = vec![0.0; layout.parameters()];
-    let mut weights = zero.clone();
-    generator.initialise(&mut weights, layout, config, options.init);
-    Ok(TrainState {
-        step: 0,
-        weights,
-        first_moment: zero.clone(),
-        second_moment: zero,
-        generator: (options.rng == RngKind::Torch).then(|| generator.state()).flatten(),
-        best_validation: None,
-        text: text.fingerprint().clone(),
-        options: options.fixed()?,
-    })
 }
 
 fn rate(tokens: f64, from: (Instant, u64), to: (Instant, u64)) -> f64 {
@@ -536,6 +454,152 @@ fn program() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Flags;
+    use std::fs;
+
+    /// A folder with a small text in it.
+    fn folder(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("lectern-train-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("a folder");
+        let text: String = (0..900u32).map(|i| char::from(b'a' + (i * i % 23) as u8)).collect();
+        fs::write(path.join("text"), text).expect("a text");
+        path
+    }
+
+    fn request(folder: &Path, flags: &[(&'static str, &str)]) -> Request {
+        let small = [
+            ("width", "8"),
+            ("heads", "2"),
+            ("layers", "1"),
+            ("batch", "4"),
+            ("eval_every", "4"),
+            ("eval_batches", "3"),
+            ("save_every", "5"),
+            ("log_every", "1"),
+            ("sample", "0"),
+            ("progress", "off"),
+        ];
+        Request {
+            preset: Some("nano".to_owned()),
+            config: None,
+            data: vec![folder.join("text")],
+            flags: Flags::of(&[&small[..], &[("block", "16"), ("decay_steps", "12")], flags].concat()),
+        }
+    }
+
+    /// Every file under a directory with its bytes.
+    fn files(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut found = vec![];
+        for entry in fs::read_dir(directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                found.extend(files(&path));
+            } else {
+                found.push((path.clone(), fs::read(&path).expect("a file")));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_run_cut_and_resumed_is_the_run_left_alone() {
+        let folder = folder("resume");
+        let checkpoint = |run: &str| {
+            let at = folder.join(run).join("checkpoints/0000000012");
+            let relative = |(path, bytes): (PathBuf, Vec<u8>)| {
+                (path.strip_prefix(&at).expect("a path under it").to_path_buf(), bytes)
+            };
+            files(&at).into_iter().map(relative).collect::<Vec<_>>()
+        };
+        let whole = request(&folder, &[("steps", "12"), ("threads", "1")]);
+        assert_eq!(train(&whole, &folder.join("whole"), false).expect("a run"), End::Done);
+        let expected = checkpoint("whole");
+        assert!(expected.len() >= 7, "model, state and manifest");
+        for cut in ["1", "4", "7", "11"] {
+            let run = folder.join(cut);
+            train(&request(&folder, &[("steps", cut), ("threads", "2")]), &run, false).expect("a run");
+            let rest = Request {
+                flags: Flags::of(&[("steps", "12"), ("threads", "3"), ("keep", "1")]),
+                ..Request::default()
+            };
+            train(&rest, &run, true).expect("its rest");
+            assert!(checkpoint(cut) == expected, "cut after {cut} steps");
+            assert_eq!(fs::read_dir(run.join("checkpoints")).expect("checkpoints").count(), 1);
+        }
+        fs::remove_dir_all(&folder).expect("a folder of ours");
+    }
+
+    #[test]
+    fn metrics_of_a_resumed_run_have_each_row_once() {
+        let folder = folder("metrics");
+        let run = folder.join("run");
+        let asked = |steps| request(&folder, &[("steps", steps), ("rng", "torch"), ("dropout", "0")]);
+        train(&asked("8"), &run, false).expect("a run");
+        // As a kill after the last checkpoint leaves it: rows of steps that the checkpoint does not know.
+        let newest = run.join("checkpoints/0000000008");
+        fs::remove_dir_all(newest).expect("a checkpoint");
+        train(&asked("8"), &run, true).expect("the rest");
+        let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+        let steps = |key: &str| {
+            let row = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("an object");
+            let rows = text.lines().map(row).filter(|row| row.get(key).is_some());
+            rows.map(|row| row["step"].as_u64().expect("a step")).collect::<Vec<_>>()
+        };
+        assert_eq!(steps("loss"), (0..8).collect::<Vec<_>>());
+        assert_eq!(steps("val_loss"), [0, 4, 7]);
+        fs::remove_dir_all(&folder).expect("a folder of ours");
+    }
+
+    #[test]
+    fn what_cannot_be_done_leaves_everything_as_it_was() {
+        let folder = folder("refused");
+        let run = folder.join("run");
+        let code = |request: &Request, resume| train(request, &run, resume).expect_err("refused").exit_code();
+        assert_eq!(code(&request(&folder, &[("width", "9")]), false), 4);
+        assert_eq!(code(&Request::default(), true), 2);
+        assert_eq!(code(&request(&folder, &[("device", "cuda")]), false), 6);
+        assert_eq!(code(&request(&folder, &[("block", "400")]), false), 3);
+        assert!(!run.exists());
+
+        train(&request(&folder, &[("steps", "2")]), &run, false).expect("a run");
+        let before = files(&run);
+        assert_eq!(code(&request(&folder, &[("steps", "2")]), false), 2);
+        assert_eq!(code(&request(&folder, &[("batch", "5")]), true), 4);
+        fs::write(folder.join("text"), "another text".repeat(40)).expect("a text");
+        let error = train(&Request::default(), &run, true).expect_err("another text");
+        assert!(error.exit_code() == 4 && error.to_string().contains("data is 480 bytes"), "{error}");
+        assert!(files(&run) == before);
+        let held = Run::lock(&run).expect("nobody holds it");
+        assert_eq!(code(&request(&folder, &[]), true), 8);
+        drop(held);
+        fs::remove_dir_all(&folder).expect("a folder of ours");
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_is_never_saved() {
+        let folder = folder("diverged");
+        let flags = [
+            ("learning_rate", "100"),
+            ("weight_decay", "1"),
+            ("warmup", "0"),
+            ("clip", "0"),
+            ("schedule", "constant"),
+            ("dtype", "f32"),
+        ];
+        let error = train(&request(&folder, &flags), &folder.join("run"), false).expect_err("it diverges");
+        assert_eq!(error.exit_code(), 9, "{error}");
+        for (path, _) in
+            files(&folder.join("run")).iter().filter(|(path, _)| path.ends_with("state.safetensors"))
+        {
+            let file = checkpoint::TensorFile::open(path).expect("a state");
+            for tensor in file.iter() {
+                assert!((0..tensor.values.len()).all(|index| tensor.values.get(index).is_finite()));
+            }
+        }
+        fs::remove_dir_all(&folder).expect("a folder of ours");
+    }
 
     #[test]
     fn numbers_are_grouped_by_three() {
