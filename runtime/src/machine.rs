@@ -450,7 +450,9 @@ impl Projection<'_> {
                 match self.weight {
                     Tensor::F32(weight) => (self.simd.pack_f32)(&weight[weights], count, self.inputs, panels),
                     Tensor::F16(weight) => (self.simd.pack_f16)(&weight[weights], count, self.inputs, panels),
-                    Tensor::Bf16(weight) => (self.simd.pack_bf16)(&weight[weights], count, self.inputs, panels),
+                    Tensor::Bf16(weight) => {
+                        (self.simd.pack_bf16)(&weight[weights], count, self.inputs, panels)
+                    }
                 }
                 panels
             }

@@ -30,7 +30,7 @@ impl Score {
         let logprobs =
             runtime::score::score(&mut session, &ids).map_err(|error| self.opening.blame(error))?;
 
-        let nll: f64 = logprobs.iter().map(|&logprob| -f64::from(logprob)).sum();
+        let nll = logprobs.iter().fold(0.0, |sum, &logprob| sum - f64::from(logprob));
         let scored = logprobs.len();
         let nll_per_token = (scored > 0).then(|| nll / scored as f64);
         // The first id is given, not predicted, so its bytes do not count.

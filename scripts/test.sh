@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Every check there is, in the order in which they fail soonest; README, CI and you run this one.
+#
+#   scripts/test.sh            all of them
+#   scripts/test.sh PART...    those named, of: tidy lint unit docs gates
+#
+# Tests that want data of ours look for the folder named by LECTERN_DATA and say that they were skipped without it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# What embedders of the runtime pay for, and what its users download.
+most_crates=36
+most_bytes=3000000
+
+fail() {
+    printf 'FAILED: %s\n' "$*" >&2
+    exit 1
+}
+
+# Refuses lines that match pattern $2 in the Rust code under the paths from $3 on; $1 says the rule. Comments may
+# speak of what code may not do.
+refuse() {
+    local rule=$1 pattern=$2 found
+    shift 2
+    found=$(git ls-files -- "$@" | grep '\.rs$' | xargs grep -nE "$pattern" /dev/null |
+        grep -vE '^[^:]+:[0-9]+:[[:space:]]*//' || true)
+    [ -z "$found" ] || fail "$rule
+$found"
+    printf 'holds: %s\n' "$rule"
+}
+
+# The plan of the house, as far as a search can see it.
+tidy() {
+    refuse 'imports point one way: formats knows no other crate' '\b(runtime|trainer)::' formats
+    refuse 'imports point one way: the runtime knows no trainer' '\btrainer::' runtime
+    refuse 'only the device room speaks to CUDA' '\bcudarc\b' formats runtime tests trainer ':!trainer/src/device*'
+    refuse 'unsafe code stays in its four rooms' '\bunsafe[[:space:]]*(\{|fn\b|impl\b|trait\b|extern\b)' '*/src/*' \
+        ':!formats/src/checkpoint/container.rs' ':!runtime/src/simd*' ':!runtime/src/team*' ':!trainer/src/device*'
+}
+
+lint() {
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    if command -v shellcheck >/dev/null; then
+        git ls-files -- 'scripts/*.sh' .ci/run | xargs shellcheck
+    else
+        printf 'skipped: shellcheck is not installed\n'
+    fi
+}
+
+unit() {
+    cargo test --workspace --locked
+}
+
+docs() {
+    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
+}
+
+# The promises that are numbers.
+gates() {
+    local tree crates size
+    tree=$(cargo tree --locked -p runtime --no-default-features -e normal --prefix none --format '{p}')
+    tree=$(printf '%s\n' "$tree" | awk '{ print $1, $2 }' | sort -u)
+    if printf '%s\n' "$tree" | grep -E '^(clap|cudarc|trainer) ' >&2; then
+        fail 'the runtime library brings the crate above'
+    fi
+    crates=$(printf '%s\n' "$tree" | wc -l)
+    [ "$crates" -le "$most_crates" ] || fail "the runtime library is $crates crates, of $most_crates allowed
+$tree"
+    printf 'holds: the runtime library is %d crates, itself included, of %d allowed\n' "$crates" "$most_crates"
+
+    tree=$(cargo tree --locked -p runtime -e normal,build --prefix none --format '{p}')
+    if printf '%s\n' "$tree" | grep -E '^(cc|cmake|bindgen) ' >&2; then
+        fail 'the runtime needs a C compiler for the crate above'
+    fi
+    printf 'holds: the runtime builds without a C compiler\n'
+    cargo check --locked -p runtime --lib --no-default-features
+
+    cargo build --release --locked -p runtime
+    size=$(wc -c <"${CARGO_TARGET_DIR:-target}/release/runtime")
+    [ "$size" -lt "$most_bytes" ] || fail "target/release/runtime is $size bytes, of $most_bytes allowed"
+    printf 'holds: target/release/runtime is %d bytes, of %d allowed\n' "$size" "$most_bytes"
+}
+
+[ $# -gt 0 ] || set -- tidy lint unit docs gates
+for part in "$@"; do
+    case $part in
+    tidy | lint | unit | docs | gates) ;;
+    -h | --help)
+        sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+        exit 0
+        ;;
+    *)
+        printf 'there is no part %s; there are: tidy lint unit docs gates\n' "$part" >&2
+        exit 2
+        ;;
+    esac
+done
+for part in "$@"; do
+    printf '\n==> %s\n' "$part"
+    began=$SECONDS
+    "$part"
+    printf '==> %s took %d s\n' "$part" $((SECONDS - began))
+done
