@@ -7,10 +7,10 @@ use crate::checkpoint::Dtype;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Parameter, ParameterId, Part, Role};
-use serde::Deserialize;
 use serde::de::value::MapDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::cell::RefCell;
 use std::fmt;
 use std::path::Path;
@@ -19,6 +19,9 @@ use std::path::Path;
 const MODEL_TYPE: &str = "lectern";
 /// The class name other tools look for.
 const ARCHITECTURE: &str = "LecternForCausalLM";
+
+/// Most keys of a `config.json`; each is compared with all others.
+const MOST_KEYS: usize = 256;
 
 /// One tensor as it stands in a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,16 +73,18 @@ fn name(parameter: &Parameter) -> String {
 
 /// The text of a `config.json`: what the model is, then the config's own keys.
 pub fn config_json(config: &Config, dtype: Dtype) -> String {
-    let mut keys = Map::new();
-    keys.insert("model_type".into(), MODEL_TYPE.into());
-    keys.insert("architectures".into(), vec![ARCHITECTURE].into());
-    keys.insert("dtype".into(), dtype.long_name().into());
-    if let Ok(Value::Object(own)) = serde_json::to_value(config) {
-        keys.extend(own);
+    #[derive(Serialize)]
+    struct File<'a> {
+        model_type: &'static str,
+        architectures: [&'static str; 1],
+        dtype: &'static str,
+        #[serde(flatten)]
+        config: &'a Config,
     }
-    let mut text = format!("{:#}", Value::Object(keys));
-    text.push('\n');
-    text
+    let file =
+        File { model_type: MODEL_TYPE, architectures: [ARCHITECTURE], dtype: dtype.long_name(), config };
+    let text = serde_json::to_string_pretty(&file).expect("numbers, names and flags are always JSON");
+    text + "\n"
 }
 
 /// Reads the text of a `config.json`; `origin` names it in errors. Every key must be known and every value
@@ -156,6 +161,9 @@ impl<'de> Deserialize<'de> for Entries {
                     if entries.iter().any(|(known, _)| *known == key) {
                         return Err(serde::de::Error::custom(format!("the key {key:?} stands twice")));
                     }
+                    if entries.len() == MOST_KEYS {
+                        return Err(serde::de::Error::custom(format!("more than {MOST_KEYS} keys")));
+                    }
                     entries.push((key, value));
                 }
                 Ok(Entries(entries))
@@ -223,6 +231,17 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_written_as_they_were_given() {
+        let text = config_json(&Config { dropout: 0.2, ..lecture() }, Dtype::Bf16);
+        let start =
+            "{\n  \"model_type\": \"lectern\",\n  \"architectures\": [\n    \"LecternForCausalLM\"\n  ],";
+        assert!(text.starts_with(start), "{text}");
+        for line in ["\"dtype\": \"bfloat16\"", "\"norm_eps\": 0.00001", "\"dropout\": 0.2\n"] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
     fn public_families_are_refused_by_name() {
         for kind in ["gpt2", "llama", "mixtral"] {
             refused(&changed("\"lectern\"", &format!("{kind:?}")), "public families are not read yet");
@@ -264,6 +283,8 @@ mod tests {
         for end in 0..text.trim_end().len() {
             assert_eq!(read(&text[..end]).expect_err("cut short").exit_code(), 3, "cut at {end}");
         }
+        let many: Vec<String> = (0..=MOST_KEYS).map(|index| format!("\"k{index}\":0")).collect();
+        refused(&format!("{{{}}}", many.join(",")), "more than 256 keys");
         for text in ["[]", "null", "{} {}", "\u{feff}{}", &"{\"a\":".repeat(100_000)] {
             assert_eq!(read(text).expect_err("no object").exit_code(), 3);
         }

@@ -153,7 +153,6 @@ impl Attention<'_> {
     }
 
     /// One row, one head: `keys` and `values` are the head's, `[capacity, head_size]`.
-    #[allow(clippy::too_many_arguments)] // every argument is another array; a struct would only rename them
     fn attend<T: Cached>(
         &self,
         qkv: &[f32],

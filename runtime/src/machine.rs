@@ -141,7 +141,8 @@ pub(crate) fn compute(
     cache: &Cache,
     step: &Step<'_>,
 ) -> Result<()> {
-    let mut worker = Worker { member, local, model, board, cache, step, taken: [false; PLACES], failure: None };
+    let mut worker =
+        Worker { member, local, model, board, cache, step, taken: [false; PLACES], failure: None };
     forward(&mut worker, &model.layout);
     worker.failure.map_or(Ok(()), Err)
 }
@@ -238,6 +239,7 @@ impl Worker<'_, '_> {
         let projection = Projection {
             simd: self.model.simd,
             weight: self.model.weights.tensor(linear.weight),
+            packed: self.model.packed(linear.weight),
             bias: linear.bias.map(|id| self.model.vector(id)),
             inputs: linear.inputs,
             x: &x[from * linear.inputs..][..rows * linear.inputs],
@@ -303,7 +305,13 @@ impl Machine for Worker<'_, '_> {
             let (_, x) = worker.shared(x)?;
             let model = worker.model;
             let normalise = |x: &[f32], out: &mut [f32]| {
-                (model.simd.layer_norm)(x, model.vector(norm.gain), norm.bias.map(|id| model.vector(id)), eps, out);
+                (model.simd.layer_norm)(
+                    x,
+                    model.vector(norm.gain),
+                    norm.bias.map(|id| model.vector(id)),
+                    eps,
+                    out,
+                );
             };
             let rows = worker.rows();
             if rows <= FEW_ROWS {
@@ -368,7 +376,8 @@ impl Machine for Worker<'_, '_> {
             let (_, to) = worker.shared(&stream)?;
             let (_, from) = worker.shared(&branch)?;
             let rows = worker.rows();
-            let (mut to, mut from) = worker.member.open((Mine(to, Cut::Columns), Mine(from, Cut::Columns)))?;
+            let (mut to, mut from) =
+                worker.member.open((Mine(to, Cut::Columns), Mine(from, Cut::Columns)))?;
             for row in 0..rows {
                 (worker.model.simd.add)(to.row(row), from.row(row));
             }
@@ -394,6 +403,8 @@ struct Projection<'a> {
     simd: &'a Simd,
     /// `[outputs, inputs]`.
     weight: Tensor<'a>,
+    /// The same, packed, where the model keeps it so.
+    packed: Option<&'a [f32]>,
     bias: Option<&'a [f32]>,
     inputs: usize,
     /// `[rows, inputs]`.
@@ -429,13 +440,23 @@ impl Projection<'_> {
         panels: &mut [f32],
         block: &mut [f32],
     ) {
-        let weights = first * self.inputs..(first + count) * self.inputs;
-        let panels = &mut panels[..packed_len(count, self.inputs)];
-        match self.weight {
-            Tensor::F32(weight) => (self.simd.pack_f32)(&weight[weights], count, self.inputs, panels),
-            Tensor::F16(weight) => (self.simd.pack_f16)(&weight[weights], count, self.inputs, panels),
-            Tensor::Bf16(weight) => (self.simd.pack_bf16)(&weight[weights], count, self.inputs, panels),
-        }
+        let len = packed_len(count, self.inputs);
+        let panels = match self.packed {
+            // Blocks begin on whole panels.
+            Some(packed) => &packed[first * self.inputs..][..len],
+            None => {
+                let weights = first * self.inputs..(first + count) * self.inputs;
+                let panels = &mut panels[..len];
+                match self.weight {
+                    Tensor::F32(weight) => (self.simd.pack_f32)(&weight[weights], count, self.inputs, panels),
+                    Tensor::F16(weight) => (self.simd.pack_f16)(&weight[weights], count, self.inputs, panels),
+                    Tensor::Bf16(weight) => {
+                        (self.simd.pack_bf16)(&weight[weights], count, self.inputs, panels)
+                    }
+                }
+                panels
+            }
+        };
         let product = Product {
             rows: self.rows,
             inner: self.inputs,

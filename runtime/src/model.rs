@@ -1,15 +1,25 @@
 //! A model on disk, mapped: what every session of it shares.
 
 use crate::session::{Session, SessionOptions};
-use crate::simd::Simd;
-use formats::checkpoint::{GenerationConfig, Weights};
+use crate::simd::{Simd, packed_len};
+use crate::team::{Member, Slots, Team};
+use formats::checkpoint::{Directory, GenerationConfig, Tensor, Weights};
+use formats::layout::{Parameter, ParameterId};
 use formats::tokenizer::Tokenizer;
-use formats::{Config, Layout, Result};
-use std::path::Path;
-use std::sync::Arc;
+use formats::{Config, Error, Layout, Result, families};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Most parameters of a model whose matrices are packed when it is opened: a few MiB, read again and again by a
+/// window that slides.
+const PACKED_PARAMETERS: usize = 1 << 20;
+/// Below so many bytes of weights one thread is faster than several and their barriers.
+const ONE_THREAD_BYTES: u64 = 1 << 20;
 
 /// An opened model: immutable, mapped, cheap to clone, shared between threads freely.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Model {
     shared: Arc<Shared>,
 }
@@ -21,8 +31,24 @@ pub struct ModelOptions {
     pub threads: Option<usize>,
 }
 
-#[derive(Debug)]
-struct Shared {}
+/// What all sessions of a model use.
+pub(crate) struct Shared {
+    path: PathBuf,
+    pub(crate) config: Config,
+    pub(crate) layout: Layout,
+    pub(crate) weights: Weights,
+    tokenizer: Option<Tokenizer>,
+    generation: GenerationConfig,
+    pub(crate) simd: &'static Simd,
+    /// Gains and biases, widened once: a few of them, read at every step.
+    vectors: Vec<Vec<f32>>,
+    /// The matrices of a small model, packed for products of several rows; empty for a large one, whose weights
+    /// are packed block by block as they are needed.
+    panels: Vec<Vec<f32>>,
+    threads: usize,
+    /// The threads, once a session has asked for them. The lock is how sessions take turns.
+    team: Mutex<Option<Team>>,
+}
 
 impl Model {
     /// Opens a model directory: a run, its `model` link, or the model directory itself.
@@ -31,64 +57,129 @@ impl Model {
     }
 
     /// Opens a model directory with options.
-    pub fn open_with(_path: &Path, _options: &ModelOptions) -> Result<Model> {
-        todo!()
+    pub fn open_with(path: &Path, options: &ModelOptions) -> Result<Model> {
+        Model::new(Directory::open(path)?, options)
     }
 
     /// Opens a model held in memory: the texts of `config.json` and, if there is one, `tokenizer.json`, and the
-    /// bytes of `model.safetensors`.
-    pub fn from_bytes(_config_json: &str, _weights: &[u8], _tokenizer_json: Option<&str>) -> Result<Model> {
-        todo!()
+    /// bytes of `model.safetensors`, which are copied.
+    pub fn from_bytes(config_json: &str, weights: &[u8], tokenizer_json: Option<&str>) -> Result<Model> {
+        Model::from_bytes_with(config_json, weights, tokenizer_json, &ModelOptions::default())
     }
 
     /// The same with options.
     pub fn from_bytes_with(
-        _config_json: &str,
-        _weights: &[u8],
-        _tokenizer_json: Option<&str>,
-        _options: &ModelOptions,
+        config_json: &str,
+        weights: &[u8],
+        tokenizer_json: Option<&str>,
+        options: &ModelOptions,
     ) -> Result<Model> {
-        todo!()
+        let path = PathBuf::from("(memory)");
+        let config = families::read_config(config_json, &path.join("config.json"))?;
+        let origin = path.join("tokenizer.json");
+        let tokenizer = tokenizer_json.map(|text| Tokenizer::from_json(text, &origin)).transpose()?;
+        if let Some(tokenizer) = tokenizer.as_ref().filter(|known| known.vocabulary() != config.vocabulary) {
+            return Err(Error::config(
+                origin.display().to_string(),
+                "vocabulary",
+                tokenizer.vocabulary(),
+                format!("the {} of config.json", config.vocabulary),
+            ));
+        }
+        let layout = Layout::new(&config);
+        let origin = path.join("model.safetensors");
+        let weights = Weights::from_bytes(Arc::from(weights), &config, &layout, &origin)?;
+        let generation = GenerationConfig::default();
+        Model::new(Directory { path, config, layout, weights, tokenizer, generation }, options)
+    }
+
+    fn new(directory: Directory, options: &ModelOptions) -> Result<Model> {
+        let Directory { path, config, layout, weights, tokenizer, generation } = directory;
+        let threads = options.threads.unwrap_or_else(|| {
+            if weights.bytes() < ONE_THREAD_BYTES {
+                1
+            } else {
+                std::thread::available_parallelism().map_or(1, usize::from).min(Team::MOST)
+            }
+        });
+        Team::check(threads)?;
+        let vectors = layout.iter().map(|(id, parameter)| {
+            let tensor = weights.tensor(id);
+            let len = if parameter.is_matrix() { 0 } else { tensor.len() };
+            (0..len).map(|index| tensor.get(index)).collect()
+        });
+        let vectors = vectors.collect();
+        let (simd, team) = (Simd::best(), Mutex::new(None));
+        let panels = if layout.parameters() <= PACKED_PARAMETERS {
+            layout.iter().map(|(id, parameter)| pack(simd, parameter, weights.tensor(id))).collect()
+        } else {
+            vec![Vec::new(); layout.iter().count()]
+        };
+        let shared = Shared {
+            path,
+            config,
+            layout,
+            weights,
+            tokenizer,
+            generation,
+            simd,
+            vectors,
+            panels,
+            threads,
+            team,
+        };
+        Ok(Model { shared: Arc::new(shared) })
     }
 
     /// The model's description.
     pub fn config(&self) -> &Config {
-        todo!()
+        &self.shared.config
     }
 
     /// Its list of parameters.
     pub fn layout(&self) -> &Layout {
-        todo!()
+        &self.shared.layout
     }
 
     /// Its tokenizer, if the directory holds one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
-        todo!()
+        self.shared.tokenizer.as_ref()
     }
 
     /// What its directory says about sampling.
     pub fn generation(&self) -> &GenerationConfig {
-        todo!()
+        &self.shared.generation
     }
 
     /// Its weights as stored.
     pub fn weights(&self) -> &Weights {
-        todo!()
+        &self.shared.weights
+    }
+
+    /// The directory its files are in, links resolved; of a model in memory, a name for errors.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
     }
 
     /// Number of threads that compute.
     pub fn threads(&self) -> usize {
-        todo!()
+        self.shared.threads
     }
 
     /// The table of routines in use.
     pub fn simd(&self) -> &'static Simd {
-        todo!()
+        self.shared.simd
     }
 
-    /// Bytes of weights read to decode one token.
+    /// Bytes of weights read to decode one token: of the embeddings one row each, of everything else all of it.
     pub fn bytes_per_token(&self) -> u64 {
-        todo!()
+        let layout = &self.shared.layout;
+        let bytes = layout.iter().map(|(id, parameter)| {
+            let looked_up = id == layout.position_embedding || id == layout.token_embedding;
+            let rows = if looked_up && id != layout.head.weight { 1 } else { parameter.rows };
+            (rows * parameter.columns * self.shared.weights.tensor(id).dtype().size()) as u64
+        });
+        bytes.sum()
     }
 
     /// A session with an f16 cache as long as the model's context.
@@ -97,7 +188,76 @@ impl Model {
     }
 
     /// A session with options; memory that cannot be had is an error.
-    pub fn session_with(&self, _options: &SessionOptions) -> Result<Session> {
-        todo!()
+    pub fn session_with(&self, options: &SessionOptions) -> Result<Session> {
+        Session::new(self.clone(), options)
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// A matrix of a small model, packed.
+fn pack(simd: &Simd, parameter: &Parameter, tensor: Tensor<'_>) -> Vec<f32> {
+    if !parameter.is_matrix() {
+        return Vec::new();
+    }
+    let (outputs, inputs) = (parameter.rows, parameter.columns);
+    let mut panels = vec![0.0; packed_len(outputs, inputs)];
+    match tensor {
+        Tensor::F32(values) => (simd.pack_f32)(values, outputs, inputs, &mut panels),
+        Tensor::F16(values) => (simd.pack_f16)(values, outputs, inputs, &mut panels),
+        Tensor::Bf16(values) => (simd.pack_bf16)(values, outputs, inputs, &mut panels),
+    }
+    panels
+}
+
+impl Shared {
+    /// A matrix packed when the model was opened, if it was.
+    pub(crate) fn packed(&self, id: ParameterId) -> Option<&[f32]> {
+        Some(&self.panels[id.index()][..]).filter(|panels| !panels.is_empty())
+    }
+
+    /// A gain or a bias.
+    pub(crate) fn vector(&self, id: ParameterId) -> &[f32] {
+        &self.vectors[id.index()]
+    }
+
+    /// Starts the threads if they are not there yet: a model that is only looked at has none.
+    pub(crate) fn start(&self) -> Result<()> {
+        let mut team = self.team();
+        if team.is_none() {
+            *team = Some(Team::new(self.threads)?);
+        }
+        Ok(())
+    }
+
+    /// Runs `work` on every thread, when no other session does. See [`Team::run`].
+    pub(crate) fn run(
+        &self,
+        slots: &mut Slots,
+        cancelled: &AtomicBool,
+        work: &(dyn Fn(&mut Member<'_>) -> Result<()> + Sync),
+    ) -> Result<()> {
+        match &mut *self.team() {
+            Some(team) => team.run(slots, cancelled, work),
+            None => Err(Error::Internal("a session works before its model has threads".into())),
+        }
+    }
+
+    fn team(&self) -> MutexGuard<'_, Option<Team>> {
+        // A panic in a session's work passes through here and leaves the team as good as before.
+        self.team.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        out.debug_struct("Model")
+            .field("path", &self.shared.path)
+            .field("config", &self.shared.config)
+            .field("threads", &self.shared.threads)
+            .field("simd", &self.shared.simd.name)
+            .finish_non_exhaustive()
     }
 }

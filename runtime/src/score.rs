@@ -68,7 +68,7 @@ mod tests {
         for ids in [&[][..], &[11], &[0, 1, u32::MAX]] {
             assert!(matches!(score(&mut session, ids), Err(Error::Usage(_))), "{ids:?}");
         }
-        let broken = Recipe { scale: f32::NAN, ..Recipe::characters() }.model();
+        let broken = Recipe { scale: 1e30, ..Recipe::characters() }.model();
         let mut session = broken.session().expect("a session");
         assert!(matches!(score(&mut session, &[0, 1]), Err(Error::Diverged(_))));
     }

@@ -20,9 +20,6 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// Most threads a team may have.
-pub(crate) const MAX_THREADS: usize = 1024;
-
 /// Threads that work side by side.
 #[derive(Debug)]
 pub(crate) struct Team {
@@ -57,11 +54,20 @@ enum Failure {
 }
 
 impl Team {
+    /// Most threads a team may have.
+    pub(crate) const MOST: usize = 1024;
+
+    /// Refuses a number of threads that no team can have.
+    pub(crate) fn check(members: usize) -> Result<()> {
+        match members {
+            1..=Team::MOST => Ok(()),
+            _ => Err(Error::Usage(format!("threads is {members}, expected 1 to {}", Team::MOST))),
+        }
+    }
+
     /// Starts a team of `members` threads, of which the caller's is one.
     pub(crate) fn new(members: usize) -> Result<Team> {
-        if members == 0 || members > MAX_THREADS {
-            return Err(Error::Usage(format!("threads is {members}, expected 1 to {MAX_THREADS}")));
-        }
+        Team::check(members)?;
         let control = Arc::new(Control {
             members,
             barrier: Barrier::new(members),
@@ -316,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_team_needs_at_least_one_and_not_too_many() {
-        for members in [0, MAX_THREADS + 1, usize::MAX] {
+        for members in [0, Team::MOST + 1, usize::MAX] {
             assert!(matches!(Team::new(members), Err(Error::Usage(_))), "{members}");
         }
     }

@@ -69,9 +69,8 @@ impl GenerationConfig {
 
     /// The text of a `generation_config.json`.
     pub fn to_json(&self) -> String {
-        // A map of numbers and booleans under string keys: there is nothing in it that JSON cannot say.
-        let value = serde_json::to_value(self).unwrap_or_default();
-        format!("{value:#}\n")
+        let text = serde_json::to_string_pretty(self).expect("numbers and flags are always JSON");
+        text + "\n"
     }
 
     /// Refuses ids that a model of `vocabulary` tokens does not have.
@@ -142,6 +141,7 @@ mod tests {
             bos_token_id: Some(0),
             ..GenerationConfig::plain()
         };
+        assert!(config.to_json().contains("\"temperature\": 0.8,"), "{}", config.to_json());
         assert_eq!(read(&config.to_json()).expect("our own file"), config);
     }
 

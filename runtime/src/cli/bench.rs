@@ -1,7 +1,7 @@
 //! `runtime bench`: how fast a model runs on this machine, beside how fast this machine reads.
 
 use super::output::{Outcome, Output, note};
-use super::roof::{PASSES, median, read_gb_per_s};
+use super::roof::{PASSES, last_level_caches, median, read_gb_per_s};
 use super::{Format, Opening};
 use clap::Args;
 use formats::{Error, Result};
@@ -77,9 +77,17 @@ impl Bench {
             }
             Ok(())
         })?;
-        let read = read_gb_per_s(model.threads())?;
+        // The machine's roof, not that of the threads in use.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).max(model.threads());
+        let read = read_gb_per_s(threads)?;
         let bytes = model.bytes_per_token();
         let decode_gb_per_s = decode.map(|rate| rate * bytes as f64 / 1e9);
+        if decode.is_some() && bytes < last_level_caches() as u64 {
+            note(format_args!(
+                "the weights ({} KiB) fit into the processor's cache, so decoding may read faster than memory does",
+                bytes >> 10
+            ));
+        }
         let seconds = begin.elapsed().as_secs_f64();
 
         let mut output = Output::new();

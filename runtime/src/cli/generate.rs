@@ -2,7 +2,7 @@
 
 use super::input::{self, Prompt};
 use super::interrupt::Interrupt;
-use super::output::{Halt, Outcome, Output, note};
+use super::output::{Halt, Outcome, Output, note, number};
 use super::{Opening, SessionFlags};
 use clap::{Args, ValueEnum};
 use formats::Result;
@@ -231,7 +231,7 @@ impl Writer {
                     "text": self.speaks.then_some(&self.text),
                     "prompt_ids": self.prompt,
                     "ids": self.tokens.iter().map(|token| token.id).collect::<Vec<_>>(),
-                    "logprobs": self.tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
+                    "logprobs": self.tokens.iter().map(|token| number(token.logprob)).collect::<Vec<_>>(),
                     "finish_reason": reason.name(),
                     "stop": stop,
                     "seed": options.seed,

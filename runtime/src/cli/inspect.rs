@@ -1,7 +1,7 @@
 //! `runtime inspect`: what a model is.
 
 use super::Format;
-use super::output::{Outcome, Output};
+use super::output::{Outcome, Output, number};
 use clap::Args;
 use formats::architecture::count;
 use formats::checkpoint::{Directory, Dtype};
@@ -39,6 +39,9 @@ impl Inspect {
             Format::Json => {
                 let dtypes: Map<String, Value> =
                     dtypes.map(|(name, count)| (name.to_string(), json!(count))).collect();
+                let mut shape = json!(config);
+                shape["norm_eps"] = number(config.norm_eps);
+                shape["dropout"] = number(config.dropout);
                 output.json(&json!({
                     "path": path,
                     "parameters": parameters,
@@ -51,7 +54,7 @@ impl Inspect {
                     "context": config.context,
                     "vocabulary": config.vocabulary,
                     "tokenizer": directory.tokenizer.is_some(),
-                    "config": config,
+                    "config": shape,
                 }))?;
             }
             Format::Text => {

@@ -34,7 +34,8 @@ impl Interrupt {
         if caught {
             let code = Arc::clone(&code);
             // A handler may do next to nothing, so a thread of its own looks at what it left. It ends with the process.
-            thread::spawn(move || {
+            // Where there can be no such thread, the second signal still ends the process.
+            let _ = thread::Builder::new().spawn(move || {
                 while code.load(Ordering::Relaxed) == 0 {
                     thread::sleep(PATIENCE);
                 }

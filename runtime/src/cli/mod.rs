@@ -22,7 +22,17 @@ const MOST_THREADS: usize = 1024;
 
 /// Runs what `trainer` wrote.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Examples:
+  runtime generate --model runs/zero --prompt ROMEO: -n 200
+  runtime score --model runs/zero --text 'To be, or not to be' --format json
+  runtime bench --model runs/zero
+
+Exit codes: 0 done or the reader left, 1 our bug, 2 usage, 3 bad model file, 4 bad config,
+5 cannot write, 6 device, 7 memory, 130/143 interrupted"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -69,7 +69,34 @@ fn refused(error: io::Error) -> Halt {
     }
 }
 
+/// An `f32` with as few digits as tell it from every other; its neighbours in `f64` would have twice as many.
+pub fn number(value: f32) -> Value {
+    serde_json::from_str(&value.to_string()).unwrap_or(Value::Null)
+}
+
 /// A line on stderr. Where stderr is closed nobody wants to know.
 pub fn note(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short_and_exact() {
+        for (value, text) in [(1e-5, "0.00001"), (-0.1, "-0.1"), (0.0, "0"), (f32::MAX, "3.4028235e38")] {
+            let json = number(value);
+            assert_eq!(json.as_f64().map(|back| back as f32), Some(value), "{text}");
+            assert!(json.to_string().len() <= text.len() + 2, "{json}");
+        }
+        assert_eq!(number(f32::NAN), Value::Null);
+        assert_eq!(number(f32::INFINITY), Value::Null);
+    }
+
+    #[test]
+    fn a_reader_that_left_is_no_failure() {
+        assert!(matches!(refused(io::ErrorKind::BrokenPipe.into()), Halt::ReaderLeft));
+        assert!(matches!(refused(io::ErrorKind::StorageFull.into()), Halt::Failed(Error::Write { .. })));
+    }
 }

@@ -1,7 +1,7 @@
 //! `runtime score`: how probable a model finds a text.
 
 use super::input::Text;
-use super::output::{Outcome, Output};
+use super::output::{Outcome, Output, number};
 use super::{Format, Opening, SessionFlags};
 use clap::Args;
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ impl Score {
         let logprobs =
             runtime::score::score(&mut session, &ids).map_err(|error| self.opening.blame(error))?;
 
-        let nll: f64 = logprobs.iter().map(|&logprob| -f64::from(logprob)).sum();
+        let nll = logprobs.iter().fold(0.0, |sum, &logprob| sum - f64::from(logprob));
         let scored = logprobs.len();
         let nll_per_token = (scored > 0).then(|| nll / scored as f64);
         // The first id is given, not predicted, so its bytes do not count.
@@ -43,7 +43,7 @@ impl Score {
         match self.format {
             Format::Json => {
                 let first = std::iter::once(Value::Null);
-                let logprobs: Vec<Value> = first.chain(logprobs.iter().map(|&value| json!(value))).collect();
+                let logprobs: Vec<Value> = first.chain(logprobs.iter().map(|&value| number(value))).collect();
                 output.json(&json!({
                     "ids": ids,
                     "logprobs": logprobs,

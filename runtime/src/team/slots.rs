@@ -185,7 +185,7 @@ impl Slot {
     fn claim(&self, epoch: u64, code: u64) {
         let mine = epoch << CODE_BITS | code;
         // Relaxed: the word decides alone, by the order of its own changes; the barrier orders the memory.
-        let outcome = self.claim.try_update(Ordering::Relaxed, Ordering::Relaxed, |latest| {
+        let outcome = self.claim.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |latest| {
             (latest >> CODE_BITS < epoch).then_some(mine)
         });
         if let Err(latest) = outcome {

@@ -1,10 +1,6 @@
-//! Text to ids and back: characters or bytes, as Hugging Face `tokenizer.json` files.
-//!
-//! Both kinds are byte-pair models without merges, so `tokenizers` and `transformers` open the files unchanged:
-//! characters with no pre-tokenizer and a `Fuse` decoder, bytes through GPT-2's byte-to-unicode table. What is
-//! read is checked whole at load; encoding and decoding then index nothing they have not proven.
+//! `tokenizer.json`, in and out: the two forms that are ours, and a sentence for any other.
 
-use crate::checkpoint::source;
+use super::{Alphabet, BYTES, Tokenizer};
 use crate::config::MAX_VOCABULARY;
 use crate::error::{Error, Result};
 use serde::Deserialize;
@@ -13,113 +9,37 @@ use serde_json::Value;
 use std::fmt;
 use std::path::Path;
 
-/// Largest `tokenizer.json` that is read; the field's largest vocabularies need about half of it.
-const MOST_BYTES: u64 = 64 << 20;
-
-/// Every byte once, so that a token of a byte vocabulary is a slice of it.
-static BYTES: [u8; 256] = {
-    let mut bytes = [0; 256];
-    let mut value = 0;
-    while value < 256 {
-        bytes[value] = value as u8;
-        value += 1;
-    }
-    bytes
-};
-
-/// Turns text into ids and ids into bytes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tokenizer {
-    alphabet: Alphabet,
+/// The tokenizer of a file's text; `origin` names it in errors.
+pub(super) fn from_json(text: &str, origin: &Path) -> Result<Tokenizer> {
+    let file: TokenizerFile = serde_json::from_str(text).map_err(|error| {
+        let problem = foreign_model(text).unwrap_or_else(|| format!("not a tokenizer we know: {error}"));
+        refuse(origin, problem)
+    })?;
+    file.check().map_err(|problem| refuse(origin, problem))
 }
 
-#[derive(Clone, Debug, PartialEq)]
-enum Alphabet {
-    /// One id a character.
-    Characters {
-        /// Sorted by character.
-        ids: Vec<(char, u32)>,
-        /// By id.
-        tokens: Vec<Character>,
-    },
-    /// One id a byte, the byte's value.
-    Bytes,
-}
-
-/// A character's UTF-8 form, kept in place so that a vocabulary is one allocation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Character {
-    bytes: [u8; 4],
-    len: u8,
-}
-
-impl Character {
-    fn new(character: char) -> Character {
-        let mut bytes = [0; 4];
-        let len = character.encode_utf8(&mut bytes).len() as u8;
-        Character { bytes, len }
-    }
-}
-
-impl Tokenizer {
-    /// The lecture's vocabulary: the distinct characters of `text`, sorted.
-    pub fn characters(text: &str) -> Result<Tokenizer> {
-        if text.is_empty() {
-            return Err(Error::Usage("the text is empty, so it has no characters to learn from".into()));
+/// The whole text, ids in order.
+pub(super) fn to_json(tokenizer: &Tokenizer) -> String {
+    let (pre_tokenizer, decoder) = match tokenizer.alphabet {
+        Alphabet::Characters { .. } => ("null", r#"{"type": "Fuse"}"#),
+        Alphabet::Bytes => (
+            r#"{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}"#,
+            r#"{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}"#,
+        ),
+    };
+    let tokens: Vec<String> = match &tokenizer.alphabet {
+        Alphabet::Characters { tokens, .. } => {
+            tokens.iter().map(|token| String::from_utf8_lossy(token).into_owned()).collect()
         }
-        let mut characters: Vec<char> = text.chars().collect();
-        characters.sort_unstable();
-        characters.dedup();
-        Ok(Tokenizer::of_characters(characters))
-    }
-
-    /// One id for each of the 256 bytes: any text encodes.
-    pub fn bytes() -> Tokenizer {
-        Tokenizer { alphabet: Alphabet::Bytes }
-    }
-
-    /// Characters that are distinct, by id.
-    fn of_characters(characters: Vec<char>) -> Tokenizer {
-        let tokens = characters.iter().map(|&character| Character::new(character)).collect();
-        let mut ids: Vec<(char, u32)> = characters.into_iter().zip(0..).collect();
-        ids.sort_unstable();
-        Tokenizer { alphabet: Alphabet::Characters { ids, tokens } }
-    }
-
-    /// Reads a `tokenizer.json`.
-    pub fn open(path: &Path) -> Result<Tokenizer> {
-        Tokenizer::from_json(&source::read_text(path, MOST_BYTES)?, path)
-    }
-
-    /// Reads the text of a `tokenizer.json`; `origin` names it in errors.
-    pub fn from_json(text: &str, origin: &Path) -> Result<Tokenizer> {
-        let file: TokenizerFile = serde_json::from_str(text).map_err(|error| {
-            let problem = foreign_model(text).unwrap_or_else(|| format!("not a tokenizer we know: {error}"));
-            refuse(origin, problem)
-        })?;
-        file.check().map_err(|problem| refuse(origin, problem))
-    }
-
-    /// The text of a `tokenizer.json` that [`Tokenizer::from_json`] and Hugging Face's libraries read.
-    pub fn to_json(&self) -> String {
-        let (pre_tokenizer, decoder) = match self.alphabet {
-            Alphabet::Characters { .. } => ("null", r#"{"type": "Fuse"}"#),
-            Alphabet::Bytes => (
-                r#"{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}"#,
-                r#"{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}"#,
-            ),
-        };
-        let tokens: Vec<String> = match &self.alphabet {
-            Alphabet::Characters { tokens, .. } => tokens.iter().map(|token| lossless(token)).collect(),
-            Alphabet::Bytes => BYTES.iter().map(|&byte| byte_character(byte).to_string()).collect(),
-        };
-        let entries: Vec<String> = tokens
-            .into_iter()
-            .enumerate()
-            .map(|(id, token)| format!("      {}: {id}", Value::String(token)))
-            .collect();
-        format!(
-            r#"{{
+        Alphabet::Bytes => BYTES.iter().map(|&byte| byte_character(byte).to_string()).collect(),
+    };
+    let entries: Vec<String> = tokens
+        .into_iter()
+        .enumerate()
+        .map(|(id, token)| format!("      {}: {id}", Value::String(token)))
+        .collect();
+    format!(
+        r#"{{
   "version": "1.0",
   "truncation": null,
   "padding": null,
@@ -144,75 +64,8 @@ impl Tokenizer {
   }}
 }}
 "#,
-            entries.join(",\n")
-        )
-    }
-
-    /// Number of ids; they are `0..vocabulary`.
-    pub fn vocabulary(&self) -> usize {
-        match &self.alphabet {
-            Alphabet::Characters { tokens, .. } => tokens.len(),
-            Alphabet::Bytes => BYTES.len(),
-        }
-    }
-
-    /// The ids of `text`; a character outside the vocabulary is an error that names it and its place.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.alphabet {
-            Alphabet::Characters { ids, .. } => text
-                .char_indices()
-                .map(|(position, character)| {
-                    let found = ids.binary_search_by_key(&character, |&(known, _)| known);
-                    found.map(|index| ids[index].1).map_err(|_| {
-                        Error::Usage(format!(
-                            "the character {character:?} (U+{:04X}) at byte {position} is not among the {} that \
-                             this tokenizer knows",
-                            u32::from(character),
-                            ids.len()
-                        ))
-                    })
-                })
-                .collect(),
-            Alphabet::Bytes => Ok(text.bytes().map(u32::from).collect()),
-        }
-    }
-
-    /// The bytes of one id, if there is such an id.
-    pub fn token(&self, id: u32) -> Option<&[u8]> {
-        let id = usize::try_from(id).ok()?;
-        match &self.alphabet {
-            Alphabet::Characters { tokens, .. } => tokens.get(id).map(|token| &**token),
-            Alphabet::Bytes => BYTES.get(id..id + 1),
-        }
-    }
-
-    /// The bytes of `ids`, one after the other; with a byte vocabulary they need not be UTF-8.
-    pub fn decode(&self, ids: &[u32]) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(ids.len());
-        for (position, &id) in ids.iter().enumerate() {
-            let token = self.token(id).ok_or_else(|| {
-                Error::Usage(format!(
-                    "id {id} at position {position} is outside the vocabulary, whose ids are 0 to {}",
-                    self.vocabulary() - 1
-                ))
-            })?;
-            bytes.extend_from_slice(token);
-        }
-        Ok(bytes)
-    }
-}
-
-impl std::ops::Deref for Character {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
-    }
-}
-
-/// The text of a token that is one whole character.
-fn lossless(token: &[u8]) -> String {
-    String::from_utf8_lossy(token).into_owned()
+        entries.join(",\n")
+    )
 }
 
 /// The character that stands for `byte` in a byte-level file: itself where it prints, else the next free one
@@ -426,8 +279,10 @@ fn characters_by_id(tokens: Vec<String>) -> Result<Tokenizer, String> {
 fn bytes_by_id(tokens: Vec<String>) -> Result<Tokenizer, String> {
     for byte in 0..=u8::MAX {
         let expected = byte_character(byte).to_string();
+        if tokens.get(usize::from(byte)) == Some(&expected) {
+            continue;
+        }
         match tokens.iter().position(|token| *token == expected) {
-            Some(id) if id == usize::from(byte) => {}
             Some(id) => return Err(format!("byte 0x{byte:02X} has id {id}; its id must be {byte}")),
             None => return Err(format!("byte 0x{byte:02X} (written {expected:?}) is missing")),
         }
@@ -435,60 +290,6 @@ fn bytes_by_id(tokens: Vec<String>) -> Result<Tokenizer, String> {
     match tokens.get(BYTES.len()) {
         Some(token) => Err(format!("token {token:?} is none of the 256 bytes, and there are no merges")),
         None => Ok(Tokenizer::bytes()),
-    }
-}
-
-/// Bytes in, text out, whatever way the bytes are cut: an incomplete character waits for its rest, bytes that
-/// can never become one turn into U+FFFD.
-#[derive(Clone, Debug, Default)]
-pub struct Utf8Stream {
-    /// What the last call gave out; cleared, never freed, by the next.
-    text: String,
-    /// The start of a character whose rest has not come.
-    pending: Vec<u8>,
-}
-
-impl Utf8Stream {
-    /// A stream that has seen nothing.
-    pub fn new() -> Utf8Stream {
-        Utf8Stream::default()
-    }
-
-    /// The text that `bytes` completes.
-    pub fn push(&mut self, bytes: &[u8]) -> &str {
-        self.text.clear();
-        self.pending.extend_from_slice(bytes);
-        let mut taken = 0;
-        loop {
-            let rest = &self.pending[taken..];
-            let error = match std::str::from_utf8(rest) {
-                Ok(text) => {
-                    self.text.push_str(text);
-                    taken += rest.len();
-                    break;
-                }
-                Err(error) => error,
-            };
-            let (valid, _) = rest.split_at(error.valid_up_to());
-            // The prefix has just been found valid, so nothing is replaced here.
-            self.text.push_str(&String::from_utf8_lossy(valid));
-            taken += valid.len();
-            let Some(invalid) = error.error_len() else { break };
-            self.text.push(char::REPLACEMENT_CHARACTER);
-            taken += invalid;
-        }
-        self.pending.drain(..taken);
-        &self.text
-    }
-
-    /// What is left at the end of the bytes: U+FFFD if they stop inside a character.
-    pub fn finish(&mut self) -> &str {
-        self.text.clear();
-        if !self.pending.is_empty() {
-            self.pending.clear();
-            self.text.push(char::REPLACEMENT_CHARACTER);
-        }
-        &self.text
     }
 }
 
@@ -511,32 +312,6 @@ mod tests {
         let text = Tokenizer::characters("ab").expect("not empty").to_json();
         assert!(text.contains(from), "{from} is not in {text}");
         text.replacen(from, to, 1)
-    }
-
-    #[test]
-    fn characters_are_the_sorted_set_of_the_text() {
-        let tokenizer = Tokenizer::characters("hello\n wörld").expect("not empty");
-        assert_eq!(tokenizer.vocabulary(), 10);
-        assert_eq!(tokenizer.token(0), Some(&b"\n"[..]));
-        assert_eq!(tokenizer.token(9), Some("ö".as_bytes()));
-        assert_eq!(tokenizer.token(10), None);
-        assert_eq!(tokenizer.encode("\n hö").expect("known"), [0, 1, 4, 9]);
-        assert_eq!(tokenizer.decode(&[9, 4, 1, 0]).expect("known"), "öh \n".as_bytes());
-    }
-
-    #[test]
-    fn an_unknown_character_is_named_with_its_place() {
-        let tokenizer = Tokenizer::characters("aé").expect("not empty");
-        let message = tokenizer.encode("éa日").expect_err("unknown").to_string();
-        assert!(message.contains("'日' (U+65E5) at byte 3"), "{message}");
-        let message = tokenizer.decode(&[0, 2]).expect_err("outside").to_string();
-        assert!(message.contains("id 2 at position 1"), "{message}");
-        assert!(Tokenizer::bytes().decode(&[u32::MAX]).is_err());
-    }
-
-    #[test]
-    fn an_empty_text_has_no_vocabulary() {
-        assert_eq!(Tokenizer::characters("").expect_err("empty").exit_code(), 2);
     }
 
     #[test]
@@ -642,42 +417,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn the_stream_gives_the_same_text_for_every_cut() {
-        let text = "aé日🦀\u{fffd}z";
-        let bytes = text.as_bytes();
-        for first in 0..=bytes.len() {
-            for second in first..=bytes.len() {
-                let mut stream = Utf8Stream::new();
-                let mut out = String::new();
-                for part in [&bytes[..first], &bytes[first..second], &bytes[second..]] {
-                    out.push_str(stream.push(part));
-                }
-                out.push_str(stream.finish());
-                assert_eq!(out, text, "cut at {first} and {second}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_stream_replaces_what_can_never_be_text_and_holds_back_what_can() {
-        let mut stream = Utf8Stream::new();
-        assert_eq!(stream.push(b"a\xff\xe6"), "a\u{fffd}");
-        assert_eq!(stream.push(b"\x97"), "");
-        assert_eq!(stream.push(b"\xa5b\xe6"), "日b");
-        assert_eq!(stream.push(b"x"), "\u{fffd}x");
-        assert_eq!(stream.push(b"\xf0\x9f"), "");
-        assert_eq!(stream.finish(), "\u{fffd}");
-        assert_eq!(stream.finish(), "");
-        let all: Vec<u8> = (0..=255).collect();
-        let whole = String::from_utf8_lossy(&all).into_owned();
-        let mut out = String::new();
-        for byte in all {
-            out.push_str(stream.push(&[byte]));
-        }
-        out.push_str(stream.finish());
-        assert_eq!(out, whole);
     }
 }
