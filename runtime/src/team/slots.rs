@@ -273,6 +273,19 @@ impl<T> Part<'_, T> {
             std::slice::from_raw_parts_mut(start.as_ptr(), self.columns.len())
         }
     }
+
+    /// Every value from the start of `row` on, if the part's rows are whole, so that nobody else's values lie between
+    /// them.
+    pub(crate) fn rest(&mut self, row: usize) -> Option<&mut [T]> {
+        if self.columns.len() != self.stride || !self.rows.contains(&row) {
+            return None;
+        }
+        // SAFETY: as in `row`, for all rows from this one on, which follow each other without a gap.
+        Some(unsafe {
+            let start = self.memory.add(row * self.stride);
+            std::slice::from_raw_parts_mut(start.as_ptr(), (self.rows.end - row) * self.stride)
+        })
+    }
 }
 
 /// One way to see a slot.
