@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most parameters of a model whose matrices are packed when it is opened: a few MiB, read again and again by a
 /// window that slides.
-const PACKED_PARAMETERS: usize = 1 << 20;
+pub(crate) const PACKED_PARAMETERS: usize = 1 << 20;
 /// Below so many bytes of weights one thread is faster than several and their barriers.
 const ONE_THREAD_BYTES: u64 = 1 << 20;
 

@@ -242,6 +242,51 @@ fn logits_are_those_of_float64() {
     }
 }
 
+/// A model too large to be packed when it is opened: its weights are packed block by block, or multiplied row by row.
+fn large() -> Config {
+    let config = Config { width: 240, feed_forward: 960, activation: Activation::Relu, ..plain() };
+    assert!(Layout::new(&config).parameters() > crate::model::PACKED_PARAMETERS);
+    config
+}
+
+#[test]
+fn a_model_that_is_not_packed_gives_the_same_logits() {
+    let config = large();
+    let ids = ids(&config, 24);
+    for dtype in Dtype::ALL {
+        let expected = reference(&config, &random(&config, dtype).1, &ids);
+        for chunk in [1, 4, 256] {
+            let run =
+                |threads| each(&mut session(&open(&config, dtype, threads), CacheType::F32, chunk), &ids);
+            let alone = run(1);
+            for (position, (row, expected)) in alone.iter().zip(&expected).enumerate() {
+                assert!(close(row, expected, 1e-5), "{dtype} chunk {chunk} position {position}");
+            }
+            let bits = |rows: &[Vec<f32>]| rows.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            assert!(bits(&run(3)) == bits(&alone), "{dtype} chunk {chunk} on three threads");
+        }
+    }
+}
+
+#[test]
+fn rows_that_nobody_asked_for_are_dropped_and_not_missed() {
+    for config in [plain(), other(), large(), Config { layers: 1, ..plain() }] {
+        let ids = ids(&config, config.context);
+        let model = open(&config, Dtype::F32, 2);
+        let rows = each(&mut session(&model, CacheType::F32, 256), &ids);
+        for chunk in [3, 5, 256] {
+            for length in [2, 6, 48] {
+                let mut session = session(&model, CacheType::F32, chunk);
+                for (index, piece) in ids.chunks(length).enumerate() {
+                    let last = index * length + piece.len() - 1;
+                    let found = session.feed(piece).expect("room");
+                    assert!(close(found, &widened(&rows[last]), 1e-5), "chunk {chunk}, {length} ids at once");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_half_precision_cache_costs_little() {
     let config = plain();
