@@ -12,6 +12,7 @@ use formats::layout::{Linear, Norm, ParameterId};
 use formats::{Error, Layout, Result};
 use rayon::prelude::*;
 use runtime::simd::{Simd, packed_len};
+use std::sync::Arc;
 
 /// Values one thread sums or updates at a time; fixed, so that no sum depends on the number of threads.
 const STRETCH: usize = 1 << 14;
@@ -19,7 +20,7 @@ const STRETCH: usize = 1 << 14;
 /// The CPU.
 pub struct Cpu {
     simd: &'static Simd,
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
 }
 
 impl Cpu {
@@ -34,12 +35,17 @@ impl Cpu {
         let pool = pool.map_err(|error| {
             Error::Device(format!("cannot start {threads} threads: {error}\n  help: pass --threads 1"))
         })?;
-        Ok(Cpu { simd, pool })
+        Ok(Cpu { simd, pool: Arc::new(pool) })
     }
 
     /// The table of routines in use.
     pub fn simd(&self) -> &'static Simd {
         self.simd
+    }
+
+    /// The threads. A caller that is one of them need not be woken after each fork.
+    pub fn pool(&self) -> Arc<rayon::ThreadPool> {
+        Arc::clone(&self.pool)
     }
 
     /// Number of threads.
@@ -292,28 +298,33 @@ impl Backend for Cpu {
         loss::forward(self.simd, s, x, &head_of(params, head), targets, losses, Some(gradients), scratch);
     }
 
-    fn gather<T>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Vec<f32>) -> f64 {
+    fn gather<T: Send>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Vec<f32> + Sync) -> f64 {
         let Some((first, others)) = shards.split_first_mut() else { return 0.0 };
         let total = grads(first);
-        for other in others {
-            let other = grads(other);
-            self.pool.install(|| {
-                total.par_chunks_mut(STRETCH).zip(other.par_chunks_mut(STRETCH)).for_each(
-                    |(total, other)| {
-                        (self.simd.add)(total, other);
-                        other.fill(0.0);
-                    },
-                );
-            });
-        }
+        // Each stretch is squared alone, and the sums are added in order.
+        let square = |part: &[f32]| f64::from((self.simd.dot_f32)(part, part));
+        let add = |total: &mut [f32], other: &mut [f32]| {
+            (self.simd.add)(total, other);
+            other.fill(0.0);
+        };
+        let Some((last, between)) = others.split_last_mut() else {
+            let squares: Vec<f64> = self.pool.install(|| total.par_chunks(STRETCH).map(square).collect());
+            return squares.into_iter().sum();
+        };
+        let last = grads(last);
         self.pool.install(|| {
-            // Each stretch is summed alone and the sums are added in order.
-            let square = |part: &[f32]| {
-                let sum = (self.simd.dot_f32)(part, part);
-                f64::from(sum)
-            };
-            let partial: Vec<f64> = total.par_chunks(STRETCH).map(square).collect();
-            partial.into_iter().sum()
+            for other in between {
+                let pairs = total.par_chunks_mut(STRETCH).zip(grads(other).par_chunks_mut(STRETCH));
+                pairs.for_each(|(total, other)| add(total, other));
+            }
+            let pairs = total.par_chunks_mut(STRETCH).zip(last.par_chunks_mut(STRETCH));
+            let squares: Vec<f64> = pairs
+                .map(|(total, other)| {
+                    add(total, other);
+                    square(total)
+                })
+                .collect();
+            squares.into_iter().sum()
         })
     }
 

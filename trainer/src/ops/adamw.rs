@@ -60,7 +60,7 @@ pub fn update(
         first: (1.0 - adam.beta1) as f32,
         beta2: adam.beta2 as f32,
         second: (1.0 - adam.beta2) as f32,
-        root: (1.0 - adam.beta2.powi(step)).sqrt() as f32,
+        root: (1.0 / (1.0 - adam.beta2.powi(step)).sqrt()) as f32,
         eps: adam.eps as f32,
         size: -(adam.learning_rate / (1.0 - adam.beta1.powi(step))) as f32,
         scale: adam.gradient_scale,
@@ -87,7 +87,7 @@ impl Work for Stretch<'_> {
             *grad = 0.0;
             *m = unit.multiply_add(c.first, g - *m, *m);
             *v = unit.multiply_add(c.second * g, g, *v * c.beta2);
-            let root = v.sqrt() / c.root + c.eps;
+            let root = unit.multiply_add(v.sqrt(), c.root, c.eps);
             *weight = unit.multiply_add(c.size, *m / root, *weight * c.keep);
         }
     }

@@ -80,12 +80,14 @@ fn transpose<const N: usize>(from: Matrix<'_>, block: usize, to: &mut [[f32; N]]
     let rest_at = whole.len() * COLUMNS;
     for (chunk, to) in whole.iter_mut().enumerate() {
         let mut lanes = [[0.0; N]; COLUMNS];
-        for query in 0..block.min(N) {
+        let mut lay = |query: usize| {
             let values = row(from.values, from.at + query * from.stride + chunk * COLUMNS, COLUMNS);
             for column in 0..COLUMNS {
                 lanes[column][query] = values[column];
             }
-        }
+        };
+        // A block as long as the vector is transposed in registers.
+        if block == N { (0..N).for_each(&mut lay) } else { (0..block.min(N)).for_each(&mut lay) }
         *to = lanes;
     }
     for (column, lanes) in rest.iter_mut().enumerate() {
