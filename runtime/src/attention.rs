@@ -59,6 +59,8 @@ pub(crate) struct Attention<'a> {
     pub(crate) rows: usize,
     /// Position of the first.
     pub(crate) first: usize,
+    /// The first row whose result is wanted; the keys and values of all are stored.
+    pub(crate) wanted: usize,
     /// Heads.
     pub(crate) heads: usize,
     /// Width of one.
@@ -91,7 +93,7 @@ impl Attention<'_> {
         let pasts =
             keys.row(0).chunks_exact(self.head_len()).zip(values.row(0).chunks_exact(self.head_len()));
         for (index, (head, (keys, values))) in heads.zip(pasts).enumerate() {
-            for row in 0..self.rows {
+            for row in self.wanted..self.rows {
                 let out = &mut out.row(row)[index * self.head_size..][..self.head_size];
                 self.attend(qkv, row, head, keys, values, scores, out);
             }
@@ -121,7 +123,7 @@ impl Attention<'_> {
         // Heads outside, rows inside: a head's past stays in the processor's cache over all rows.
         for (head, (keys, values)) in pasts.enumerate() {
             cancelled.check()?;
-            for row in out.rows() {
+            for row in out.rows().filter(|&row| row >= self.wanted) {
                 let out = &mut out.row(row)[head * self.head_size..][..self.head_size];
                 self.attend(qkv, row, head, keys, values, scores, out);
             }
@@ -153,7 +155,6 @@ impl Attention<'_> {
     }
 
     /// One row, one head: `keys` and `values` are the head's, `[capacity, head_size]`.
-    #[allow(clippy::too_many_arguments)] // every argument is another array; a struct would only rename them
     fn attend<T: Cached>(
         &self,
         qkv: &[f32],

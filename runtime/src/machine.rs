@@ -4,6 +4,9 @@
 //! projection, of rows or heads in attention. An element is computed by one thread, in an order of operations that
 //! no thread count enters, so any number of threads gives the same bytes. Few rows (decode) multiply the mapped
 //! weights as they stand; many (prefill) widen a block of weights once and use it for all rows.
+//!
+//! Of a prompt only the last row's logits are wanted: once the last layer has the keys and values of all rows, the
+//! others are dropped.
 
 use crate::attention::{Attention, Cached};
 use crate::cache::{Cache, Past};
@@ -17,6 +20,7 @@ use formats::checkpoint::Tensor;
 use formats::config::Activation;
 use formats::layout::{Linear, Norm};
 use formats::{Config, Error, Layout, Result};
+use std::ops::Range;
 
 /// Most rows that multiply the weights one by one, and whose norms every thread computes for itself: below it,
 /// widening a block of weights, or waiting at a barrier, costs more than it saves.
@@ -99,12 +103,9 @@ impl Local {
 
     fn lengths(config: &Config, rows: usize, capacity: usize) -> [usize; 5] {
         // A session of few rows never widens a block of weights.
-        let (panels, block) = if rows > FEW_ROWS {
-            (packed_len(BLOCK, config.width.max(config.feed_forward)), rows * BLOCK)
-        } else {
-            (0, 0)
-        };
-        [FEW_ROWS * config.width, panels, block, capacity, config.width]
+        let inputs = config.width.max(config.feed_forward);
+        let panels = if rows > FEW_ROWS { packed_len(BLOCK, inputs) } else { 0 };
+        [FEW_ROWS * config.width, panels, rows * BLOCK, capacity, config.width]
     }
 }
 
@@ -117,6 +118,17 @@ pub(crate) enum Wanted {
     Last,
     /// Those of each row.
     Each,
+}
+
+impl Wanted {
+    /// The first of `rows` rows whose logits are wanted.
+    fn first(self, rows: usize) -> usize {
+        match self {
+            Wanted::Nothing => rows,
+            Wanted::Last => rows - 1,
+            Wanted::Each => 0,
+        }
+    }
 }
 
 /// New rows to be computed.
@@ -142,7 +154,7 @@ pub(crate) fn compute(
     step: &Step<'_>,
 ) -> Result<()> {
     let mut worker =
-        Worker { member, local, model, board, cache, step, taken: [false; PLACES], failure: None };
+        Worker { member, local, model, board, cache, step, from: 0, taken: [false; PLACES], failure: None };
     forward(&mut worker, &model.layout);
     worker.failure.map_or(Ok(()), Err)
 }
@@ -168,6 +180,8 @@ struct Worker<'w, 'm> {
     board: &'w Board,
     cache: &'w Cache,
     step: &'w Step<'w>,
+    /// The first row that is still wanted.
+    from: usize,
     taken: [bool; PLACES],
     /// Why the rest of the walk does nothing.
     failure: Option<Error>,
@@ -189,9 +203,9 @@ impl Worker<'_, '_> {
         &self.model.config
     }
 
-    /// Number of new rows.
-    fn rows(&self) -> usize {
-        self.step.ids.len()
+    /// The new rows that are still wanted.
+    fn rows(&self) -> Range<usize> {
+        self.from..self.step.ids.len()
     }
 
     fn place(&self, index: usize) -> Place<f32> {
@@ -222,34 +236,41 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// `x W^T + b` of rows `from ..` of `x`, into the first rows of `out`.
-    fn project(&mut self, x: &Rows, from: usize, linear: &Linear, out: Place<f32>) -> Result<()> {
+    /// `x W^T + b` of the rows still wanted, into the rows of `out` from `to` on.
+    fn project(&mut self, x: &Rows, linear: &Linear, out: Place<f32>, to: usize) -> Result<()> {
+        let rows = self.rows();
+        if rows.is_empty() {
+            return Ok(());
+        }
         let cancelled = self.member.cancelled();
         let (x, mut out) = match x {
             Rows::Shared(index) => {
-                self.member.open((Whole(self.board.places[*index].1), Mine(out, Cut::Columns)))?
+                let (x, out) =
+                    self.member.open((Whole(self.board.places[*index].1), Mine(out, Cut::Columns)))?;
+                (&x[rows.start * linear.inputs..rows.end * linear.inputs], out)
             }
             Rows::Local => {
                 let (out,) = self.member.open((Mine(out, Cut::Columns),))?;
-                (&self.local.norm[..], out)
+                (&self.local.norm[..rows.len() * linear.inputs], out)
             }
             Rows::Nowhere => return Ok(()),
         };
-        let rows = self.step.ids.len() - from;
         let projection = Projection {
             simd: self.model.simd,
             weight: self.model.weights.tensor(linear.weight),
             packed: self.model.packed(linear.weight),
             bias: linear.bias.map(|id| self.model.vector(id)),
             inputs: linear.inputs,
-            x: &x[from * linear.inputs..][..rows * linear.inputs],
-            rows,
+            x,
+            rows: rows.len(),
+            to,
         };
         let columns = out.columns();
         for first in columns.clone().step_by(BLOCK) {
             cancelled.check()?;
             let count = BLOCK.min(columns.end - first);
-            if rows <= FEW_ROWS {
+            // With the weights packed already, a second row makes a product worth it.
+            if rows.len() == 1 || (rows.len() <= FEW_ROWS && projection.packed.is_none()) {
                 projection.row_by_row(first, count, &mut out);
             } else {
                 projection.as_product(first, count, &mut out, &mut self.local.panels, &mut self.local.block);
@@ -262,14 +283,15 @@ impl Worker<'_, '_> {
         let config = self.config();
         let attention = Attention {
             simd: self.model.simd,
-            rows: self.rows(),
+            rows: self.step.ids.len(),
             first: self.step.first,
+            wanted: self.from,
             heads: config.heads,
             head_size: config.head_size(),
             capacity: self.step.capacity,
             scale: config.score_scale(),
         };
-        if self.rows() <= FEW_ROWS {
+        if self.rows().len() <= FEW_ROWS {
             attention.by_heads(self.member, qkv, past, out, &mut self.local.scores)
         } else {
             attention.by_rows(self.member, qkv, past, out, &mut self.local.scores)
@@ -314,16 +336,16 @@ impl Machine for Worker<'_, '_> {
                 );
             };
             let rows = worker.rows();
-            if rows <= FEW_ROWS {
+            if rows.len() <= FEW_ROWS {
                 let (x,) = worker.member.open((Whole(x),))?;
                 let own = worker.local.norm.chunks_exact_mut(width);
-                for (x, out) in x.chunks_exact(width).take(rows).zip(own) {
+                for (x, out) in x[rows.start * width..rows.end * width].chunks_exact(width).zip(own) {
                     normalise(x, out);
                 }
                 return Ok(Rows::Local);
             }
             let (index, out) = worker.take(width)?;
-            let (x, mut out) = worker.member.open((Whole(x), Mine(out, Cut::Rows { rows })))?;
+            let (x, mut out) = worker.member.open((Whole(x), Mine(out, Cut::Rows { rows: rows.end })))?;
             for row in out.rows() {
                 normalise(&x[row * width..][..width], out.row(row));
             }
@@ -334,7 +356,7 @@ impl Machine for Worker<'_, '_> {
     fn linear(&mut self, x: Rows, linear: &Linear) -> Rows {
         self.attempt(|worker| {
             let (index, out) = worker.take(linear.outputs)?;
-            worker.project(&x, 0, linear, out)?;
+            worker.project(&x, linear, out, worker.from)?;
             worker.release(x);
             Ok(Rows::Shared(index))
         })
@@ -343,6 +365,9 @@ impl Machine for Worker<'_, '_> {
     fn attention(&mut self, qkv: Rows, layer: usize) -> Rows {
         self.attempt(|worker| {
             let (_, place) = worker.shared(&qkv)?;
+            if layer + 1 == worker.config().layers {
+                worker.from = worker.step.wanted.first(worker.step.ids.len());
+            }
             let index = worker.board.heads;
             let out = worker.place(index);
             match worker.cache {
@@ -364,7 +389,7 @@ impl Machine for Worker<'_, '_> {
             };
             let rows = worker.rows();
             let (mut own,) = worker.member.open((Mine(place, Cut::Columns),))?;
-            for row in 0..rows {
+            for row in rows {
                 apply(own.row(row));
             }
             Ok(x)
@@ -378,7 +403,7 @@ impl Machine for Worker<'_, '_> {
             let rows = worker.rows();
             let (mut to, mut from) =
                 worker.member.open((Mine(to, Cut::Columns), Mine(from, Cut::Columns)))?;
-            for row in 0..rows {
+            for row in rows {
                 (worker.model.simd.add)(to.row(row), from.row(row));
             }
             worker.release(branch);
@@ -388,11 +413,7 @@ impl Machine for Worker<'_, '_> {
 
     fn logits(&mut self, x: Rows, head: &Linear) -> Rows {
         self.attempt(|worker| {
-            match worker.step.wanted {
-                Wanted::Nothing => {}
-                Wanted::Last => worker.project(&x, worker.rows() - 1, head, worker.board.logits)?,
-                Wanted::Each => worker.project(&x, 0, head, worker.board.logits)?,
-            }
+            worker.project(&x, head, worker.board.logits, 0)?;
             Ok(Rows::Nowhere)
         })
     }
@@ -410,6 +431,8 @@ struct Projection<'a> {
     /// `[rows, inputs]`.
     x: &'a [f32],
     rows: usize,
+    /// The row of the result that the first becomes.
+    to: usize,
 }
 
 impl Projection<'_> {
@@ -418,7 +441,7 @@ impl Projection<'_> {
         let weights = first * self.inputs..(first + count) * self.inputs;
         let start = first - out.columns().start;
         for (row, x) in self.x.chunks_exact(self.inputs).enumerate() {
-            let y = &mut out.row(row)[start..][..count];
+            let y = &mut out.row(self.to + row)[start..][..count];
             match self.weight {
                 Tensor::F32(weight) => (self.simd.gemv_f32)(&weight[weights.clone()], x, y),
                 Tensor::F16(weight) => (self.simd.gemv_f16)(&weight[weights.clone()], x, y),
@@ -430,8 +453,8 @@ impl Projection<'_> {
         }
     }
 
-    /// The same outputs by widening their weights once for all rows. A thread's columns of a shared buffer are not
-    /// one slice, so the product goes to a block of its own first; laying it out is one copy for `inputs` products.
+    /// The same outputs by widening their weights once for all rows. One of several threads' columns of a shared
+    /// buffer are not one slice, so the product goes to a block of its own first, and is laid out from there.
     fn as_product(
         &self,
         first: usize,
@@ -457,22 +480,28 @@ impl Projection<'_> {
                 panels
             }
         };
-        let product = Product {
-            rows: self.rows,
-            inner: self.inputs,
-            columns: count,
-            a_row_stride: self.inputs,
-            a_inner_stride: 1,
-            b: Operand::Panels,
-            c_stride: count,
-            write: Write::Set,
+        let product = |c_stride: usize, c: &mut [f32]| {
+            let sizes = Product {
+                rows: self.rows,
+                inner: self.inputs,
+                columns: count,
+                a_row_stride: self.inputs,
+                a_inner_stride: 1,
+                b: Operand::Panels,
+                c_stride,
+                write: Write::Set,
+            };
+            let bias = self.bias.map(|bias| &bias[first..][..count]);
+            (self.simd.product)(&sizes, self.x, panels, bias, c);
         };
+        let columns = out.columns();
+        if let Some(out) = out.rest(self.to) {
+            return product(columns.len(), &mut out[first..]);
+        }
         let block = &mut block[..self.rows * count];
-        let bias = self.bias.map(|bias| &bias[first..][..count]);
-        (self.simd.product)(&product, self.x, panels, bias, block);
-        let start = first - out.columns().start;
+        product(count, block);
         for (row, block) in block.chunks_exact(count).enumerate() {
-            out.row(row)[start..][..count].copy_from_slice(block);
+            out.row(self.to + row)[first - columns.start..][..count].copy_from_slice(block);
         }
     }
 }

@@ -18,8 +18,7 @@ const PROMISED: f64 = 1e-5;
 /// The logits after each id, in feeds of `chunk`.
 #[track_caller]
 fn logits(path: &Path, ids: &[u32], cache: CacheType, threads: usize, chunk: usize) -> Vec<f32> {
-    let model = Model::open_with(path, &ModelOptions { threads: Some(threads), ..ModelOptions::default() })
-        .expect("the model opens");
+    let model = Model::open_with(path, &ModelOptions { threads: Some(threads) }).expect("the model opens");
     let options = SessionOptions { cache, chunk, ..SessionOptions::default() };
     let mut session = model.session_with(&options).expect("a session");
     let mut rows = Vec::new();

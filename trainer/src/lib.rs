@@ -16,6 +16,7 @@ pub mod run;
 pub mod sample;
 pub mod schedule;
 pub mod signals;
+mod start;
 pub mod state;
 pub mod tape;
 pub mod train;

@@ -6,28 +6,27 @@ use runtime::model::Model;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-/// Writes `tokens` tokens that follow the start token to standard output, as they are drawn, and returns the text.
+/// Writes `tokens` tokens that follow the start token to standard output, as they are drawn, and adds them to `text`.
 ///
 /// A reader that leaves ends only the writing.
-pub fn write(model: &Path, tokens: usize, seed: u64) -> Result<String> {
+pub fn write(model: &Path, tokens: usize, seed: u64, text: &mut String) -> Result<()> {
     let model = Model::open(model)?;
     let mut session = model.session()?;
     let options = GenerateOptions { max_tokens: tokens, seed, ..GenerateOptions::of(&model) };
     let mut generator = Generator::new(&mut session, &[], &options)?;
-    let (mut out, mut text) = (std::io::stdout().lock(), String::new());
+    let mut out = std::io::stdout().lock();
     let mut give = |part: &str| match out.write_all(part.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::write("standard output", error)),
         _ => Ok(()),
     };
     while let Some(token) = generator.next() {
         token?;
-        give(generator.text())?;
         text.push_str(generator.text());
+        give(generator.text())?;
     }
-    give(generator.tail())?;
     text.push_str(generator.tail());
-    give("\n")?;
-    Ok(text)
+    give(generator.tail())?;
+    give("\n")
 }
 
 /// The runtime's command: beside this program if it stands there, else by name.

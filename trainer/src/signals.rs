@@ -1,7 +1,7 @@
 //! Ctrl-C and SIGTERM: the first asks, the second leaves at once.
 
 use formats::{Error, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -29,6 +29,9 @@ impl Interrupt {
             .and_then(|_| signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize));
             listened.map_err(|error| Error::Internal(format!("cannot listen for signals: {error}")))?;
         }
+        // Handled, it is no longer deadly: a file grown past `ulimit -f` becomes an error that can be told.
+        signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))
+            .map_err(|error| Error::Internal(format!("cannot listen for signals: {error}")))?;
         Ok(Interrupt { signal })
     }
 

@@ -8,13 +8,14 @@ use crate::backend::cpu::Cpu;
 use crate::data::{self, Source, Text};
 use crate::learner::{BatchShape, Learner, Rates};
 use crate::memory;
-use crate::options::{Device, Options, Recipe, Request, refuse_differences};
+use crate::options::{Device, Options, Recipe, Request};
 use crate::progress::{Progress, StepReport};
-use crate::random::{Generator, RngKind};
+use crate::random::Generator;
 use crate::report::{self, ReportInput};
 use crate::run::{EvaluationRow, Metrics, Run, StepRow};
 use crate::sample;
 use crate::signals::Interrupt;
+use crate::start::{fresh, restore, settle};
 use crate::state::TrainState;
 use formats::checkpoint::{self, Commit, GenerationConfig, ModelFiles};
 use formats::tokenizer::Tokenizer;
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant};
 /// On a terminal the live line follows as fast as one can read; elsewhere a line is kept, so it comes rarely.
 const LIVE_EVERY: Duration = Duration::from_millis(100);
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
+/// Tokens of an evaluation between two looks at whether a signal came; fixed, because it orders a sum.
+const EVALUATED_AT_ONCE: u64 = 1 << 16;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,25 +43,29 @@ pub enum End {
 
 /// Trains as `request` says into `out`; text goes to standard output, everything else to standard error.
 pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
-    if !resume && Run::exists(out) {
-        return Err(Error::Usage(format!(
-            "{} holds a run\n  help: pass --resume to continue it, or choose another --out",
-            out.display()
-        )));
-    }
-    let (recipe, run) = open(request, out, resume)?;
+    // A directory that is there is taken before it is looked at; one that is not is made only once everything
+    // asked for is known to be possible, so that a mistyped flag leaves nothing behind.
+    let run = if out.is_dir() { Some(Run::lock(out)?) } else { None };
+    let recipe = settle(request, run.as_ref(), out, resume)?;
     let options = &recipe.options;
-    let source = Source::read(&recipe.data)?;
-    let (tokenizer, text) = Text::learn(options.tokenizer, &source)?;
-    drop(source);
+    let (tokenizer, text) = Text::learn(options.tokenizer, &Source::read(&recipe.data)?)?;
     text.require(options.block)?;
     let config = options.model(tokenizer.vocabulary())?;
+    let backend = cpu(options)?;
+    let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes());
+    plan.require(memory::available().unwrap_or(u64::MAX))?;
+    let run = match run {
+        Some(run) => run,
+        None => Run::lock(out)?,
+    };
+    let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
+    Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out()
+}
+
+/// The CPU, unless another device is asked for.
+pub fn cpu(options: &Options) -> Result<Cpu> {
     match options.device {
-        Device::Auto | Device::Cpu => {
-            let backend = Cpu::new(threads(options))?;
-            let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
-            Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out()
-        }
+        Device::Auto | Device::Cpu => Cpu::new(threads(options)),
         Device::Cuda => {
             Err(Error::Device("this build has no CUDA backend\n  help: train with --device cpu".to_owned()))
         }
@@ -70,28 +77,8 @@ pub fn threads(options: &Options) -> usize {
     options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Settles what is to be done and takes the directory.
-fn open(request: &Request, out: &Path, resume: bool) -> Result<(Recipe, Run)> {
-    if !resume || !Run::exists(out) {
-        // Before the directory is made: a mistyped flag leaves nothing behind.
-        let recipe = settle(request.resolve()?)?;
-        return Ok((recipe, Run::lock(out)?));
-    }
-    let run = Run::lock(out)?;
-    let recipe = match run.recorded()? {
-        Some(recorded) => request.resume(&recorded, out)?,
-        None => request.resolve()?,
-    };
-    Ok((settle(recipe)?, run))
-}
-
-fn settle(recipe: Recipe) -> Result<Recipe> {
-    if recipe.data.is_empty() {
-        return Err(Error::Usage(
-            "there is no text to learn from\n  help: name one with --data FILE".to_owned(),
-        ));
-    }
-    Ok(Recipe { options: recipe.options.settled(), data: recipe.data })
+fn shape(options: &Options) -> BatchShape {
+    BatchShape { sequences: options.batch, block: options.block }
 }
 
 /// A run under way.
@@ -127,11 +114,7 @@ impl<B: Backend> Trainer<B> {
         text: Text,
     ) -> Result<Trainer<B>> {
         let options = &recipe.options;
-        let shape = BatchShape { sequences: options.batch, block: options.block };
-        let plan = Learner::<B>::memory(&config, shape, backend.lanes());
-        let available = memory::available();
-        plan.require(available.unwrap_or(u64::MAX))?;
-
+        let plan = Learner::<B>::memory(&config, shape(options), backend.lanes());
         let layout = Layout::new(&config);
         let checkpoints = run.checkpoints();
         let mut problems = vec![];
@@ -151,7 +134,7 @@ impl<B: Backend> Trainer<B> {
                 Error::file(run.path(), "holds a damaged generator state", "resume from another checkpoint")
             })?;
         }
-        let mut learner = Learner::new(backend, &config, shape, &options.optimizer())?;
+        let mut learner = Learner::new(backend, &config, shape(options), &options.optimizer())?;
         learner.load(&state.weights, &state.first_moment, &state.second_moment)?;
 
         let mut progress = Progress::new(options.progress, options.steps, state.step);
@@ -176,12 +159,15 @@ impl<B: Backend> Trainer<B> {
         progress.message(&format!(
             "device  {device}; needs {} MiB{}",
             plan.total().div_ceil(1 << 20),
-            available.map_or(String::new(), |free| format!(" of {} MiB free", free >> 20))
+            memory::available().map_or(String::new(), |free| format!(", {} MiB are free", free >> 20))
         ));
+        progress.message(&format!("seed    {}", options.seed));
         if state.step > 0 {
             progress.message(&format!("resumed from step {}", state.step));
         }
-        run.record(&recipe)?;
+        // Whole paths, so that the run can be resumed from any directory.
+        let data = recipe.data.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
+        run.record(&Recipe { options: options.clone(), data: data.collect() })?;
         Ok(Trainer {
             metrics: run.metrics(state.step)?,
             interrupt: Interrupt::listen()?,
@@ -206,16 +192,19 @@ impl<B: Backend> Trainer<B> {
     /// Every step that is left, and what follows the last.
     fn carry_out(mut self) -> Result<End> {
         let options = self.recipe.options.clone();
-        let (curve, optimizer_begin) = (options.curve(), self.metrics.seconds());
+        let curve = options.curve();
         let show_every = if self.progress.is_live() { LIVE_EVERY } else { PLAIN_EVERY };
         let tokens = (options.batch * options.block) as f64;
         // Throughput since the last row and since the last line shown.
         let (mut row, mut shown) = ((Instant::now(), self.step), (Instant::now(), self.step));
         while self.step < options.steps {
             let step = self.step;
-            if step.is_multiple_of(options.eval_every) || step + 1 == options.steps {
+            let last = step + 1 == options.steps;
+            if options.eval_every > 0 && (step.is_multiple_of(options.eval_every) || last) {
                 let paused = Instant::now();
-                self.evaluate(step, optimizer_begin)?;
+                if let Some(exit_code) = self.evaluate(step)? {
+                    return self.leave(exit_code);
+                }
                 // What evaluation took is not training's.
                 (row.0, shown.0) = (row.0 + paused.elapsed(), shown.0 + paused.elapsed());
             }
@@ -232,7 +221,7 @@ impl<B: Backend> Trainer<B> {
                 }
             };
             self.step += 1;
-            if self.step.is_multiple_of(options.log_every) || self.step == options.steps {
+            if self.step.is_multiple_of(options.log_every) || last {
                 let now = Instant::now();
                 self.metrics.add(&StepRow {
                     step,
@@ -240,11 +229,11 @@ impl<B: Backend> Trainer<B> {
                     lr: learning_rate,
                     gradient_norm: outcome.gradient_norm,
                     tokens_per_s: rate(tokens, row, (now, self.step)),
-                    seconds: optimizer_begin + self.begin.elapsed().as_secs_f64(),
+                    seconds: self.seconds(),
                 })?;
                 row = (now, self.step);
             }
-            if shown.0.elapsed() >= show_every {
+            if shown.0.elapsed() >= show_every || last {
                 let now = Instant::now();
                 self.progress.line(&StepReport {
                     step: self.step,
@@ -257,57 +246,82 @@ impl<B: Backend> Trainer<B> {
                 });
                 shown = (now, self.step);
             }
-            let exit_code = self.interrupt.exit_code();
-            if self.step.is_multiple_of(options.save_every)
-                || self.step == options.steps
-                || exit_code.is_some()
-            {
+            if let Some(exit_code) = self.interrupt.exit_code().filter(|_| !last) {
+                return self.leave(exit_code);
+            }
+            if options.save_every > 0 && self.step.is_multiple_of(options.save_every) {
                 let paused = Instant::now();
                 self.save()?;
                 (row.0, shown.0) = (row.0 + paused.elapsed(), shown.0 + paused.elapsed());
             }
-            if let Some(exit_code) = exit_code.filter(|_| self.step < options.steps) {
-                self.progress.finish();
-                eprintln!("interrupted; resume with\n  {} train --resume --out {}", program(), self.out());
-                return Ok(End::Interrupted { exit_code });
-            }
         }
-        // A resumed run that had nothing left may still lack its link.
-        if self.saved != Some(self.step) {
-            self.save()?;
-        }
-        checkpoint::point(self.run.path(), self.step)?;
+        self.save()?;
         self.finish(&options)?;
         Ok(End::Done)
     }
 
-    /// Mean loss of `eval_batches` batches of each split, training first.
-    fn evaluate(&mut self, step: u64, earlier_seconds: f64) -> Result<()> {
+    /// Saves what was learned until a signal came, and says how to go on.
+    fn leave(&mut self, exit_code: u8) -> Result<End> {
+        self.save()?;
+        self.progress.finish();
+        self.progress.message(&format!(
+            "interrupted after {} steps; resume with\n  {} train --resume --out {}",
+            self.step,
+            program(),
+            self.out()
+        ));
+        Ok(End::Interrupted { exit_code })
+    }
+
+    /// Mean loss of `eval_batches` batches of each split, training first. A signal ends it as if it had not begun,
+    /// with the exit code: an evaluation may take longer than whoever sent the signal will wait.
+    fn evaluate(&mut self, step: u64) -> Result<Option<u8>> {
         let options = &self.recipe.options;
-        let mut losses = [0.0; 2];
-        for (loss, split) in losses.iter_mut().zip([self.text.training(), self.text.validation()]) {
-            let (mut inputs, mut targets) = (vec![], vec![]);
-            for batch in 0..options.eval_batches {
-                let range = split.len() - options.block;
-                self.generator.evaluation_offsets(step, batch, range, &mut self.offsets);
-                data::gather(split, &self.offsets, options.block, &mut self.inputs, &mut self.targets);
-                inputs.extend_from_slice(&self.inputs);
-                targets.extend_from_slice(&self.targets);
+        let before = self.generator.clone();
+        let tokens = (options.batch * options.block) as u64;
+        let (at_once, mut losses) = ((EVALUATED_AT_ONCE / tokens).max(1), [0.0; 2]);
+        let splits = [self.text.training(), self.text.validation()];
+        for (index, (loss, split)) in (0..).zip(losses.iter_mut().zip(splits)) {
+            let (range, first) = (split.len() - options.block, index * options.eval_batches);
+            let mut done = 0;
+            while done < options.eval_batches {
+                if let Some(exit_code) = self.interrupt.exit_code() {
+                    self.generator = before;
+                    return Ok(Some(exit_code));
+                }
+                let count = at_once.min(options.eval_batches - done);
+                let (mut inputs, mut targets) = (vec![], vec![]);
+                for batch in first + done..first + done + count {
+                    self.generator.evaluation_offsets(step, batch, range, &mut self.offsets);
+                    data::gather(split, &self.offsets, options.block, &mut self.inputs, &mut self.targets);
+                    inputs.extend_from_slice(&self.inputs);
+                    targets.extend_from_slice(&self.targets);
+                }
+                *loss += self.learner.evaluate(&inputs, &targets)? * count as f64;
+                done += count;
             }
-            *loss = self.learner.evaluate(&inputs, &targets)?;
+            *loss /= options.eval_batches as f64;
         }
         let [train_loss, val_loss] = losses;
         if step.is_multiple_of(options.eval_every) {
             self.best_validation = Some(self.best_validation.map_or(val_loss, |best| best.min(val_loss)));
         }
-        let seconds = earlier_seconds + self.begin.elapsed().as_secs_f64();
-        self.metrics.add(&EvaluationRow { step, train_loss, val_loss, seconds })?;
+        self.metrics.add(&EvaluationRow { step, train_loss, val_loss, seconds: self.seconds() })?;
         self.progress.evaluation(step, train_loss, val_loss);
-        Ok(())
+        Ok(None)
     }
 
-    /// Model and state, committed together; said only once they are durable.
+    /// Seconds the run has taken, all its processes together.
+    fn seconds(&self) -> f64 {
+        self.metrics.seconds() + self.begin.elapsed().as_secs_f64()
+    }
+
+    /// Model and state, committed together; said only once they are durable. What is saved already stays as it is,
+    /// and only its link, which a kill may have forestalled, is made sure of.
     fn save(&mut self) -> Result<()> {
+        if self.saved == Some(self.step) {
+            return checkpoint::point(self.run.path(), self.step);
+        }
         let options = &self.recipe.options;
         let weights = self.learner.weights();
         if let Some(bad) = weights.iter().position(|weight| !weight.is_finite()) {
@@ -319,7 +333,6 @@ impl<B: Backend> Trainer<B> {
         }
         self.metrics.sync()?;
         let checkpoints = self.run.checkpoints();
-        std::fs::create_dir_all(&checkpoints).map_err(|error| Error::write(&checkpoints, error))?;
         let mut commit = Commit::begin(&checkpoints, self.step)?;
         let files = ModelFiles {
             config: &self.config,
@@ -353,13 +366,14 @@ impl<B: Backend> Trainer<B> {
     fn finish(&mut self, options: &Options) -> Result<()> {
         self.progress.finish();
         let model = self.run.path().join("model");
-        let sample = if options.sample > 0 {
-            eprintln!("sample of {} tokens, drawn by the runtime from the model as saved:", options.sample);
-            sample::write(&model, options.sample, options.seed)?
-        } else {
-            String::new()
-        };
-        let seconds = self.metrics.seconds() + self.begin.elapsed().as_secs_f64();
+        let (mut sample, mut sampled) = (String::new(), Ok(()));
+        if options.sample > 0 {
+            let seed = options.seed;
+            self.progress.message(&format!("sample  {} tokens by the runtime, seed {seed}:", options.sample));
+            // Whatever becomes of the sample, the run deserves its report.
+            sampled = sample::write(&model, options.sample, options.seed, &mut sample);
+        }
+        let seconds = self.seconds();
         let mut summary = vec![
             ("preset".to_owned(), options.preset.clone()),
             ("parameters".to_owned(), grouped(self.learner.layout().parameters() as u64)),
@@ -377,13 +391,13 @@ impl<B: Backend> Trainer<B> {
             summary: &summary,
         });
         self.run.replace("report.html", page.as_bytes())?;
-        eprintln!("report  {}", self.run.path().join("report.html").display());
-        eprintln!(
+        self.progress.message(&format!("report  {}", self.run.path().join("report.html").display()));
+        self.progress.message(&format!(
             "done in {seconds:.1} s; generate with\n  {} generate --model {}",
             sample::runtime(),
             self.out()
-        );
-        Ok(())
+        ));
+        sampled
     }
 
     fn out(&self) -> String {
@@ -399,62 +413,6 @@ impl<B: Backend> Trainer<B> {
             (error, _) => error,
         }
     }
-}
-
-/// The state of a checkpoint, refused if it is of another run.
-fn restore(path: &Path, run: &Run, options: &Options, text: &Text, layout: &Layout) -> Result<TrainState> {
-    let state = TrainState::open(path, layout.parameters());
-    // Another text may change the vocabulary and with it the parameter count: say the cause, not the effect.
-    let differs = |found: &TrainState| found.text != *text.fingerprint();
-    let state = match state {
-        Ok(state) if !differs(&state) => state,
-        Ok(state) => return Err(other_text(run, text, &state)),
-        Err(error) => {
-            let stored = TrainState::text_of(path)?;
-            if stored == *text.fingerprint() {
-                return Err(error);
-            }
-            return Err(other_fingerprint(run, text, &stored));
-        }
-    };
-    refuse_differences(options, &state.options, run.path())?;
-    Ok(state)
-}
-
-fn other_text(run: &Run, text: &Text, state: &TrainState) -> Error {
-    other_fingerprint(run, text, &state.text)
-}
-
-fn other_fingerprint(run: &Run, text: &Text, stored: &data::Fingerprint) -> Error {
-    Error::config(
-        run.path().display().to_string(),
-        "data",
-        text.fingerprint(),
-        format!("{stored}, the text the run was started with"),
-    )
-}
-
-/// The state before the first step.
-fn fresh(
-    generator: &mut Generator,
-    options: &Options,
-    text: &Text,
-    layout: &Layout,
-    config: &Config,
-) -> Result<TrainState> {
-    let zero = vec![0.0; layout.parameters()];
-    let mut weights = zero.clone();
-    generator.initialise(&mut weights, layout, config, options.init);
-    Ok(TrainState {
-        step: 0,
-        weights,
-        first_moment: zero.clone(),
-        second_moment: zero,
-        generator: (options.rng == RngKind::Torch).then(|| generator.state()).flatten(),
-        best_validation: None,
-        text: text.fingerprint().clone(),
-        options: options.fixed()?,
-    })
 }
 
 fn rate(tokens: f64, from: (Instant, u64), to: (Instant, u64)) -> f64 {
@@ -496,6 +454,152 @@ fn program() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Flags;
+    use std::fs;
+
+    /// A folder with a small text in it.
+    fn folder(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("lectern-train-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("a folder");
+        let text: String = (0..900u32).map(|i| char::from(b'a' + (i * i % 23) as u8)).collect();
+        fs::write(path.join("text"), text).expect("a text");
+        path
+    }
+
+    fn request(folder: &Path, flags: &[(&'static str, &str)]) -> Request {
+        let small = [
+            ("width", "8"),
+            ("heads", "2"),
+            ("layers", "1"),
+            ("batch", "4"),
+            ("eval_every", "4"),
+            ("eval_batches", "3"),
+            ("save_every", "5"),
+            ("log_every", "1"),
+            ("sample", "0"),
+            ("progress", "off"),
+        ];
+        Request {
+            preset: Some("nano".to_owned()),
+            config: None,
+            data: vec![folder.join("text")],
+            flags: Flags::of(&[&small[..], &[("block", "16"), ("decay_steps", "12")], flags].concat()),
+        }
+    }
+
+    /// Every file under a directory with its bytes.
+    fn files(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut found = vec![];
+        for entry in fs::read_dir(directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                found.extend(files(&path));
+            } else {
+                found.push((path.clone(), fs::read(&path).expect("a file")));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_run_cut_and_resumed_is_the_run_left_alone() {
+        let folder = folder("resume");
+        let checkpoint = |run: &str| {
+            let at = folder.join(run).join("checkpoints/0000000012");
+            let relative = |(path, bytes): (PathBuf, Vec<u8>)| {
+                (path.strip_prefix(&at).expect("a path under it").to_path_buf(), bytes)
+            };
+            files(&at).into_iter().map(relative).collect::<Vec<_>>()
+        };
+        let whole = request(&folder, &[("steps", "12"), ("threads", "1")]);
+        assert_eq!(train(&whole, &folder.join("whole"), false).expect("a run"), End::Done);
+        let expected = checkpoint("whole");
+        assert!(expected.len() >= 7, "model, state and manifest");
+        for cut in ["1", "4", "7", "11"] {
+            let run = folder.join(cut);
+            train(&request(&folder, &[("steps", cut), ("threads", "2")]), &run, false).expect("a run");
+            let rest = Request {
+                flags: Flags::of(&[("steps", "12"), ("threads", "3"), ("keep", "1")]),
+                ..Request::default()
+            };
+            train(&rest, &run, true).expect("its rest");
+            assert!(checkpoint(cut) == expected, "cut after {cut} steps");
+            assert_eq!(fs::read_dir(run.join("checkpoints")).expect("checkpoints").count(), 1);
+        }
+        fs::remove_dir_all(&folder).expect("a folder of ours");
+    }
+
+    #[test]
+    fn metrics_of_a_resumed_run_have_each_row_once() {
+        let folder = folder("metrics");
+        let run = folder.join("run");
+        let asked = |steps| request(&folder, &[("steps", steps), ("rng", "torch"), ("dropout", "0")]);
+        train(&asked("8"), &run, false).expect("a run");
+        // As a kill after the last checkpoint leaves it: rows of steps that the checkpoint does not know.
+        let newest = run.join("checkpoints/0000000008");
+        fs::remove_dir_all(newest).expect("a checkpoint");
+        train(&asked("8"), &run, true).expect("the rest");
+        let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+        let steps = |key: &str| {
+            let row = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("an object");
+            let rows = text.lines().map(row).filter(|row| row.get(key).is_some());
+            rows.map(|row| row["step"].as_u64().expect("a step")).collect::<Vec<_>>()
+        };
+        assert_eq!(steps("loss"), (0..8).collect::<Vec<_>>());
+        assert_eq!(steps("val_loss"), [0, 4, 7]);
+        fs::remove_dir_all(&folder).expect("a folder of ours");
+    }
+
+    #[test]
+    fn what_cannot_be_done_leaves_everything_as_it_was() {
+        let folder = folder("refused");
+        let run = folder.join("run");
+        let code = |request: &Request, resume| train(request, &run, resume).expect_err("refused").exit_code();
+        assert_eq!(code(&request(&folder, &[("width", "9")]), false), 4);
+        assert_eq!(code(&Request::default(), true), 2);
+        assert_eq!(code(&request(&folder, &[("device", "cuda")]), false), 6);
+        assert_eq!(code(&request(&folder, &[("block", "400")]), false), 3);
+        assert!(!run.exists());
+
+        train(&request(&folder, &[("steps", "2")]), &run, false).expect("a run");
+        let before = files(&run);
+        assert_eq!(code(&request(&folder, &[("steps", "2")]), false), 2);
+        assert_eq!(code(&request(&folder, &[("batch", "5")]), true), 4);
+        fs::write(folder.join("text"), "another text".repeat(40)).expect("a text");
+        let error = train(&Request::default(), &run, true).expect_err("another text");
+        assert!(error.exit_code() == 4 && error.to_string().contains("data is 480 bytes"), "{error}");
+        assert!(files(&run) == before);
+        let held = Run::lock(&run).expect("nobody holds it");
+        assert_eq!(code(&request(&folder, &[]), true), 8);
+        drop(held);
+        fs::remove_dir_all(&folder).expect("a folder of ours");
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_is_never_saved() {
+        let folder = folder("diverged");
+        let flags = [
+            ("learning_rate", "100"),
+            ("weight_decay", "1"),
+            ("warmup", "0"),
+            ("clip", "0"),
+            ("schedule", "constant"),
+            ("dtype", "f32"),
+        ];
+        let error = train(&request(&folder, &flags), &folder.join("run"), false).expect_err("it diverges");
+        assert_eq!(error.exit_code(), 9, "{error}");
+        for (path, _) in
+            files(&folder.join("run")).iter().filter(|(path, _)| path.ends_with("state.safetensors"))
+        {
+            let file = checkpoint::TensorFile::open(path).expect("a state");
+            for tensor in file.iter() {
+                assert!((0..tensor.values.len()).all(|index| tensor.values.get(index).is_finite()));
+            }
+        }
+        fs::remove_dir_all(&folder).expect("a folder of ours");
+    }
 
     #[test]
     fn numbers_are_grouped_by_three() {

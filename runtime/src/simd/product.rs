@@ -221,7 +221,7 @@ unsafe fn right_block<L: Lanes>(
                 }
                 for k in 0..inner {
                     let row = std::slice::from_raw_parts(base.add(k * stride), columns);
-                    copy_row::<L>(row, inner, scratch.add(k * PANEL));
+                    copy_row(row, inner, scratch.add(k * PANEL));
                 }
                 Right { at: places(scratch, inner * PANEL), stride: PANEL }
             }
@@ -230,7 +230,7 @@ unsafe fn right_block<L: Lanes>(
                 for panel in 0..columns.div_ceil(PANEL) {
                     let count = PANEL.min(columns - panel * PANEL);
                     let to = scratch.add(panel * inner * PANEL);
-                    transpose::<L, f32>(base.add(panel * PANEL * stride), stride, count, inner, to);
+                    transpose::<f32>(base.add(panel * PANEL * stride), stride, count, inner, to);
                 }
                 Right { at: places(scratch, inner * PANEL), stride: PANEL }
             }
@@ -240,7 +240,7 @@ unsafe fn right_block<L: Lanes>(
 
 /// One row of a block of `B` into its panels, zeros beyond its end.
 #[inline(always)]
-unsafe fn copy_row<L: Lanes>(row: &[f32], inner: usize, to: *mut f32) {
+unsafe fn copy_row(row: &[f32], inner: usize, to: *mut f32) {
     for (panel, part) in row.chunks(PANEL).enumerate() {
         // SAFETY: the caller's scratch holds this row of each of `PANELS` panels.
         unsafe {
@@ -258,13 +258,7 @@ unsafe fn copy_row<L: Lanes>(row: &[f32], inner: usize, to: *mut f32) {
 
 /// `count <= PANEL` rows of `inner` values at `stride`, transposed to `[inner, PANEL]`; missing rows are zero.
 #[inline(always)]
-unsafe fn transpose<L: Lanes, T: Element>(
-    from: *const T,
-    stride: usize,
-    count: usize,
-    inner: usize,
-    to: *mut f32,
-) {
+unsafe fn transpose<T: Element>(from: *const T, stride: usize, count: usize, inner: usize, to: *mut f32) {
     /// Inner indices transposed at a time through a buffer the compiler keeps in registers or first-level cache.
     const STEP: usize = 8;
     // SAFETY: the caller vouches for `count` rows of `inner` values and for `inner x PANEL` at `to`.
@@ -296,12 +290,7 @@ unsafe fn transpose<L: Lanes, T: Element>(
 /// # Safety
 /// `L`'s instruction set must be present.
 #[inline(always)]
-pub(super) unsafe fn pack<L: Lanes, T: Element>(
-    weight: &[T],
-    outputs: usize,
-    inputs: usize,
-    panels: &mut [f32],
-) {
+pub(super) unsafe fn pack<T: Element>(weight: &[T], outputs: usize, inputs: usize, panels: &mut [f32]) {
     assert_eq!(weight.len(), outputs * inputs, "weight is [outputs, inputs]");
     assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
     for first in (0..outputs).step_by(PANEL) {
@@ -309,7 +298,7 @@ pub(super) unsafe fn pack<L: Lanes, T: Element>(
         // SAFETY: both lengths were checked; panel `first / PANEL` begins at `first * inputs`.
         unsafe {
             let to = panels.as_mut_ptr().add(first * inputs);
-            transpose::<L, T>(weight.as_ptr().add(first * inputs), inputs, count, inputs, to);
+            transpose::<T>(weight.as_ptr().add(first * inputs), inputs, count, inputs, to);
         }
     }
 }

@@ -273,6 +273,19 @@ impl<T> Part<'_, T> {
             std::slice::from_raw_parts_mut(start.as_ptr(), self.columns.len())
         }
     }
+
+    /// Every value from the start of `row` on, if the part's rows are whole, so that nobody else's values lie between
+    /// them.
+    pub(crate) fn rest(&mut self, row: usize) -> Option<&mut [T]> {
+        if self.columns.len() != self.stride || !self.rows.contains(&row) {
+            return None;
+        }
+        // SAFETY: as in `row`, for all rows from this one on, which follow each other without a gap.
+        Some(unsafe {
+            let start = self.memory.add(row * self.stride);
+            std::slice::from_raw_parts_mut(start.as_ptr(), (self.rows.end - row) * self.stride)
+        })
+    }
 }
 
 /// One way to see a slot.
@@ -483,7 +496,7 @@ mod tests {
                         Cut::Causal { rows, first: 100 },
                     ];
                     for cut in cuts {
-                        for members in 1..9 {
+                        for members in if cfg!(miri) { 3..4 } else { 1..9 } {
                             let mut counts = vec![0; rows * columns];
                             for member in 0..members {
                                 let (part_rows, part_columns) = cut.part(&slots.slots[0], member, members);
@@ -540,8 +553,10 @@ mod tests {
     #[test]
     fn memory_that_cannot_be_had_is_an_error() {
         let mut slots = Slots::default();
-        for (rows, columns) in [(usize::MAX, 2), (1 << 40, 1 << 20)] {
-            assert!(matches!(slots.add::<f32>(rows, columns, 1), Err(Error::Memory { .. })));
+        assert!(matches!(slots.add::<f32>(usize::MAX, 2, 1), Err(Error::Memory { .. })));
+        // Miri ends the program where a system allocator says no.
+        if !cfg!(miri) {
+            assert!(matches!(slots.add::<f32>(1 << 40, 1 << 20, 1), Err(Error::Memory { .. })));
         }
     }
 

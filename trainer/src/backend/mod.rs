@@ -80,7 +80,6 @@ pub trait Backend: Sync + Sized {
         moments: &mut Self::Floats,
     );
     /// Its backward pass.
-    #[allow(clippy::too_many_arguments)]
     fn norm_backward(
         &self,
         s: &Rows,
@@ -103,7 +102,6 @@ pub trait Backend: Sync + Sized {
         out: &mut Self::Values,
     );
     /// Its backward pass.
-    #[allow(clippy::too_many_arguments)]
     fn linear_backward(
         &self,
         rows: usize,
@@ -126,7 +124,6 @@ pub trait Backend: Sync + Sized {
         scratch: &mut Self::Floats,
     );
     /// Its backward pass.
-    #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &self,
         s: &Heads,
@@ -171,7 +168,6 @@ pub trait Backend: Sync + Sized {
     );
 
     /// See [`crate::ops::loss`]: each row's cross-entropy.
-    #[allow(clippy::too_many_arguments)]
     fn loss(
         &self,
         s: &Classes,
@@ -183,7 +179,6 @@ pub trait Backend: Sync + Sized {
         scratch: &mut Self::Floats,
     );
     /// Each row's cross-entropy and, scaled, the gradients of the head and of its input, in one pass.
-    #[allow(clippy::too_many_arguments)]
     fn loss_and_gradient(
         &self,
         s: &Classes,

@@ -12,7 +12,7 @@ use trainer::learner::{BatchShape, Learner, Rates};
 use trainer::options::{Flags, Request};
 use trainer::presets::CHARACTERS;
 use trainer::random::Generator;
-use trainer::train::threads;
+use trainer::train::cpu;
 
 /// What `trainer bench` takes.
 #[derive(clap::Args)]
@@ -48,10 +48,11 @@ impl Bench {
         let config = options.model(CHARACTERS)?;
         let layout = Layout::new(&config);
         let shape = BatchShape { sequences: options.batch, block: options.block };
-        let threads = threads(&options);
+        let backend = cpu(&options)?;
+        let threads = backend.threads();
         let plan = Learner::<Cpu>::memory(&config, shape, threads);
         plan.require(trainer::memory::available().unwrap_or(u64::MAX))?;
-        let mut learner = Learner::new(Cpu::new(threads)?, &config, shape, &options.optimizer())?;
+        let mut learner = Learner::new(backend, &config, shape, &options.optimizer())?;
         let mut weights = vec![0.0; layout.parameters()];
         Generator::new(options.rng, options.seed).initialise(&mut weights, &layout, &config, options.init);
         let zero = vec![0.0; weights.len()];

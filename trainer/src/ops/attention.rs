@@ -266,7 +266,6 @@ impl Work for Unweigh<'_> {
 }
 
 /// The gradient of `qkv`, set.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     simd: &Simd,
     s: &Heads,

@@ -61,7 +61,6 @@ pub struct Gradients<'a> {
 }
 
 /// Each row's loss and, where asked for, the gradients of their scaled sum.
-#[allow(clippy::too_many_arguments)]
 pub fn forward(
     simd: &Simd,
     s: &Classes,

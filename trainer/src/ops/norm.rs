@@ -29,7 +29,6 @@ pub fn forward(
 }
 
 /// The gradients; those of gain and bias are added to what is there.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     simd: &Simd,
     s: &Rows,

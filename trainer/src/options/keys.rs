@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn the_list_and_the_options_have_the_same_keys() {
-        let options = crate::presets::find("gpt-zero").expect("a preset").settled();
+        let options = crate::presets::find("nano").expect("a preset").settled();
         let mut options =
             crate::options::Options { threads: Some(1), ..options }.table().expect("plain data");
         assert!(options.remove("preset").is_some());

@@ -150,7 +150,10 @@ impl Options {
     pub fn settled(self) -> Options {
         Options {
             feed_forward: Some(self.feed_forward.unwrap_or(4 * self.width)),
-            decay_steps: Some(self.decay_steps.unwrap_or(self.steps)),
+            decay_steps: match self.schedule {
+                Curve::Constant => self.decay_steps,
+                Curve::Cosine => Some(self.decay_steps.unwrap_or(self.steps)),
+            },
             ..self
         }
     }

@@ -368,7 +368,7 @@ fn round_step(least: f64) -> f64 {
 /// The power of ten named beside the unit, where plain numbers would be long; else 0.
 fn power_of(axis: &Axis) -> i32 {
     let largest = axis.low.abs().max(axis.high.abs());
-    if largest < 0.01 || largest >= 1e9 { largest.log10().floor() as i32 } else { 0 }
+    if !(0.01..1e9).contains(&largest) { largest.log10().floor() as i32 } else { 0 }
 }
 
 /// A tick's number with just the decimals that the distance of two ticks needs.

@@ -40,7 +40,6 @@ pub fn forward(
 }
 
 /// See [`super::backward`].
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     simd: &Simd,
     s: &Heads,

@@ -1,0 +1,98 @@
+//! A session allocates when it is made and never again, whatever is fed: prompts, single ids, rows to score.
+//!
+//! A program of its own, because it counts every allocation of the process.
+
+use formats::checkpoint::Dtype;
+use formats::config::{Activation, AttentionScale, Position};
+use formats::{Config, Layout, families};
+use runtime::model::{Model, ModelOptions};
+use runtime::session::SessionOptions;
+use std::alloc::{GlobalAlloc, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: std::alloc::Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: std::alloc::Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// A model whose every weight is one small number.
+fn model(config: &Config, threads: usize) -> Model {
+    let layout = Layout::new(config);
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for stored in families::stored(config, &layout) {
+        let begin = end;
+        end += 2 * layout.parameter(stored.id).len();
+        let entry =
+            serde_json::json!({ "dtype": "F16", "shape": stored.shape, "data_offsets": [begin, end] });
+        header.insert(stored.name, entry);
+    }
+    let mut header = serde_json::Value::Object(header).to_string();
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.into_bytes());
+    file.extend([0x00, 0x20].repeat(end / 2));
+    let options = ModelOptions { threads: Some(threads) };
+    Model::from_bytes_with(&families::config_json(config, Dtype::F16), &file, None, &options)
+        .expect("a valid model")
+}
+
+#[test]
+fn feeding_allocates_nothing() {
+    let config = Config {
+        vocabulary: 50,
+        context: 64,
+        width: 32,
+        layers: 2,
+        heads: 4,
+        feed_forward: 64,
+        position: Position::Learned,
+        activation: Activation::GeluTanh,
+        attention_scale: AttentionScale::HeadSize,
+        norm_eps: 1e-5,
+        norm_bias: true,
+        qkv_bias: true,
+        attention_bias: true,
+        feed_forward_bias: true,
+        tied: true,
+        head_bias: false,
+        dropout: 0.0,
+    };
+    for threads in [1, 3] {
+        let model = model(&config, threads);
+        let options = SessionOptions { chunk: 8, ..SessionOptions::default() };
+        let mut session = model.session_with(&options).expect("memory");
+        let prompt = [7; 21];
+        // Once to let the threads set up what the standard library keeps for each.
+        session.feed(&prompt).expect("room");
+        session.rewind(0).expect("the start");
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        let mut checksum = 0.0;
+        session.feed(&prompt).expect("room");
+        for id in 0..20 {
+            checksum += session.feed(&[id]).expect("room")[3];
+        }
+        session.feed_each(&prompt, &mut |_, logits| checksum += logits[0]).expect("room");
+        let after = ALLOCATIONS.load(Ordering::Relaxed);
+        assert!(checksum.is_finite());
+        assert_eq!(after - before, 0, "allocations with {threads} threads");
+    }
+}

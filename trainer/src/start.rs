@@ -1,0 +1,85 @@
+//! What a run begins from: its recipe settled, and its state restored from a checkpoint or drawn afresh.
+
+use crate::data::Text;
+use crate::options::{Options, Recipe, Request, refuse_differences};
+use crate::presets;
+use crate::random::Generator;
+use crate::run::Run;
+use crate::state::TrainState;
+use formats::{Config, Error, Layout, Result};
+use std::path::Path;
+
+/// What is to be done: a new run's recipe, or a recorded one's with the changes it allows.
+pub(crate) fn settle(request: &Request, run: Option<&Run>, out: &Path, resume: bool) -> Result<Recipe> {
+    if !resume && Run::exists(out) {
+        return Err(Error::Usage(format!(
+            "{} holds a run\n  help: pass --resume to continue it, or choose another --out",
+            out.display()
+        )));
+    }
+    let recorded = run.map(Run::recorded).transpose()?.flatten();
+    let recipe = match &recorded {
+        Some(recorded) => request.resume(recorded, out)?,
+        None if request.names_a_model() => request.resolve()?,
+        None => {
+            let place =
+                if resume { format!("{} holds no run yet, and ", out.display()) } else { String::new() };
+            return Err(Error::Usage(format!(
+                "{place}there is no model to train\n  help: name one with --preset ({}) or --config FILE",
+                presets::names()
+            )));
+        }
+    };
+    if recipe.data.is_empty() {
+        return Err(Error::Usage(
+            "there is no text to learn from\n  help: name one with --data TEXT".to_owned(),
+        ));
+    }
+    Ok(Recipe { options: recipe.options.settled(), data: recipe.data })
+}
+
+/// The state of a checkpoint, refused if it is of another run.
+pub(crate) fn restore(
+    path: &Path,
+    run: &Run,
+    options: &Options,
+    text: &Text,
+    layout: &Layout,
+) -> Result<TrainState> {
+    // Another text may change the vocabulary and with it the parameter count: say the cause, not the effect.
+    let stored = TrainState::text_of(path)?;
+    if stored != *text.fingerprint() {
+        return Err(Error::config(
+            run.path().display().to_string(),
+            "data",
+            text.fingerprint(),
+            format!("{stored}, the text the run was started with"),
+        ));
+    }
+    let state = TrainState::open(path, layout.parameters())?;
+    refuse_differences(options, &state.options, run.path())?;
+    Ok(state)
+}
+
+/// The state before the first step.
+pub(crate) fn fresh(
+    generator: &mut Generator,
+    options: &Options,
+    text: &Text,
+    layout: &Layout,
+    config: &Config,
+) -> Result<TrainState> {
+    let zero = vec![0.0; layout.parameters()];
+    let mut weights = zero.clone();
+    generator.initialise(&mut weights, layout, config, options.init);
+    Ok(TrainState {
+        step: 0,
+        weights,
+        first_moment: zero.clone(),
+        second_moment: zero,
+        generator: generator.state(),
+        best_validation: None,
+        text: text.fingerprint().clone(),
+        options: options.fixed()?,
+    })
+}
