@@ -1,6 +1,6 @@
 //! What the suites share; each suite stands in `tests/tests`.
 //!
-//! - [`reference`]: the model in plain float64, the judge of every other machine
+//! - [`mod@reference`]: the model in plain float64, the judge of every other machine
 //! - [`compare`]: comparers that cannot be fooled by NaN, infinities or missing values
 //! - [`models`]: small configs, random weights, model directories
 //! - [`fixtures`]: what PyTorch computed, from `tests/fixtures`
