@@ -111,6 +111,7 @@ impl Commit {
     /// and anything else is refused, because no rename replaces a directory without a moment that has neither.
     pub fn finish(self) -> Result<PathBuf> {
         let destination = step_path(&self.checkpoints, self.step);
+        let trash = history::temporary_path(&self.checkpoints, history::TRASH, self.step);
         if destination.symlink_metadata().is_ok() {
             if manifest::verify(&destination).is_ok() {
                 if Manifest::open(&destination)? == self.manifest {
@@ -121,7 +122,6 @@ impl Commit {
                     destination.display()
                 )));
             }
-            let trash = history::temporary_path(&self.checkpoints, history::TRASH, self.step);
             history::remove(&trash)?;
             fs::rename(&destination, &trash).map_err(|error| Error::write(&destination, error))?;
         }
@@ -135,6 +135,8 @@ impl Commit {
         history::sync_directory(&self.temporary)?;
         fs::rename(&self.temporary, &destination).map_err(|error| Error::write(&destination, error))?;
         history::sync_directory(&self.checkpoints)?;
+        // The damaged one whose place it took, if there was one.
+        history::remove(&trash)?;
         Ok(destination)
     }
 }

@@ -79,8 +79,24 @@ enum Format {
 
 /// Reads the command line, does what it says, and turns what comes of it into an exit code.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
-    let outcome = match arguments.command {
+    ExitCode::from(obey().unwrap_or_else(|error| {
+        // Nothing is left to tell anybody if standard error is gone.
+        let _ = writeln!(std::io::stderr(), "error: {error}");
+        error.exit_code()
+    }))
+}
+
+fn obey() -> Result<u8> {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => {
+            // As above; the exit code still tells.
+            let _ = error.print();
+            return Ok(2);
+        }
+        Err(help) => return answer(&help.render().to_string()).map(|()| 0),
+    };
+    match arguments.command {
         Command::Train(command) => {
             let Train { preset, config, data, out, resume, flags } = command;
             train(&Request { preset, config, data, flags }, &out, resume).map(|end| match end {
@@ -92,12 +108,7 @@ pub fn run() -> ExitCode {
         Command::Presets(command) => command.run().map(|()| 0),
         Command::Inspect(command) => command.run().map(|()| 0),
         Command::Bench(command) => command.run().map(|()| 0),
-    };
-    ExitCode::from(outcome.unwrap_or_else(|error| {
-        // Nothing is left to tell anybody if standard error is gone.
-        let _ = writeln!(std::io::stderr(), "error: {error}");
-        error.exit_code()
-    }))
+    }
 }
 
 /// Writes an answer to standard output; a reader that left is no error.

@@ -87,7 +87,11 @@ fn transpose<const N: usize>(from: Matrix<'_>, block: usize, to: &mut [[f32; N]]
             }
         };
         // A block as long as the vector is transposed in registers.
-        if block == N { (0..N).for_each(&mut lay) } else { (0..block.min(N)).for_each(&mut lay) }
+        if block == N {
+            (0..N).for_each(&mut lay)
+        } else {
+            (0..block.min(N)).for_each(&mut lay)
+        }
         *to = lanes;
     }
     for (column, lanes) in rest.iter_mut().enumerate() {
