@@ -269,8 +269,9 @@ impl Worker<'_, '_> {
         for first in columns.clone().step_by(BLOCK) {
             cancelled.check()?;
             let count = BLOCK.min(columns.end - first);
-            // With the weights packed already, a second row makes a product worth it.
-            if rows.len() == 1 || (rows.len() <= FEW_ROWS && projection.packed.is_none()) {
+            // Packed weights serve one row as they serve many, so a small model's logits do not depend on how its
+            // prompt was cut: the product sums in one order whatever the rows beside it.
+            if rows.len() <= FEW_ROWS && projection.packed.is_none() {
                 projection.row_by_row(first, count, &mut out);
             } else {
                 projection.as_product(first, count, &mut out, &mut self.local.panels, &mut self.local.block);
