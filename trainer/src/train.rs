@@ -319,10 +319,10 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Model and state, committed together; said only once they are durable. What is saved already stays as it is,
-    /// and only its link, which a kill may have forestalled, is made sure of.
+    /// and only its link and the retention, which a kill may have forestalled, are made sure of.
     fn save(&mut self) -> Result<()> {
         if self.saved == Some(self.step) {
-            return checkpoint::point(self.run.path(), self.step);
+            return self.settle();
         }
         let options = &self.recipe.options;
         let weights = self.learner.weights();
@@ -357,11 +357,16 @@ impl<B: Backend> Trainer<B> {
         };
         state.write(&mut commit)?;
         commit.finish()?;
-        checkpoint::point(self.run.path(), self.step)?;
-        checkpoint::retain(&checkpoints, options.keep)?;
+        self.settle()?;
         self.saved = Some(self.step);
         self.progress.message(&format!("saved step {}", self.step));
         Ok(())
+    }
+
+    /// What follows a commit: the link to the newest model, and the older checkpoints that are not to be kept.
+    fn settle(&self) -> Result<()> {
+        checkpoint::point(self.run.path(), self.step)?;
+        checkpoint::retain(&self.run.checkpoints(), self.recipe.options.keep)
     }
 
     /// The sample, the report, and what to do next.
