@@ -1,7 +1,7 @@
 //! A model on disk, mapped: what every session of it shares.
 
 use crate::session::{Session, SessionOptions};
-use crate::simd::{Simd, packed_len};
+use crate::simd::{Aligned, Simd, packed_len};
 use crate::team::{Member, Slots, Team};
 use formats::checkpoint::{Directory, GenerationConfig, Tensor, Weights};
 use formats::layout::{Parameter, ParameterId};
@@ -44,7 +44,7 @@ pub(crate) struct Shared {
     vectors: Vec<Vec<f32>>,
     /// The matrices of a small model, packed for products of several rows; empty for a large one, whose weights
     /// are packed block by block as they are needed.
-    panels: Vec<Vec<f32>>,
+    panels: Vec<Aligned>,
     threads: usize,
     /// The threads, once a session has asked for them. The lock is how sessions take turns.
     team: Mutex<Option<Team>>,
@@ -113,7 +113,7 @@ impl Model {
         let panels = if layout.parameters() <= PACKED_PARAMETERS {
             layout.iter().map(|(id, parameter)| pack(simd, parameter, weights.tensor(id))).collect()
         } else {
-            vec![Vec::new(); layout.iter().count()]
+            vec![Aligned::default(); layout.iter().count()]
         };
         let shared = Shared {
             path,
@@ -198,12 +198,12 @@ impl Model {
 }
 
 /// A matrix of a small model, packed.
-fn pack(simd: &Simd, parameter: &Parameter, tensor: Tensor<'_>) -> Vec<f32> {
+fn pack(simd: &Simd, parameter: &Parameter, tensor: Tensor<'_>) -> Aligned {
     if !parameter.is_matrix() {
-        return Vec::new();
+        return Aligned::default();
     }
     let (outputs, inputs) = (parameter.rows, parameter.columns);
-    let mut panels = vec![0.0; packed_len(outputs, inputs)];
+    let mut panels = Aligned::zeroed(packed_len(outputs, inputs));
     match tensor {
         Tensor::F32(values) => (simd.pack_f32)(values, outputs, inputs, &mut panels),
         Tensor::F16(values) => (simd.pack_f16)(values, outputs, inputs, &mut panels),

@@ -11,6 +11,7 @@
 //!
 //! The order of every sum is fixed by the sizes alone, never by a thread count.
 
+mod aligned;
 mod gemv;
 pub mod lanes;
 mod peak;
@@ -22,6 +23,8 @@ mod scalar;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+
+pub use aligned::Aligned;
 
 use half::{bf16, f16};
 use product::Product;

@@ -5,7 +5,7 @@
 //! threads changes no bit. `B` is read from packed panels, in place, or packed block by block (which hides a
 //! transpose); a transposed `A` is packed block by block too.
 
-use super::PANEL;
+use super::{Aligned, PANEL};
 use super::lanes::{Element, Lanes};
 use std::cell::UnsafeCell;
 
@@ -15,6 +15,10 @@ const INNER: usize = 256;
 const ROWS: usize = 120;
 /// Widest row stride of `B`, in elements, that is read in place; longer strides fall into few cache sets.
 const IN_PLACE_STRIDE: usize = 96;
+/// A transposed `A` is packed when more column groups than these read it; fewer do not repay the copy.
+const IN_PLACE_GROUPS: usize = 2;
+/// Values between packed strips.
+const STRIP_GAP: usize = 16;
 /// Widest tile, in panels, of any instruction set.
 const PANELS: usize = 2;
 
@@ -107,7 +111,7 @@ pub(super) unsafe fn product<L: Lanes>(
             unsafe {
                 let mut left = a.as_ptr().add(first_row * p.a_row_stride + first_inner * p.a_inner_stride);
                 let (mut row_stride, mut inner_stride) = (p.a_row_stride, p.a_inner_stride);
-                let packed_rows = inner_stride != 1 && inner > 1;
+                let packed_rows = inner_stride != 1 && inner > 1 && p.columns > IN_PLACE_GROUPS * group;
                 if packed_rows {
                     pack_strips::<L>(left, row_stride, inner_stride, rows, inner, strips);
                     (left, row_stride, inner_stride) = (strips, 1, L::TILE_ROWS);
@@ -127,7 +131,7 @@ pub(super) unsafe fn product<L: Lanes>(
                         let tile = Tile {
                             inner,
                             // A packed strip of TILE_ROWS rows is contiguous; rows in place are strided.
-                            a: if packed_rows { left.add(at * inner) } else { left.add(at * row_stride) },
+                            a: if packed_rows { left.add(at / L::TILE_ROWS * strip_len::<L>(inner)) } else { left.add(at * row_stride) },
                             a_row_stride: row_stride,
                             a_inner_stride: inner_stride,
                             b: right,
@@ -149,10 +153,10 @@ pub(super) unsafe fn product<L: Lanes>(
 /// large for the stack of a call that may be over in a microsecond.
 #[inline(always)]
 fn scratch() -> (*mut f32, *mut f32) {
-    const STRIPS: usize = ROWS * INNER;
+    const STRIPS: usize = ROWS * (INNER + STRIP_GAP);
     thread_local! {
-        static BLOCKS: UnsafeCell<Box<[f32]>> =
-            UnsafeCell::new(vec![0.0; STRIPS + PANELS * PANEL * INNER].into_boxed_slice());
+        static BLOCKS: UnsafeCell<Aligned> =
+            UnsafeCell::new(Aligned::zeroed(STRIPS + PANELS * PANEL * INNER));
     }
     BLOCKS.with(|blocks| {
         // SAFETY: only `product` asks for the blocks, never while it already holds them on this thread, and both
@@ -313,15 +317,15 @@ unsafe fn pack_strips<L: Lanes>(
     inner: usize,
     to: *mut f32,
 ) {
-    let mut at = 0;
-    while at < rows {
-        let count = L::TILE_ROWS.min(rows - at);
-        for k in 0..inner {
-            // SAFETY: the caller vouches for the block at `from` and for `ROWS x INNER` values at `to`;
+    let strip = strip_len::<L>(inner);
+    for k in 0..inner {
+        for at in (0..rows).step_by(L::TILE_ROWS) {
+            let count = L::TILE_ROWS.min(rows - at);
+            // SAFETY: the caller vouches for the block at `from` and for as many strips at `to`;
             // `ROWS` is a multiple of every instruction set's tile.
             unsafe {
                 let source = from.add(at * row_stride + k * inner_stride);
-                let target = to.add(at * inner + k * L::TILE_ROWS);
+                let target = to.add(at / L::TILE_ROWS * strip + k * L::TILE_ROWS);
                 if count == L::TILE_ROWS && row_stride == 1 {
                     std::ptr::copy_nonoverlapping(source, target, L::TILE_ROWS);
                 } else {
@@ -331,8 +335,12 @@ unsafe fn pack_strips<L: Lanes>(
                 }
             }
         }
-        at += count;
     }
+}
+
+/// Distance between strips: a line more than they are long, or all would begin in the same cache set.
+const fn strip_len<L: Lanes>(inner: usize) -> usize {
+    inner * L::TILE_ROWS + STRIP_GAP
 }
 
 /// What a register tile holds before its first product.
@@ -417,20 +425,18 @@ impl Tile {
             if VECTORS == 2 {
                 right[1] = if L::WIDTH == PANEL { self.b.at[1] } else { self.b.at[0].add(L::WIDTH) };
             }
-            let mut left = self.a;
-            for _ in 0..self.inner {
-                let mut values = [L::splat(0.0); VECTORS];
-                for vector in 0..VECTORS {
-                    values[vector] = L::load(right[vector]);
-                    right[vector] = right[vector].add(self.b.stride);
+            if self.a_inner_stride == 1 {
+                // A pointer a row, hidden from the compiler, which would otherwise compute each one anew from
+                // the stride at every step, on the ports that the multiplications need.
+                let mut rows = [self.a; ROWS];
+                for (row, at) in rows.iter_mut().enumerate() {
+                    *at = self.a.add(row * self.a_row_stride);
                 }
-                for (row, sums) in sum.iter_mut().enumerate() {
-                    let by = L::splat(*left.add(row * self.a_row_stride));
-                    for vector in 0..VECTORS {
-                        sums[vector] = by.multiply_add(values[vector], sums[vector]);
-                    }
-                }
-                left = left.add(self.a_inner_stride);
+                let rows = std::hint::black_box(rows);
+                self.walk(&mut sum, right, |row, k| *rows[row].add(k));
+            } else {
+                let stride = self.a_inner_stride;
+                self.walk(&mut sum, right, |row, k| *self.a.add(k * stride + row));
             }
             for (row, sums) in sum.iter().enumerate() {
                 for (vector, value) in sums.iter().enumerate() {
@@ -441,6 +447,35 @@ impl Tile {
                         store_some(*value, to, part(vector));
                     }
                 }
+            }
+        }
+    }
+
+    /// Adds `left(row, k) x right[k]` over the inner dimension to every row's sums.
+    #[inline(always)]
+    unsafe fn walk<L: Lanes, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        sum: &mut [[L; VECTORS]; ROWS],
+        mut right: [*const f32; VECTORS],
+        left: impl Fn(usize, usize) -> f32,
+    ) {
+        // SAFETY: the caller's columns of `B` are `inner` long.
+        unsafe {
+            let mut step = |k: usize| {
+                let mut values = [L::splat(0.0); VECTORS];
+                for vector in 0..VECTORS {
+                    values[vector] = L::load(right[vector]);
+                    right[vector] = right[vector].add(self.b.stride);
+                }
+                for (row, sums) in sum.iter_mut().enumerate() {
+                    let by = L::splat(left(row, k));
+                    for vector in 0..VECTORS {
+                        sums[vector] = by.multiply_add(values[vector], sums[vector]);
+                    }
+                }
+            };
+            for k in 0..self.inner {
+                step(k);
             }
         }
     }

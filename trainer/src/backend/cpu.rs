@@ -11,7 +11,7 @@ use formats::config::Activation;
 use formats::layout::{Linear, Norm, ParameterId};
 use formats::{Error, Layout, Result};
 use rayon::prelude::*;
-use runtime::simd::{Simd, packed_len};
+use runtime::simd::{Aligned, Simd, packed_len};
 use std::sync::Arc;
 
 /// Values one thread sums or updates at a time; fixed, so that no sum depends on the number of threads.
@@ -55,16 +55,17 @@ impl Cpu {
 }
 
 /// Zeroed memory, or the error that names what to change.
-fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(len).map_err(|_| Error::Memory {
+fn zeroed(len: usize) -> Result<Aligned> {
+    Aligned::try_zeroed(len).map_err(|_| out_of_memory(len))
+}
+
+fn out_of_memory(len: usize) -> Error {
+    Error::Memory {
         what: "the training state".to_owned(),
-        needed: (len * size_of::<T>()) as u64,
+        needed: (len * size_of::<f32>()) as u64,
         available: 0,
         help: "lower --batch or choose a smaller preset".to_owned(),
-    })?;
-    values.resize(len, T::default());
-    Ok(values)
+    }
 }
 
 /// A parameter's values.
@@ -91,25 +92,28 @@ fn grad_pair<'a>(
 }
 
 impl Backend for Cpu {
-    type Values = Vec<f32>;
-    type Floats = Vec<f32>;
+    type Values = Aligned;
+    type Floats = Aligned;
     type Indices = Vec<u32>;
     /// Each matrix that is multiplied by, packed; empty for the others.
-    type Working = Vec<Vec<f32>>;
+    type Working = Vec<Aligned>;
 
-    fn values(&self, len: usize) -> Result<Vec<f32>> {
+    fn values(&self, len: usize) -> Result<Aligned> {
         zeroed(len)
     }
 
-    fn floats(&self, len: usize) -> Result<Vec<f32>> {
+    fn floats(&self, len: usize) -> Result<Aligned> {
         zeroed(len)
     }
 
     fn indices(&self, len: usize) -> Result<Vec<u32>> {
-        zeroed(len)
+        let mut values = Vec::new();
+        values.try_reserve_exact(len).map_err(|_| out_of_memory(len))?;
+        values.resize(len, 0);
+        Ok(values)
     }
 
-    fn working(&self, layout: &Layout) -> Result<Vec<Vec<f32>>> {
+    fn working(&self, layout: &Layout) -> Result<Vec<Aligned>> {
         let multiplied = |id: ParameterId| {
             let looked_up = id == layout.token_embedding || id == layout.position_embedding;
             layout.parameter(id).is_matrix() && (!looked_up || id == layout.head.weight)
@@ -120,15 +124,15 @@ impl Backend for Cpu {
             .collect()
     }
 
-    fn upload(&self, from: &[f32], to: &mut Vec<f32>) {
+    fn upload(&self, from: &[f32], to: &mut Aligned) {
         to[..from.len()].copy_from_slice(from);
     }
 
-    fn download(&self, from: &Vec<f32>, to: &mut [f32]) {
+    fn download(&self, from: &Aligned, to: &mut [f32]) {
         to.copy_from_slice(&from[..to.len()]);
     }
 
-    fn download_values(&self, from: &Vec<f32>, to: &mut [f32]) {
+    fn download_values(&self, from: &Aligned, to: &mut [f32]) {
         to.copy_from_slice(&from[..to.len()]);
     }
 
@@ -144,7 +148,7 @@ impl Backend for Cpu {
         self.pool.install(|| shards.par_iter_mut().enumerate().for_each(|(index, shard)| work(index, shard)));
     }
 
-    fn embed(&self, s: &Embed, ids: &Vec<u32>, params: &Params<Cpu>, mask: Mask, out: &mut Vec<f32>) {
+    fn embed(&self, s: &Embed, ids: &Vec<u32>, params: &Params<Cpu>, mask: Mask, out: &mut Aligned) {
         let (tokens, positions) = (params.layout.token_embedding, params.layout.position_embedding);
         embedding::forward(s, ids, part(params, tokens), part(params, positions), mask, out);
     }
@@ -155,8 +159,8 @@ impl Backend for Cpu {
         ids: &Vec<u32>,
         layout: &Layout,
         mask: Mask,
-        d_out: &Vec<f32>,
-        grads: &mut Vec<f32>,
+        d_out: &Aligned,
+        grads: &mut Aligned,
     ) {
         let (tokens, positions) =
             grad_pair(layout, grads, layout.token_embedding, Some(layout.position_embedding));
@@ -166,11 +170,11 @@ impl Backend for Cpu {
     fn norm(
         &self,
         s: &Rows,
-        x: &Vec<f32>,
+        x: &Aligned,
         norm: &Norm,
         params: &Params<Cpu>,
-        out: &mut Vec<f32>,
-        moments: &mut Vec<f32>,
+        out: &mut Aligned,
+        moments: &mut Aligned,
     ) {
         let bias = norm.bias.map(|bias| part(params, bias));
         norm::forward(self.simd, s, x, part(params, norm.gain), bias, out, moments);
@@ -179,20 +183,20 @@ impl Backend for Cpu {
     fn norm_backward(
         &self,
         s: &Rows,
-        x: &Vec<f32>,
+        x: &Aligned,
         norm: &Norm,
         params: &Params<Cpu>,
-        moments: &Vec<f32>,
-        d_out: &Vec<f32>,
-        (d_x, write): (&mut Vec<f32>, Write),
-        grads: &mut Vec<f32>,
+        moments: &Aligned,
+        d_out: &Aligned,
+        (d_x, write): (&mut Aligned, Write),
+        grads: &mut Aligned,
     ) {
         let (d_gain, d_bias) = grad_pair(&params.layout, grads, norm.gain, norm.bias);
         let gain = part(params, norm.gain);
         norm::backward(self.simd, s, x, gain, moments, d_out, (d_x, write), d_gain, d_bias);
     }
 
-    fn linear(&self, rows: usize, x: &Vec<f32>, linear: &Linear, params: &Params<Cpu>, out: &mut Vec<f32>) {
+    fn linear(&self, rows: usize, x: &Aligned, linear: &Linear, params: &Params<Cpu>, out: &mut Aligned) {
         let bias = linear.bias.map(|bias| part(params, bias));
         linear::forward(self.simd, linear, rows, x, &params.working[linear.weight.index()], bias, out);
     }
@@ -200,12 +204,12 @@ impl Backend for Cpu {
     fn linear_backward(
         &self,
         rows: usize,
-        x: &Vec<f32>,
+        x: &Aligned,
         linear: &Linear,
         params: &Params<Cpu>,
-        d_out: &Vec<f32>,
-        (d_x, write): (&mut Vec<f32>, Write),
-        grads: &mut Vec<f32>,
+        d_out: &Aligned,
+        (d_x, write): (&mut Aligned, Write),
+        grads: &mut Aligned,
     ) {
         linear::backward_input(self.simd, linear, rows, part(params, linear.weight), d_out, (d_x, write));
         let d_weight = grad(&params.layout, grads, linear.weight);
@@ -218,11 +222,11 @@ impl Backend for Cpu {
     fn attention(
         &self,
         s: &Heads,
-        qkv: &Vec<f32>,
+        qkv: &Aligned,
         mask: Mask,
-        out: &mut Vec<f32>,
-        kept: &mut Vec<f32>,
-        scratch: &mut Vec<f32>,
+        out: &mut Aligned,
+        kept: &mut Aligned,
+        scratch: &mut Aligned,
     ) {
         attention::forward(self.simd, s, qkv, mask, out, kept, scratch);
     }
@@ -230,39 +234,39 @@ impl Backend for Cpu {
     fn attention_backward(
         &self,
         s: &Heads,
-        qkv: &Vec<f32>,
-        out: &Vec<f32>,
-        kept: &Vec<f32>,
+        qkv: &Aligned,
+        out: &Aligned,
+        kept: &Aligned,
         mask: Mask,
-        d_out: &Vec<f32>,
-        d_qkv: &mut Vec<f32>,
-        scratch: &mut Vec<f32>,
+        d_out: &Aligned,
+        d_qkv: &mut Aligned,
+        scratch: &mut Aligned,
     ) {
         attention::backward(self.simd, s, qkv, out, kept, mask, d_out, d_qkv, scratch);
     }
 
-    fn activation(&self, kind: Activation, x: &Vec<f32>, out: &mut Vec<f32>) {
+    fn activation(&self, kind: Activation, x: &Aligned, out: &mut Aligned) {
         activation::forward(self.simd, kind, x, out);
     }
 
-    fn activation_backward(&self, kind: Activation, x: &Vec<f32>, d_out: &Vec<f32>, d_x: &mut Vec<f32>) {
+    fn activation_backward(&self, kind: Activation, x: &Aligned, d_out: &Aligned, d_x: &mut Aligned) {
         activation::backward(self.simd, kind, x, d_out, d_x);
     }
 
-    fn add(&self, rows: usize, stream: &Vec<f32>, branch: &Vec<f32>, mask: Mask, out: &mut Vec<f32>) {
+    fn add(&self, rows: usize, stream: &Aligned, branch: &Aligned, mask: Mask, out: &mut Aligned) {
         add::forward(rows, stream, branch, mask, out);
     }
 
-    fn add_backward_stream(&self, rows: usize, d_out: &Vec<f32>, (d_stream, write): (&mut Vec<f32>, Write)) {
+    fn add_backward_stream(&self, rows: usize, d_out: &Aligned, (d_stream, write): (&mut Aligned, Write)) {
         add::backward(rows, d_out, None, (d_stream, write));
     }
 
     fn add_backward_branch(
         &self,
         rows: usize,
-        d_out: &Vec<f32>,
+        d_out: &Aligned,
         mask: Mask,
-        (d_branch, write): (&mut Vec<f32>, Write),
+        (d_branch, write): (&mut Aligned, Write),
     ) {
         add::backward(rows, d_out, mask, (d_branch, write));
     }
@@ -270,12 +274,12 @@ impl Backend for Cpu {
     fn loss(
         &self,
         s: &Classes,
-        x: &Vec<f32>,
+        x: &Aligned,
         head: &Linear,
         params: &Params<Cpu>,
         targets: &Vec<u32>,
-        losses: &mut Vec<f32>,
-        scratch: &mut Vec<f32>,
+        losses: &mut Aligned,
+        scratch: &mut Aligned,
     ) {
         loss::forward(self.simd, s, x, &head_of(params, head), targets, losses, None, scratch);
     }
@@ -284,21 +288,21 @@ impl Backend for Cpu {
         &self,
         s: &Classes,
         scale: f32,
-        x: &Vec<f32>,
+        x: &Aligned,
         head: &Linear,
         params: &Params<Cpu>,
         targets: &Vec<u32>,
-        losses: &mut Vec<f32>,
-        (d_x, write): (&mut Vec<f32>, Write),
-        grads: &mut Vec<f32>,
-        scratch: &mut Vec<f32>,
+        losses: &mut Aligned,
+        (d_x, write): (&mut Aligned, Write),
+        grads: &mut Aligned,
+        scratch: &mut Aligned,
     ) {
         let (d_weight, d_bias) = grad_pair(&params.layout, grads, head.weight, head.bias);
         let gradients = Gradients { scale, d_x: (d_x, write), d_weight, d_bias };
         loss::forward(self.simd, s, x, &head_of(params, head), targets, losses, Some(gradients), scratch);
     }
 
-    fn gather<T: Send>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Vec<f32> + Sync) -> f64 {
+    fn gather<T: Send>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Aligned + Sync) -> f64 {
         let Some((first, others)) = shards.split_first_mut() else { return 0.0 };
         let total = grads(first);
         // Each stretch is squared alone, and the sums are added in order.
@@ -332,9 +336,9 @@ impl Backend for Cpu {
         &self,
         adam: &Adam,
         params: &mut Params<Cpu>,
-        first: &mut Vec<f32>,
-        second: &mut Vec<f32>,
-        grads: &mut Vec<f32>,
+        first: &mut Aligned,
+        second: &mut Aligned,
+        grads: &mut Aligned,
     ) {
         let (layout, master) = (&params.layout, &mut params.master);
         self.pool.install(|| {
@@ -369,7 +373,7 @@ impl Backend for Cpu {
         });
     }
 
-    fn clear(&self, grads: &mut Vec<f32>) {
+    fn clear(&self, grads: &mut Aligned) {
         grads.fill(0.0);
     }
 
