@@ -425,18 +425,27 @@ impl Tile {
             if VECTORS == 2 {
                 right[1] = if L::WIDTH == PANEL { self.b.at[1] } else { self.b.at[0].add(L::WIDTH) };
             }
-            if self.a_inner_stride == 1 {
-                // A pointer a row, hidden from the compiler, which would otherwise compute each one anew from
-                // the stride at every step, on the ports that the multiplications need.
-                let mut rows = [self.a; ROWS];
-                for (row, at) in rows.iter_mut().enumerate() {
-                    *at = self.a.add(row * self.a_row_stride);
+            // A pointer a row, hidden from the compiler, which would otherwise compute each one anew from the
+            // stride at every step, on the ports that the multiplications need.
+            let mut rows = [self.a; ROWS];
+            for (row, at) in rows.iter_mut().enumerate() {
+                *at = self.a.add(row * self.a_row_stride);
+            }
+            let rows = std::hint::black_box(rows);
+            let (mut at, end) = (0, self.inner * self.a_inner_stride);
+            while at != end {
+                let mut values = [L::splat(0.0); VECTORS];
+                for vector in 0..VECTORS {
+                    values[vector] = L::load(right[vector]);
+                    right[vector] = right[vector].add(self.b.stride);
                 }
-                let rows = std::hint::black_box(rows);
-                self.walk(&mut sum, right, |row, k| *rows[row].add(k));
-            } else {
-                let stride = self.a_inner_stride;
-                self.walk(&mut sum, right, |row, k| *self.a.add(k * stride + row));
+                for (row, sums) in sum.iter_mut().enumerate() {
+                    let by = L::splat(*rows[row].add(at));
+                    for vector in 0..VECTORS {
+                        sums[vector] = by.multiply_add(values[vector], sums[vector]);
+                    }
+                }
+                at += self.a_inner_stride;
             }
             for (row, sums) in sum.iter().enumerate() {
                 for (vector, value) in sums.iter().enumerate() {
@@ -447,35 +456,6 @@ impl Tile {
                         store_some(*value, to, part(vector));
                     }
                 }
-            }
-        }
-    }
-
-    /// Adds `left(row, k) x right[k]` over the inner dimension to every row's sums.
-    #[inline(always)]
-    unsafe fn walk<L: Lanes, const ROWS: usize, const VECTORS: usize>(
-        &self,
-        sum: &mut [[L; VECTORS]; ROWS],
-        mut right: [*const f32; VECTORS],
-        left: impl Fn(usize, usize) -> f32,
-    ) {
-        // SAFETY: the caller's columns of `B` are `inner` long.
-        unsafe {
-            let mut step = |k: usize| {
-                let mut values = [L::splat(0.0); VECTORS];
-                for vector in 0..VECTORS {
-                    values[vector] = L::load(right[vector]);
-                    right[vector] = right[vector].add(self.b.stride);
-                }
-                for (row, sums) in sum.iter_mut().enumerate() {
-                    let by = L::splat(left(row, k));
-                    for vector in 0..VECTORS {
-                        sums[vector] = by.multiply_add(values[vector], sums[vector]);
-                    }
-                }
-            };
-            for k in 0..self.inner {
-                step(k);
             }
         }
     }
