@@ -51,6 +51,6 @@ pub mod sampler;
 pub mod score;
 pub mod session;
 pub mod simd;
-mod team;
+pub mod team;
 
 pub use formats::{Error, Result};

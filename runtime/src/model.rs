@@ -2,7 +2,7 @@
 
 use crate::session::{Session, SessionOptions};
 use crate::simd::{Aligned, Simd, packed_len};
-use crate::team::{Member, Slots, Team};
+use crate::team::{Crew, Member, Slots, Team};
 use formats::checkpoint::{Directory, GenerationConfig, Tensor, Weights};
 use formats::layout::{Parameter, ParameterId};
 use formats::tokenizer::Tokenizer;
@@ -99,10 +99,10 @@ impl Model {
             if weights.bytes() < ONE_THREAD_BYTES {
                 1
             } else {
-                std::thread::available_parallelism().map_or(1, usize::from).min(Team::MOST)
+                std::thread::available_parallelism().map_or(1, usize::from).min(Crew::MOST)
             }
         });
-        Team::check(threads)?;
+        Crew::check(threads)?;
         let vectors = layout.iter().map(|(id, parameter)| {
             let tensor = weights.tensor(id);
             let len = if parameter.is_matrix() { 0 } else { tensor.len() };

@@ -1,50 +1,33 @@
 //! The threads of a model and the work they do together.
 //!
-//! A team runs one closure on all its threads at once, the caller's among them; inside, each thread is a
-//! [`Member`] that reaches the team's shared [`Slots`]. Between runs the threads sleep. This room holds the
-//! runtime's only unsafe code outside of the SIMD routines; it computes nothing.
+//! A [`Crew`] runs one closure on all its threads at once, the caller's among them; between runs they sleep. A
+//! team is a crew whose threads meet inside a run: each is a [`Member`] that reaches the team's shared [`Slots`].
+//! This room holds the runtime's only unsafe code outside of the SIMD routines; it computes nothing.
 //!
-//! A thread pool of rayon's would do the same, but its broadcast allocates at every call, and a session allocates
-//! nothing between two tokens.
+//! A thread pool of rayon's would do the same, but its broadcast allocates at every call, where a session allocates
+//! nothing between two tokens and the trainer nothing in a step, and its threads sleep between two forks that a
+//! small model's step has a dozen microseconds apart.
 
+mod crew;
 mod gate;
 mod slots;
 
 pub(crate) use slots::{Cut, Element, MAX_ROWS, Member, Mine, Part, Place, Slots, Whole};
 
+pub use crew::Crew;
+
 use formats::{Error, Result};
-use gate::{Barrier, Gate};
+use gate::Barrier;
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
 
-/// Threads that work side by side.
+/// A crew with a barrier and slots to share.
 #[derive(Debug)]
 pub(crate) struct Team {
-    control: Arc<Control>,
-    helpers: Vec<JoinHandle<()>>,
-}
-
-/// What the caller and its helpers tell each other.
-#[derive(Debug)]
-struct Control {
-    members: usize,
+    crew: Crew,
     barrier: Barrier,
-    /// Advances when there is a job, or when the team is dropped.
-    start: Gate,
-    /// The job: valid from an advance of `start` until `working` is zero again.
-    job: AtomicPtr<Job<'static>>,
-    working: AtomicUsize,
-    /// Advances when the last helper has left the job.
-    done: Gate,
-    dismissed: AtomicBool,
-}
-
-/// What each member does; never unwinds.
-struct Job<'a> {
-    body: &'a (dyn Fn(usize) + Sync),
 }
 
 /// Why a run did not come to its end.
@@ -54,44 +37,9 @@ enum Failure {
 }
 
 impl Team {
-    /// Most threads a team may have.
-    pub(crate) const MOST: usize = 1024;
-
-    /// Refuses a number of threads that no team can have.
-    pub(crate) fn check(members: usize) -> Result<()> {
-        match members {
-            1..=Team::MOST => Ok(()),
-            _ => Err(Error::Usage(format!("threads is {members}, expected 1 to {}", Team::MOST))),
-        }
-    }
-
     /// Starts a team of `members` threads, of which the caller's is one.
     pub(crate) fn new(members: usize) -> Result<Team> {
-        Team::check(members)?;
-        let control = Arc::new(Control {
-            members,
-            barrier: Barrier::new(members),
-            start: Gate::new(members),
-            job: AtomicPtr::default(),
-            working: AtomicUsize::new(0),
-            done: Gate::new(members),
-            dismissed: AtomicBool::new(false),
-        });
-        // Dropping the team on a failure half-way dismisses those already started.
-        let mut team = Team { control, helpers: Vec::with_capacity(members - 1) };
-        for index in 1..members {
-            let control = Arc::clone(&team.control);
-            let helper = thread::Builder::new()
-                .name(format!("lectern-{index}"))
-                .spawn(move || help(&control, index))
-                .map_err(|problem| {
-                    Error::Device(format!(
-                        "cannot start thread {index} of {members}: {problem}\n  help: ask for fewer threads"
-                    ))
-                })?;
-            team.helpers.push(helper);
-        }
-        Ok(team)
+        Ok(Team { crew: Crew::new(members)?, barrier: Barrier::new(members) })
     }
 
     /// Runs `work` on every member at once and returns when all are done. The first error or panic releases the
@@ -105,14 +53,14 @@ impl Team {
     ) -> Result<()> {
         slots.clear_claims();
         let slots = &*slots;
-        let control = &*self.control;
-        control.barrier.reset();
+        let (barrier, members) = (&self.barrier, self.crew.members());
+        barrier.reset();
         let failure = Mutex::new(None);
         let body = |index: usize| {
             let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
-                let mut member = Member::new(index, control.members, slots, &control.barrier, cancelled);
+                let mut member = Member::new(index, members, slots, barrier, cancelled);
                 work(&mut member)?;
-                control.barrier.finish();
+                barrier.finish();
                 Ok(())
             }));
             let reason = match outcome {
@@ -122,9 +70,9 @@ impl Team {
             };
             // Recorded before the barrier breaks, so that the first is the cause and the rest its consequences.
             failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
-            control.barrier.break_up();
+            barrier.break_up();
         };
-        control.run(self.helpers.len(), &Job { body: &body });
+        self.crew.run(&body);
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),
             Some(Failure::Error(error)) => Err(error),
@@ -133,55 +81,10 @@ impl Team {
     }
 }
 
-impl Control {
-    /// Gives the job to the helpers, does the caller's part, and waits for the rest. `&mut Team` in the one caller
-    /// makes this the only run.
-    fn run(&self, helpers: usize, job: &Job<'_>) {
-        if helpers > 0 {
-            let seen = self.done.value();
-            self.working.store(helpers, Ordering::Relaxed);
-            self.job.store(std::ptr::from_ref(job).cast::<Job<'static>>().cast_mut(), Ordering::Relaxed);
-            self.start.advance();
-            (job.body)(0);
-            self.done.wait(seen);
-        } else {
-            (job.body)(0);
-        }
-    }
-}
-
-/// A helper's life: wait for a job, do it, say so.
-fn help(control: &Control, index: usize) {
-    let mut seen = 0;
-    loop {
-        seen = control.start.wait(seen);
-        if control.dismissed.load(Ordering::Acquire) {
-            return;
-        }
-        // SAFETY: `Control::run` stored a job that lives on its stack before it advanced `start`, and it does not
-        // return, nor unwind (`Job::body` never does), before this thread has counted itself out below.
-        let job = unsafe { &*control.job.load(Ordering::Relaxed) };
-        (job.body)(index);
-        if control.working.fetch_sub(1, Ordering::AcqRel) == 1 {
-            control.done.advance();
-        }
-    }
-}
-
-impl Drop for Team {
-    fn drop(&mut self) {
-        self.control.dismissed.store(true, Ordering::Release);
-        self.control.start.advance();
-        for helper in self.helpers.drain(..) {
-            // A helper cannot panic: everything it runs is caught. Were it to, there would be nothing to add here.
-            let _ = helper.join();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::Ordering;
 
     const ROUNDS: usize = if cfg!(miri) { 3 } else { 50 };
 
@@ -322,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_team_needs_at_least_one_and_not_too_many() {
-        for members in [0, Team::MOST + 1, usize::MAX] {
+        for members in [0, Crew::MOST + 1, usize::MAX] {
             assert!(matches!(Team::new(members), Err(Error::Usage(_))), "{members}");
         }
     }

@@ -234,7 +234,6 @@ impl<B: Backend> Learner<B> {
                 rates.step,
             );
         }
-        self.backend.refresh(&mut self.params);
         Ok(outcome)
     }
 

@@ -59,9 +59,7 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
         None => Run::lock(out)?,
     };
     let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
-    // The loop runs on one of the backend's threads: outside of them each fork of a step would wake it again.
-    let pool = backend.pool();
-    pool.install(move || Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out())
+    Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out()
 }
 
 /// The CPU, unless another device is asked for.

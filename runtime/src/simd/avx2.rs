@@ -2,7 +2,7 @@
 
 use super::lanes::Lanes;
 use super::product::Product;
-use super::{InstructionSet, Simd, gemv, peak, product, routines, shims, vector_table};
+use super::{InstructionSet, PANEL, Simd, gemv, peak, product, routines, shims, vector_table};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -98,6 +98,32 @@ impl Lanes for Avx2 {
             let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(square: &mut [Avx2; PANEL]) {
+        // SAFETY: the trait's contract. Pairs of rows, then of pairs, are interleaved within halves of a vector,
+        // and the halves are put in order last.
+        unsafe {
+            let mut fours = [_mm256_setzero_pd(); 8];
+            for four in 0..2 {
+                let (a, b) = (square[4 * four].0, square[4 * four + 1].0);
+                let (c, d) = (square[4 * four + 2].0, square[4 * four + 3].0);
+                let low_ab = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+                let low_cd = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
+                let high_ab = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+                let high_cd = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+                fours[four] = _mm256_unpacklo_pd(low_ab, low_cd);
+                fours[2 + four] = _mm256_unpackhi_pd(low_ab, low_cd);
+                fours[4 + four] = _mm256_unpacklo_pd(high_ab, high_cd);
+                fours[6 + four] = _mm256_unpackhi_pd(high_ab, high_cd);
+            }
+            for column in 0..4 {
+                let (a, b) = (_mm256_castpd_ps(fours[2 * column]), _mm256_castpd_ps(fours[2 * column + 1]));
+                square[column] = Avx2(_mm256_permute2f128_ps::<0x20>(a, b));
+                square[4 + column] = Avx2(_mm256_permute2f128_ps::<0x31>(a, b));
+            }
         }
     }
 }

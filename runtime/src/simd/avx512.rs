@@ -2,7 +2,7 @@
 
 use super::lanes::Lanes;
 use super::product::Product;
-use super::{InstructionSet, Simd, gemv, peak, product, routines, shims, vector_table};
+use super::{InstructionSet, PANEL, Simd, gemv, peak, product, routines, shims, vector_table};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -93,6 +93,45 @@ impl Lanes for Avx512 {
     unsafe fn sum(self) -> f32 {
         // SAFETY: the trait's contract.
         unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(square: &mut [Avx512; PANEL]) {
+        const EVEN: i32 = 0b10_00_10_00;
+        const ODD: i32 = 0b11_01_11_01;
+        // SAFETY: the trait's contract. Pairs of rows, then of pairs, are interleaved within quarters of a vector,
+        // and the quarters are put in order last.
+        unsafe {
+            let mut fours = [_mm512_setzero_pd(); PANEL];
+            for four in 0..4 {
+                let (a, b) = (square[4 * four].0, square[4 * four + 1].0);
+                let (c, d) = (square[4 * four + 2].0, square[4 * four + 3].0);
+                let low_ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+                let low_cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+                let high_ab = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+                let high_cd = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+                fours[four] = _mm512_unpacklo_pd(low_ab, low_cd);
+                fours[4 + four] = _mm512_unpackhi_pd(low_ab, low_cd);
+                fours[8 + four] = _mm512_unpacklo_pd(high_ab, high_cd);
+                fours[12 + four] = _mm512_unpackhi_pd(high_ab, high_cd);
+            }
+            for column in 0..4 {
+                let (a, b) = (fours[4 * column], fours[4 * column + 1]);
+                let (c, d) = (fours[4 * column + 2], fours[4 * column + 3]);
+                let (even_ab, even_cd) =
+                    (_mm512_shuffle_f64x2::<EVEN>(a, b), _mm512_shuffle_f64x2::<EVEN>(c, d));
+                let (odd_ab, odd_cd) = (_mm512_shuffle_f64x2::<ODD>(a, b), _mm512_shuffle_f64x2::<ODD>(c, d));
+                let rows = [
+                    _mm512_shuffle_f64x2::<EVEN>(even_ab, even_cd),
+                    _mm512_shuffle_f64x2::<EVEN>(odd_ab, odd_cd),
+                    _mm512_shuffle_f64x2::<ODD>(even_ab, even_cd),
+                    _mm512_shuffle_f64x2::<ODD>(odd_ab, odd_cd),
+                ];
+                for (quarter, row) in rows.into_iter().enumerate() {
+                    square[4 * quarter + column] = Avx512(_mm512_castpd_ps(row));
+                }
+            }
+        }
     }
 }
 

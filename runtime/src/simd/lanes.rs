@@ -69,6 +69,11 @@ pub trait Lanes: Copy {
     /// # Safety
     /// See [`Lanes::splat`].
     unsafe fn sum(self) -> f32;
+    /// Transposes the square of the first [`Lanes::WIDTH`] vectors, its rows.
+    ///
+    /// # Safety
+    /// See [`Lanes::splat`].
+    unsafe fn transpose(square: &mut [Self; super::PANEL]);
 }
 
 /// A number weights are stored as.

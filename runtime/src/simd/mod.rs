@@ -200,11 +200,11 @@ macro_rules! vector_table {
             fn product(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32])
                 = product::product::<$lanes>(p, a, b, bias, c);
             fn pack_f32(w: &[f32], outputs: usize, inputs: usize, panels: &mut [f32])
-                = product::pack::<f32>(w, outputs, inputs, panels);
+                = product::pack::<$lanes, f32>(w, outputs, inputs, panels);
             fn pack_f16(w: &[f16], outputs: usize, inputs: usize, panels: &mut [f32])
-                = product::pack::<f16>(w, outputs, inputs, panels);
+                = product::pack::<$lanes, f16>(w, outputs, inputs, panels);
             fn pack_bf16(w: &[bf16], outputs: usize, inputs: usize, panels: &mut [f32])
-                = product::pack::<bf16>(w, outputs, inputs, panels);
+                = product::pack::<$lanes, bf16>(w, outputs, inputs, panels);
             fn layer_norm(x: &[f32], gain: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) -> (f32, f32)
                 = routines::layer_norm(routines::Unit::FUSED, x, gain, bias, eps, out);
             fn relu(x: &mut [f32]) = routines::relu(x);

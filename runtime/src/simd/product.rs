@@ -5,8 +5,8 @@
 //! threads changes no bit. `B` is read from packed panels, in place, or packed block by block (which hides a
 //! transpose); a transposed `A` is packed block by block too.
 
-use super::{Aligned, PANEL};
 use super::lanes::{Element, Lanes};
+use super::{Aligned, PANEL};
 use std::cell::UnsafeCell;
 
 /// Inner indices of one block: a panel pair of this length stays in the first-level cache.
@@ -131,7 +131,11 @@ pub(super) unsafe fn product<L: Lanes>(
                         let tile = Tile {
                             inner,
                             // A packed strip of TILE_ROWS rows is contiguous; rows in place are strided.
-                            a: if packed_rows { left.add(at / L::TILE_ROWS * strip_len::<L>(inner)) } else { left.add(at * row_stride) },
+                            a: if packed_rows {
+                                left.add(at / L::TILE_ROWS * strip_len::<L>(inner))
+                            } else {
+                                left.add(at * row_stride)
+                            },
                             a_row_stride: row_stride,
                             a_inner_stride: inner_stride,
                             b: right,
@@ -234,7 +238,7 @@ unsafe fn right_block<L: Lanes>(
                 for panel in 0..columns.div_ceil(PANEL) {
                     let count = PANEL.min(columns - panel * PANEL);
                     let to = scratch.add(panel * inner * PANEL);
-                    transpose::<f32>(base.add(panel * PANEL * stride), stride, count, inner, to);
+                    transpose::<L, f32>(base.add(panel * PANEL * stride), stride, count, inner, to);
                 }
                 Right { at: places(scratch, inner * PANEL), stride: PANEL }
             }
@@ -262,29 +266,31 @@ unsafe fn copy_row(row: &[f32], inner: usize, to: *mut f32) {
 
 /// `count <= PANEL` rows of `inner` values at `stride`, transposed to `[inner, PANEL]`; missing rows are zero.
 #[inline(always)]
-unsafe fn transpose<T: Element>(from: *const T, stride: usize, count: usize, inner: usize, to: *mut f32) {
-    /// Inner indices transposed at a time through a buffer the compiler keeps in registers or first-level cache.
-    const STEP: usize = 8;
+unsafe fn transpose<L: Lanes, T: Element>(
+    from: *const T,
+    stride: usize,
+    count: usize,
+    inner: usize,
+    to: *mut f32,
+) {
     // SAFETY: the caller vouches for `count` rows of `inner` values and for `inner x PANEL` at `to`.
     unsafe {
-        let mut k = 0;
-        while k + STEP <= inner {
-            let mut block = [[0.0f32; PANEL]; STEP];
-            for row in 0..count {
-                let source = from.add(row * stride + k);
-                for (step, lanes) in block.iter_mut().enumerate() {
-                    lanes[row] = (*source.add(step)).widen();
+        for first_row in (0..PANEL).step_by(L::WIDTH) {
+            let mut k = 0;
+            while k < inner {
+                let width = L::WIDTH.min(inner - k);
+                let mut square = [L::splat(0.0); PANEL];
+                for row in first_row..(first_row + L::WIDTH).min(count) {
+                    let source = from.add(row * stride + k);
+                    square[row - first_row] =
+                        if width == L::WIDTH { T::load(source) } else { T::load_part(source, width) };
                 }
+                L::transpose(&mut square);
+                for step in 0..width {
+                    square[step].store(to.add((k + step) * PANEL + first_row));
+                }
+                k += width;
             }
-            std::ptr::copy_nonoverlapping(block.as_ptr().cast::<f32>(), to.add(k * PANEL), STEP * PANEL);
-            k += STEP;
-        }
-        while k < inner {
-            for row in 0..PANEL {
-                *to.add(k * PANEL + row) =
-                    if row < count { (*from.add(row * stride + k)).widen() } else { 0.0 };
-            }
-            k += 1;
         }
     }
 }
@@ -294,7 +300,12 @@ unsafe fn transpose<T: Element>(from: *const T, stride: usize, count: usize, inn
 /// # Safety
 /// `L`'s instruction set must be present.
 #[inline(always)]
-pub(super) unsafe fn pack<T: Element>(weight: &[T], outputs: usize, inputs: usize, panels: &mut [f32]) {
+pub(super) unsafe fn pack<L: Lanes, T: Element>(
+    weight: &[T],
+    outputs: usize,
+    inputs: usize,
+    panels: &mut [f32],
+) {
     assert_eq!(weight.len(), outputs * inputs, "weight is [outputs, inputs]");
     assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
     for first in (0..outputs).step_by(PANEL) {
@@ -302,7 +313,7 @@ pub(super) unsafe fn pack<T: Element>(weight: &[T], outputs: usize, inputs: usiz
         // SAFETY: both lengths were checked; panel `first / PANEL` begins at `first * inputs`.
         unsafe {
             let to = panels.as_mut_ptr().add(first * inputs);
-            transpose::<T>(weight.as_ptr().add(first * inputs), inputs, count, inputs, to);
+            transpose::<L, T>(weight.as_ptr().add(first * inputs), inputs, count, inputs, to);
         }
     }
 }

@@ -10,9 +10,9 @@ use crate::params::Params;
 use formats::config::Activation;
 use formats::layout::{Linear, Norm, ParameterId};
 use formats::{Error, Layout, Result};
-use rayon::prelude::*;
-use runtime::simd::{Aligned, Simd, packed_len};
-use std::sync::Arc;
+use runtime::simd::{Aligned, PANEL, Simd, packed_len};
+use runtime::team::Crew;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Values one thread sums or updates at a time; fixed, so that no sum depends on the number of threads.
 const STRETCH: usize = 1 << 14;
@@ -20,7 +20,10 @@ const STRETCH: usize = 1 << 14;
 /// The CPU.
 pub struct Cpu {
     simd: &'static Simd,
-    pool: Arc<rayon::ThreadPool>,
+    threads: usize,
+    crew: Mutex<Crew>,
+    /// Room for the sum of squares of each stretch of a gradient.
+    squares: Mutex<Vec<f64>>,
 }
 
 impl Cpu {
@@ -31,11 +34,7 @@ impl Cpu {
 
     /// A CPU of `threads` threads and a chosen table of routines.
     pub fn with(simd: &'static Simd, threads: usize) -> Result<Cpu> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build();
-        let pool = pool.map_err(|error| {
-            Error::Device(format!("cannot start {threads} threads: {error}\n  help: pass --threads 1"))
-        })?;
-        Ok(Cpu { simd, pool: Arc::new(pool) })
+        Ok(Cpu { simd, threads, crew: Mutex::new(Crew::new(threads)?), squares: Mutex::default() })
     }
 
     /// The table of routines in use.
@@ -43,14 +42,14 @@ impl Cpu {
         self.simd
     }
 
-    /// The threads. A caller that is one of them need not be woken after each fork.
-    pub fn pool(&self) -> Arc<rayon::ThreadPool> {
-        Arc::clone(&self.pool)
-    }
-
     /// Number of threads.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.threads
+    }
+
+    /// The threads, for one piece of work at a time.
+    fn crew(&self) -> MutexGuard<'_, Crew> {
+        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -145,7 +144,7 @@ impl Backend for Cpu {
     }
 
     fn each<T: Send>(&self, shards: &mut [T], work: impl Fn(usize, &mut T) + Sync + Send) {
-        self.pool.install(|| shards.par_iter_mut().enumerate().for_each(|(index, shard)| work(index, shard)));
+        self.crew().each(shards, work);
     }
 
     fn embed(&self, s: &Embed, ids: &Vec<u32>, params: &Params<Cpu>, mask: Mask, out: &mut Aligned) {
@@ -305,6 +304,9 @@ impl Backend for Cpu {
     fn gather<T: Send>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Aligned + Sync) -> f64 {
         let Some((first, others)) = shards.split_first_mut() else { return 0.0 };
         let total = grads(first);
+        let mut crew = self.crew();
+        let mut squares = self.squares.lock().unwrap_or_else(PoisonError::into_inner);
+        squares.resize(total.len().div_ceil(STRETCH), 0.0);
         // Each stretch is squared alone, and the sums are added in order.
         let square = |part: &[f32]| f64::from((self.simd.dot_f32)(part, part));
         let add = |total: &mut [f32], other: &mut [f32]| {
@@ -312,24 +314,19 @@ impl Backend for Cpu {
             other.fill(0.0);
         };
         let Some((last, between)) = others.split_last_mut() else {
-            let squares: Vec<f64> = self.pool.install(|| total.par_chunks(STRETCH).map(square).collect());
-            return squares.into_iter().sum();
+            crew.deal(total.chunks(STRETCH).zip(&mut *squares), |(total, sum)| *sum = square(total));
+            return squares.iter().sum();
         };
-        let last = grads(last);
-        self.pool.install(|| {
-            for other in between {
-                let pairs = total.par_chunks_mut(STRETCH).zip(grads(other).par_chunks_mut(STRETCH));
-                pairs.for_each(|(total, other)| add(total, other));
-            }
-            let pairs = total.par_chunks_mut(STRETCH).zip(last.par_chunks_mut(STRETCH));
-            let squares: Vec<f64> = pairs
-                .map(|(total, other)| {
-                    add(total, other);
-                    square(total)
-                })
-                .collect();
-            squares.into_iter().sum()
-        })
+        for other in between {
+            let pairs = total.chunks_mut(STRETCH).zip(grads(other).chunks_mut(STRETCH));
+            crew.deal(pairs, |(total, other)| add(total, other));
+        }
+        let pairs = total.chunks_mut(STRETCH).zip(grads(last).chunks_mut(STRETCH));
+        crew.deal(pairs.zip(&mut *squares), |((total, other), sum)| {
+            add(total, other);
+            *sum = square(total);
+        });
+        squares.iter().sum()
     }
 
     fn adamw(
@@ -340,36 +337,32 @@ impl Backend for Cpu {
         second: &mut Aligned,
         grads: &mut Aligned,
     ) {
-        let (layout, master) = (&params.layout, &mut params.master);
-        self.pool.install(|| {
-            master
-                .par_chunks_mut(STRETCH)
-                .zip(first.par_chunks_mut(STRETCH))
-                .zip(second.par_chunks_mut(STRETCH))
-                .zip(grads.par_chunks_mut(STRETCH))
-                .enumerate()
-                .for_each(|(index, (((weights, first), second), grads))| {
-                    let begin = index * STRETCH;
-                    for (_, parameter) in layout.iter() {
-                        let range = parameter.range();
-                        let from = range.start.max(begin);
-                        let to = range.end.min(begin + weights.len());
-                        if from >= to {
-                            continue;
-                        }
-                        let at = from - begin..to - begin;
-                        let decays = parameter.is_matrix() || adam.decay_vectors;
-                        adamw::update(
-                            self.simd,
-                            adam,
-                            decays,
-                            &mut weights[at.clone()],
-                            &mut first[at.clone()],
-                            &mut second[at.clone()],
-                            &mut grads[at],
-                        );
-                    }
-                });
+        let Params { layout, master, working, .. } = params;
+        let (mut master, mut first) = (&mut **master, &mut **first);
+        let (mut second, mut grads) = (&mut **second, &mut **grads);
+        // The arena is the layout laid end to end: each parameter's stretches are split off in its order.
+        let pieces = layout.iter().zip(working).flat_map(move |((_, parameter), panels)| {
+            let len = parameter.range().len();
+            let (weights, first) = (split_off(&mut master, len), split_off(&mut first, len));
+            let (second, grads) = (split_off(&mut second, len), split_off(&mut grads, len));
+            let rows = piece_rows(parameter.columns);
+            let stretch = rows * parameter.columns;
+            let stretches = weights.chunks_mut(stretch).zip(first.chunks_mut(stretch));
+            let stretches = stretches.zip(second.chunks_mut(stretch)).zip(grads.chunks_mut(stretch));
+            // A parameter that is not packed has no panels for any of its stretches.
+            let panels = panels.chunks_mut(packed_len(rows, parameter.columns));
+            let panels = panels.map(Some).chain(std::iter::repeat_with(|| None));
+            stretches.zip(panels).map(move |((((weights, first), second), grads), panels)| {
+                (parameter, weights, first, second, grads, panels)
+            })
+        });
+        self.crew().deal(pieces, |(parameter, weights, first, second, grads, panels)| {
+            let decays = parameter.is_matrix() || adam.decay_vectors;
+            adamw::update(self.simd, adam, decays, weights, first, second, grads);
+            if let Some(panels) = panels {
+                let rows = weights.len() / parameter.columns;
+                (self.simd.pack_f32)(weights, rows, parameter.columns, panels);
+            }
         });
     }
 
@@ -379,14 +372,24 @@ impl Backend for Cpu {
 
     fn refresh(&self, params: &mut Params<Cpu>) {
         let (layout, master, working) = (&params.layout, &params.master, &mut params.working);
-        self.pool.install(|| {
-            working.par_iter_mut().enumerate().for_each(|(index, panels)| {
-                if let Some((_, p)) = layout.iter().nth(index).filter(|_| !panels.is_empty()) {
-                    (self.simd.pack_f32)(&master[p.range()], p.rows, p.columns, panels);
-                }
-            });
+        self.crew().deal(layout.iter().zip(working), |((_, p), panels)| {
+            if !panels.is_empty() {
+                (self.simd.pack_f32)(&master[p.range()], p.rows, p.columns, panels);
+            }
         });
     }
+}
+
+/// Rows of a parameter that are updated and packed in one go: whole panels of about [`STRETCH`] values.
+fn piece_rows(columns: usize) -> usize {
+    (STRETCH / columns / PANEL).max(1) * PANEL
+}
+
+/// The first `len` values, which `rest` then begins after.
+fn split_off<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (part, after) = std::mem::take(rest).split_at_mut(len);
+    *rest = after;
+    part
 }
 
 /// The head as the loss reads it.

@@ -195,7 +195,7 @@ pub trait Backend: Sync + Sized {
 
     /// Adds the shards' gradients, in order, into the first's and zeroes the others; returns the squared norm.
     fn gather<T: Send>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Self::Floats + Sync) -> f64;
-    /// See [`crate::ops::adamw`]: one update of every parameter; zeroes the gradient.
+    /// See [`crate::ops::adamw`]: one update of every parameter; zeroes the gradient and remakes the working form.
     fn adamw(
         &self,
         adam: &Adam,
