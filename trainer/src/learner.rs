@@ -20,7 +20,7 @@ const MIN_SHARD_ROWS: usize = 64;
 /// Most rows a shard computes at once, unless one window is longer: what it saves stays near the caches.
 const MAX_PASS_ROWS: usize = 1024;
 /// Rows of one evaluation pass, unless one window is longer.
-const EVALUATION_ROWS: usize = 256;
+const EVALUATION_ROWS: usize = 128;
 
 /// The shape of a training batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
