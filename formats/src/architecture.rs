@@ -5,7 +5,7 @@
 //! gradients, caches, dropout or threads: those belong inside a machine's verbs.
 
 use crate::config::Config;
-use crate::layout::{Layout, Linear, Norm};
+use crate::layout::{Bank, FeedForward, Layout, Linear, Norm};
 
 /// Something that can carry out a model's operations.
 ///
@@ -14,40 +14,66 @@ use crate::layout::{Layout, Linear, Norm};
 pub trait Machine {
     /// A handle to one matrix of activations.
     type Rows;
+    /// Which experts each row goes to, and with what weight.
+    type Routing;
 
-    /// Token embedding plus position embedding of the rows at hand.
+    /// Token embedding, plus position embedding where positions are learned, of the rows at hand.
     fn embed(&mut self, layout: &Layout) -> Self::Rows;
-    /// LayerNorm of each row.
+    /// The config's norm of each row.
     fn norm(&mut self, x: &Self::Rows, norm: &Norm) -> Self::Rows;
     /// `x W^T + b`.
     fn linear(&mut self, x: Self::Rows, linear: &Linear) -> Self::Rows;
-    /// Causal self-attention of `layer` over fused queries, keys and values: `[rows, 3 width]` to `[rows, width]`.
+    /// RMSNorm of the queries and of the keys within fused rows, each head or all heads together.
+    fn query_key_norm(&mut self, qkv: Self::Rows, norms: &[Norm; 2]) -> Self::Rows;
+    /// Rotary positions on the queries and keys within fused rows.
+    fn rotate(&mut self, qkv: Self::Rows) -> Self::Rows;
+    /// Causal self-attention of `layer` over fused queries, keys and values: `[rows, (heads + 2 kv_heads)
+    /// head_size]` to `[rows, heads head_size]`.
     fn attention(&mut self, qkv: Self::Rows, layer: usize) -> Self::Rows;
-    /// The feed-forward nonlinearity, element by element.
+    /// The feed-forward nonlinearity, element by element; a gated one halves the columns.
     fn activation(&mut self, x: Self::Rows) -> Self::Rows;
+    /// The router: scores in f32, the best `active` of them, ties to the lower index, and their weights.
+    fn route(&mut self, x: &Self::Rows, bank: &Bank, layer: usize) -> Self::Routing;
+    /// `sum_i w_i down_i(activation(up_i(x)))` over the experts each row was routed to, and the shared ones with
+    /// weight one. Only these are computed.
+    fn experts(&mut self, x: Self::Rows, routing: Self::Routing, bank: &Bank) -> Self::Rows;
     /// The residual stream plus a branch's result.
     fn add(&mut self, stream: Self::Rows, branch: Self::Rows) -> Self::Rows;
     /// The projection to the vocabulary; a machine may keep only the rows it needs.
     fn logits(&mut self, x: Self::Rows, head: &Linear) -> Self::Rows;
 }
 
-/// A pre-norm decoder: the lecture's GPT, GPT-2 and their kin.
+/// A pre-norm decoder: the lecture's GPT, GPT-2, Llama, Mixtral and their kin.
 ///
 /// For each layer, `x += out(attention(qkv(norm(x))))` and then `x += down(activation(up(norm(x))))`
-/// (Radford et al. 2019, section 2.3).
+/// (Radford et al. 2019, section 2.3), the latter summed over the chosen experts where there are several
+/// (Shazeer et al. 2017, eq. 1).
 pub fn forward<M: Machine>(machine: &mut M, layout: &Layout) -> M::Rows {
     let mut x = machine.embed(layout);
     for (index, layer) in layout.layers.iter().enumerate() {
         let h = machine.norm(&x, &layer.attention_norm);
         let h = machine.linear(h, &layer.qkv);
+        let h = match &layer.query_key_norm {
+            Some(norms) => machine.query_key_norm(h, norms),
+            None => h,
+        };
+        let h = if layout.position_embedding.is_none() { machine.rotate(h) } else { h };
         let h = machine.attention(h, index);
         let h = machine.linear(h, &layer.attention_out);
         x = machine.add(x, h);
 
         let h = machine.norm(&x, &layer.feed_forward_norm);
-        let h = machine.linear(h, &layer.up);
-        let h = machine.activation(h);
-        let h = machine.linear(h, &layer.down);
+        let h = match &layer.feed_forward {
+            FeedForward::Dense { up, down } => {
+                let h = machine.linear(h, up);
+                let h = machine.activation(h);
+                machine.linear(h, down)
+            }
+            FeedForward::Experts(bank) => {
+                let routing = machine.route(&h, bank, index);
+                machine.experts(h, routing, bank)
+            }
+        };
         x = machine.add(x, h);
     }
     let h = machine.norm(&x, &layout.final_norm);
@@ -67,21 +93,24 @@ pub struct Cost {
 
 /// Counts what one token costs by walking [`forward`].
 pub fn count(config: &Config, layout: &Layout) -> Cost {
-    let mut counter = Counter { config, cost: Cost::default() };
+    let mut counter = Counter { config, layout, cost: Cost::default() };
     forward(&mut counter, layout);
     counter.cost
 }
 
 struct Counter<'a> {
     config: &'a Config,
+    layout: &'a Layout,
     cost: Cost,
 }
 
 impl Machine for Counter<'_> {
     type Rows = ();
+    type Routing = ();
 
-    fn embed(&mut self, _: &Layout) {
-        self.cost.active_parameters += 2 * self.config.width as u64;
+    fn embed(&mut self, layout: &Layout) {
+        let rows = 1 + u64::from(layout.position_embedding.is_some());
+        self.cost.active_parameters += rows * self.config.width as u64;
     }
 
     fn norm(&mut self, _: &(), norm: &Norm) {
@@ -94,11 +123,32 @@ impl Machine for Counter<'_> {
         self.cost.flops += 2 * products;
     }
 
+    fn query_key_norm(&mut self, _: (), norms: &[Norm; 2]) {
+        for norm in norms {
+            self.cost.active_parameters += self.layout.parameter(norm.gain).len() as u64;
+        }
+    }
+
+    fn rotate(&mut self, _: ()) {}
+
     fn attention(&mut self, _: (), _: usize) {
-        self.cost.attention_flops_per_position += 4 * self.config.width as u64;
+        self.cost.attention_flops_per_position += 4 * self.config.attention_width() as u64;
     }
 
     fn activation(&mut self, _: ()) {}
+
+    fn route(&mut self, _: &(), bank: &Bank, _: usize) {
+        self.cost.active_parameters += bank.selection_bias.map_or(0, |_| bank.count as u64);
+        self.linear((), &bank.router);
+    }
+
+    fn experts(&mut self, _: (), (): (), bank: &Bank) {
+        // Experts are alike: the first stands for each that is chosen.
+        for _ in 0..bank.slots() {
+            self.linear((), &bank.up(0));
+            self.linear((), &bank.down(0));
+        }
+    }
 
     fn add(&mut self, _: (), _: ()) {}
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 /// The family's name in `config.json`.
@@ -32,18 +33,29 @@ pub struct Stored {
     pub name: String,
     /// Its shape in the file: `[rows, columns]`, or `[len]` for a vector.
     pub shape: Vec<usize>,
+    /// The first of the parameter's rows that it holds: some families store a parameter in pieces.
+    pub first_row: usize,
 }
 
-/// The tensors of a model's file, in the layout's order.
+impl Stored {
+    /// Where its values are among the parameter's, in elements.
+    pub fn range(&self, parameter: &Parameter) -> Range<usize> {
+        let start = self.first_row * parameter.columns;
+        start..start + self.shape.iter().product::<usize>()
+    }
+}
+
+/// The tensors of a model's file, in the layout's order, the pieces of a parameter by their rows.
 pub fn stored(_config: &Config, layout: &Layout) -> Vec<Stored> {
     layout
         .iter()
+        .filter(|(_, parameter)| parameter.is_stored())
         .map(|(id, parameter)| {
             let shape = match parameter.is_matrix() {
                 true => vec![parameter.rows, parameter.columns],
                 false => vec![parameter.columns],
             };
-            Stored { id, name: name(parameter), shape }
+            Stored { id, name: name(parameter), shape, first_row: 0 }
         })
         .collect()
 }
@@ -54,8 +66,13 @@ fn name(parameter: &Parameter) -> String {
         Role::PositionEmbedding => ("position_embedding", Part::Weight),
         Role::AttentionNorm(part) => ("attention_norm", part),
         Role::Qkv(part) => ("attention.qkv", part),
+        Role::QueryNorm => ("attention.query_norm", Part::Weight),
+        Role::KeyNorm => ("attention.key_norm", Part::Weight),
         Role::AttentionOut(part) => ("attention.out", part),
         Role::FeedForwardNorm(part) => ("feed_forward_norm", part),
+        Role::Router => ("router", Part::Weight),
+        Role::SelectionBias => ("router.selection", Part::Bias),
+        Role::RouterNoise => ("router.noise", Part::Weight),
         Role::Up(part) => ("feed_forward.up", part),
         Role::Down(part) => ("feed_forward.down", part),
         Role::FinalNorm(part) => ("final_norm", part),
@@ -65,9 +82,10 @@ fn name(parameter: &Parameter) -> String {
         Part::Weight => "weight",
         Part::Bias => "bias",
     };
-    match parameter.layer {
-        Some(layer) => format!("layers.{layer}.{role}.{part}"),
-        None => format!("{role}.{part}"),
+    match (parameter.layer, parameter.expert) {
+        (Some(layer), Some(expert)) => format!("layers.{layer}.experts.{expert}.{role}.{part}"),
+        (Some(layer), None) => format!("layers.{layer}.{role}.{part}"),
+        (None, _) => format!("{role}.{part}"),
     }
 }
 

@@ -127,11 +127,15 @@ pub fn write_model(commit: &mut Commit, prefix: &str, model: &ModelFiles) -> Res
     }
     let mut tensors: Vec<Outgoing> = families::stored(model.config, model.layout)
         .into_iter()
-        .map(|stored| Outgoing {
-            name: stored.name,
-            dtype: model.dtype,
-            shape: stored.shape,
-            values: Values::Floats(&model.values[model.layout.parameter(stored.id).range()]),
+        .map(|stored| {
+            let parameter = model.layout.parameter(stored.id);
+            let values = &model.values[parameter.range()][stored.range(parameter)];
+            Outgoing {
+                name: stored.name,
+                dtype: model.dtype,
+                shape: stored.shape,
+                values: Values::Floats(values),
+            }
         })
         .collect();
     commit.write_outgoing(&format!("{prefix}{WEIGHTS}"), &mut tensors)?;
@@ -199,7 +203,10 @@ mod tests {
             assert_eq!((opened.config.clone(), opened.layout.clone()), (small(), Layout::new(&small())));
             assert_eq!(opened.tokenizer, Some(characters()));
             assert_eq!(opened.generation, GenerationConfig::plain());
-            assert_eq!(opened.weights.tensor(opened.layout.position_embedding).get(1), 7.0);
+            assert_eq!(
+                opened.weights.tensor(opened.layout.position_embedding.expect("learned positions")).get(1),
+                7.0
+            );
         }
     }
 

@@ -1,4 +1,5 @@
-//! One model's tensors: each of the layout's parameters has exactly one, of its shape, and there are no others.
+//! One model's tensors: each of the layout's parameters has its own, whole or in pieces, of the right shapes, and
+//! there are no others.
 
 use super::container::{Place, TensorFile};
 use super::{Dtype, Tensor};
@@ -6,6 +7,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::families;
 use crate::layout::{Layout, ParameterId};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,9 +18,18 @@ const MOST_DIFFERENCES: usize = 3;
 #[derive(Debug)]
 pub struct Weights {
     file: TensorFile,
-    /// By parameter.
-    places: Vec<Place>,
+    /// In the layout's order, the pieces of a parameter by their rows.
+    pieces: Vec<Piece>,
+    /// Where each parameter's pieces begin, and after the last their number.
+    first: Vec<usize>,
     dtype: Dtype,
+}
+
+/// A tensor that holds some or all of a parameter's rows.
+#[derive(Debug)]
+struct Piece {
+    rows: Range<usize>,
+    place: Place,
 }
 
 impl Weights {
@@ -35,10 +46,16 @@ impl Weights {
     fn check(file: TensorFile, config: &Config, layout: &Layout, origin: &Path) -> Result<Weights> {
         let expected = families::stored(config, layout);
         let mut differences = Vec::new();
-        let mut places = Vec::with_capacity(expected.len());
+        let mut pieces = Vec::with_capacity(expected.len());
+        let mut first = vec![0; layout.iter().filter(|(_, parameter)| parameter.is_stored()).count() + 1];
         for stored in &expected {
             match file.find(&stored.name) {
-                Some(entry) if entry.shape == stored.shape => places.push(entry.place.clone()),
+                Some(entry) if entry.shape == stored.shape => {
+                    let rows = if stored.shape.len() == 1 { 1 } else { stored.shape[0] };
+                    let rows = stored.first_row..stored.first_row + rows;
+                    pieces.push(Piece { rows, place: entry.place.clone() });
+                    first[stored.id.index() + 1] = pieces.len();
+                }
                 Some(entry) => differences.push(format!(
                     "{} has the shape {:?}, expected {:?}",
                     stored.name, entry.shape, stored.shape
@@ -63,13 +80,23 @@ impl Weights {
                 "put a model's config.json and model.safetensors of one save together",
             ));
         }
-        let dtype = file.values(&places[layout.token_embedding.index()]).dtype();
-        Ok(Weights { file, places, dtype })
+        let dtype = file.values(&pieces[first[layout.token_embedding.index()]].place).dtype();
+        Ok(Weights { file, pieces, first, dtype })
     }
 
-    /// One parameter's numbers, row by row as the layout has them.
+    /// The numbers of a parameter that every family stores whole: an embedding, a gain, a bias.
     pub fn tensor(&self, id: ParameterId) -> Tensor<'_> {
-        self.file.values(&self.places[id.index()])
+        let [piece] = self.of(id) else { panic!("{id:?} is stored in pieces") };
+        self.file.values(&piece.place)
+    }
+
+    /// One parameter's numbers: row by row as the layout has them, each tensor with the rows it holds.
+    pub fn pieces(&self, id: ParameterId) -> impl Iterator<Item = (Range<usize>, Tensor<'_>)> {
+        self.of(id).iter().map(|piece| (piece.rows.clone(), self.file.values(&piece.place)))
+    }
+
+    fn of(&self, id: ParameterId) -> &[Piece] {
+        &self.pieces[self.first[id.index()]..self.first[id.index() + 1]]
     }
 
     /// How the matrices are encoded; each tensor may differ.
@@ -91,7 +118,17 @@ pub(super) mod tests {
 
     /// A model whose whole file is a few kilobytes.
     pub(in crate::checkpoint) fn small() -> Config {
-        Config { vocabulary: 3, context: 2, width: 2, layers: 1, heads: 1, feed_forward: 2, ..lecture() }
+        Config {
+            vocabulary: 3,
+            context: 2,
+            width: 2,
+            layers: 1,
+            heads: 1,
+            kv_heads: 1,
+            head_size: 2,
+            feed_forward: 2,
+            ..lecture()
+        }
     }
 
     /// Values that tell every place from every other and are exact in each dtype.
