@@ -5,13 +5,18 @@
 
 use crate::backend::Backend;
 use crate::memory::MemoryPlan;
+use crate::mixing::{Load, Mixing};
 use crate::ops::dropout::Noise;
+use crate::ops::route::Router;
 use crate::optimizer::{Optimizer, OptimizerOptions};
 use crate::params::Params;
 use crate::tape::record::record;
 use crate::tape::replay::{Place, Replay};
 use crate::tape::{Mode, Shape};
+use formats::config::QueryKeyNorm;
+use formats::layout::FeedForward;
 use formats::{Config, Error, Layout, Result};
+use std::cmp::Ordering;
 
 /// Most shards of a batch: each has a gradient of its own, which must be summed.
 const MAX_SHARDS: usize = 4;
@@ -86,6 +91,8 @@ struct Shard<B: Backend> {
     replay: Replay<B>,
     grads: B::Floats,
     losses: Vec<f32>,
+    /// What its rows of one pass asked of each router.
+    loads: Vec<Vec<f64>>,
     loss: f64,
     outcome: Result<()>,
 }
@@ -97,6 +104,7 @@ struct Lane<B: Backend> {
     inputs: Vec<u32>,
     targets: Vec<u32>,
     sums: Vec<f64>,
+    loads: Vec<Vec<f64>>,
     outcome: Result<()>,
 }
 
@@ -108,29 +116,53 @@ pub struct Learner<B: Backend> {
     cut: Cut,
     params: Params<B>,
     optimizer: Optimizer<B>,
+    mixing: Mixing,
+    /// What the last step's rows, or the last evaluation's, asked of each router.
+    loads: Vec<Load>,
     shards: Vec<Shard<B>>,
     lanes: Vec<Lane<B>>,
 }
 
 impl<B: Backend> Learner<B> {
-    /// Everything a run needs in memory, weights and moments zero.
+    /// Everything a run needs in memory, weights and moments zero; mixtures are left to themselves.
     pub fn new(
         backend: B,
         config: &Config,
         shape: BatchShape,
         optimizer: &OptimizerOptions,
     ) -> Result<Learner<B>> {
+        Learner::with_mixing(backend, config, shape, optimizer, &Mixing::default())
+    }
+
+    /// The same with what keeps experts alive.
+    pub fn with_mixing(
+        backend: B,
+        config: &Config,
+        shape: BatchShape,
+        optimizer: &OptimizerOptions,
+        mixing: &Mixing,
+    ) -> Result<Learner<B>> {
+        if config.query_key_norm != QueryKeyNorm::None {
+            return Err(Error::Usage(
+                "models that normalise queries and keys are not trained yet\n  help: the runtime generates from \
+                 them; train one with query_key_norm none"
+                    .to_owned(),
+            ));
+        }
         let layout = Layout::new(config);
         let parameters = layout.parameters();
         let cut = shape.cut();
-        let program =
-            record(config, &layout, Shape { sequences: cut.sequences, block: shape.block }, Mode::Train);
+        let windows = Shape { sequences: cut.sequences, block: shape.block };
+        let program = record(config, &layout, windows, Mode::Train, mixing);
+        let loads = program.routers.iter().map(|router| Load::new(router.layer, router.active, router.count));
+        let loads = loads.collect();
         let shards = (0..cut.shards)
             .map(|_| {
                 Ok(Shard {
                     replay: Replay::new(&backend, program.clone())?,
                     grads: backend.floats(parameters)?,
                     losses: vec![0.0; program.shape.rows()],
+                    loads: empty_loads(&program.routers),
                     loss: 0.0,
                     outcome: Ok(()),
                 })
@@ -142,6 +174,8 @@ impl<B: Backend> Learner<B> {
             config: config.clone(),
             shape,
             cut,
+            mixing: *mixing,
+            loads,
             shards,
             lanes: vec![],
             backend,
@@ -153,7 +187,7 @@ impl<B: Backend> Learner<B> {
         let layout = Layout::new(config);
         let (parameters, cut) = (layout.parameters() as u64, shape.cut());
         let bytes = |sequences: usize, mode: Mode| {
-            record(config, &layout, Shape { sequences, block: shape.block }, mode).bytes()
+            record(config, &layout, Shape { sequences, block: shape.block }, mode, &Mixing::default()).bytes()
         };
         let evaluation = bytes(evaluation_sequences(shape.block), Mode::Evaluate);
         MemoryPlan {
@@ -234,6 +268,7 @@ impl<B: Backend> Learner<B> {
                 rates.step,
             );
         }
+        self.shift_selection();
         Ok(outcome)
     }
 
@@ -252,28 +287,73 @@ impl<B: Backend> Learner<B> {
         if inputs.len() != total {
             return Err(Error::Internal(format!("a batch of {} ids for {total} rows", inputs.len())));
         }
-        let Learner { backend, params, shards, cut, shape, .. } = self;
+        self.loads.iter_mut().for_each(Load::clear);
+        let Learner { backend, params, shards, cut, shape, loads, mixing, .. } = self;
         shards.iter_mut().for_each(|shard| shard.loss = 0.0);
+        let rows = cut.sequences * shape.block;
         for pass in 0..cut.passes {
-            backend.each(shards, |index, shard| {
-                let first_sequence = (index * cut.passes + pass) * cut.sequences;
+            let first_sequence = |index: usize| (index * cut.passes + pass) * cut.sequences;
+            let ahead = |index: usize, shard: &mut Shard<B>| {
+                let first_sequence = first_sequence(index);
                 let at = first_sequence * shape.block..(first_sequence + cut.sequences) * shape.block;
-                let place = Place { noise, first_sequence };
                 shard.replay.upload(backend, &inputs[at.clone()], &targets[at]);
-                shard.outcome = shard
-                    .replay
-                    .forward(backend, params, place)
-                    .and_then(|()| shard.replay.backward(backend, params, place, total, &mut shard.grads));
+                shard.outcome = shard.replay.forward(backend, params, Place { noise, first_sequence });
+                shard.loads.iter_mut().for_each(|load| load.fill(0.0));
+                shard.replay.load(backend, rows, &mut shard.loads);
+            };
+            let back = |index: usize, shard: &mut Shard<B>| {
+                let place = Place { noise, first_sequence: first_sequence(index) };
+                if shard.outcome.is_ok() {
+                    shard.outcome = shard.replay.backward(backend, params, place, total, &mut shard.grads);
+                }
                 shard.replay.losses(backend, &mut shard.losses);
                 shard.loss += shard.losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-            });
+            };
+            if mixing.needs_load() && !loads.is_empty() {
+                // The balancing loss is that of the whole micro-batch: its shards meet between the two passes.
+                backend.each(shards, ahead);
+                balance(backend, shards, loads);
+                backend.each(shards, back);
+            } else {
+                backend.each(shards, |index, shard| {
+                    ahead(index, shard);
+                    back(index, shard);
+                });
+            }
             for shard in shards.iter_mut() {
                 std::mem::replace(&mut shard.outcome, Ok(()))?;
+                for (total, load) in loads.iter_mut().zip(&shard.loads) {
+                    total.add(rows, load);
+                }
             }
         }
         let loss = shards.iter().map(|shard| shard.loss).sum::<f64>() / total as f64;
         let norm_squared = backend.gather(shards, |shard| &mut shard.grads);
         Ok(Outcome { loss, gradient_norm: norm_squared.sqrt() })
+    }
+
+    /// Moves the selection biases against the load of the step (Wang et al. 2024, algorithm 1).
+    fn shift_selection(&mut self) {
+        if self.mixing.bias_rate == 0.0 {
+            return;
+        }
+        let mut loads = self.loads.iter();
+        for layer in 0..self.params.layout.layers.len() {
+            let FeedForward::Experts(bank) = self.params.layout.layers[layer].feed_forward else { continue };
+            let (Some(load), Some(id)) = (loads.next(), bank.selection_bias) else { continue };
+            let mean = load.counts.iter().sum::<f64>() / load.counts.len() as f64;
+            let shift = load.counts.iter().map(|count| match count.total_cmp(&mean) {
+                Ordering::Less => self.mixing.bias_rate,
+                Ordering::Equal => 0.0,
+                Ordering::Greater => -self.mixing.bias_rate,
+            });
+            self.backend.nudge(&mut self.params, id, &shift.collect::<Vec<_>>());
+        }
+    }
+
+    /// What the rows of the last step, or of the last evaluation, asked of each router, layer by layer.
+    pub fn loads(&self) -> &[Load] {
+        &self.loads
     }
 
     fn clear(&mut self) {
@@ -304,10 +384,12 @@ impl<B: Backend> Learner<B> {
         self.make_lanes()?;
         let rows = evaluation_sequences(block) * block;
         let passes = inputs.len().div_ceil(rows);
-        let Learner { backend, params, lanes, .. } = self;
+        self.loads.iter_mut().for_each(Load::clear);
+        let Learner { backend, params, lanes, loads, .. } = self;
         let count = lanes.len();
         backend.each(lanes, |index, lane| {
             lane.sums.clear();
+            lane.loads.iter_mut().for_each(|load| load.fill(0.0));
             for pass in (index..passes).step_by(count) {
                 let at = pass * rows..inputs.len().min((pass + 1) * rows);
                 let filled = at.len();
@@ -323,10 +405,16 @@ impl<B: Backend> Learner<B> {
                 }
                 lane.replay.losses(backend, &mut lane.losses);
                 lane.sums.push(lane.losses[..filled].iter().map(|loss| f64::from(*loss)).sum());
+                lane.replay.load(backend, filled, &mut lane.loads);
             }
         });
         for lane in lanes.iter_mut() {
             std::mem::replace(&mut lane.outcome, Ok(()))?;
+        }
+        for (index, lane) in lanes.iter().enumerate() {
+            let own = (index..passes).step_by(count).map(|pass| rows.min(inputs.len() - pass * rows));
+            let own = own.sum();
+            loads.iter_mut().zip(&lane.loads).for_each(|(total, load)| total.add(own, load));
         }
         let sum: f64 = (0..passes).map(|pass| lanes[pass % count].sums[pass / count]).sum();
         Ok(sum / inputs.len() as f64)
@@ -343,7 +431,7 @@ impl<B: Backend> Learner<B> {
             return Err(Error::Internal(format!("{} ids are no whole windows of {block}", inputs.len())));
         }
         let shape = Shape { sequences: inputs.len() / block, block };
-        let program = record(&self.config, &self.params.layout, shape, Mode::Logits);
+        let program = record(&self.config, &self.params.layout, shape, Mode::Logits, &self.mixing);
         let mut replay = Replay::new(&self.backend, program)?;
         replay.upload(&self.backend, inputs, &[]);
         replay.forward(&self.backend, &self.params, Place::default())?;
@@ -355,8 +443,9 @@ impl<B: Backend> Learner<B> {
     fn make_lanes(&mut self) -> Result<()> {
         let shape = Shape { sequences: evaluation_sequences(self.shape.block), block: self.shape.block };
         while self.lanes.len() < self.backend.lanes() {
-            let program = record(&self.config, &self.params.layout, shape, Mode::Evaluate);
+            let program = record(&self.config, &self.params.layout, shape, Mode::Evaluate, &self.mixing);
             self.lanes.push(Lane {
+                loads: empty_loads(&program.routers),
                 losses: vec![0.0; shape.rows()],
                 inputs: vec![0; shape.rows()],
                 targets: vec![0; shape.rows()],
@@ -366,6 +455,21 @@ impl<B: Backend> Learner<B> {
             });
         }
         Ok(())
+    }
+}
+
+/// Room for what each router is asked.
+fn empty_loads(routers: &[Router]) -> Vec<Vec<f64>> {
+    routers.iter().map(|router| vec![0.0; router.load()]).collect()
+}
+
+/// Tells every shard what share of the micro-batch's choices each expert had.
+fn balance<B: Backend>(backend: &B, shards: &mut [Shard<B>], loads: &[Load]) {
+    for (router, load) in loads.iter().enumerate() {
+        let mut whole = Load::new(load.layer, load.active, load.counts.len());
+        shards.iter().for_each(|shard| whole.add(0, &shard.loads[router]));
+        let shares: Vec<f32> = whole.shares().map(|share| share as f32).collect();
+        shards.iter_mut().for_each(|shard| shard.replay.balance(backend, router, &shares));
     }
 }
 

@@ -4,6 +4,7 @@ pub mod backend;
 pub mod data;
 pub mod learner;
 pub mod memory;
+pub mod mixing;
 pub mod ops;
 pub mod optimizer;
 pub mod options;

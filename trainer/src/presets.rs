@@ -7,7 +7,7 @@ use crate::progress::ProgressMode;
 use crate::random::RngKind;
 use crate::schedule::Curve;
 use formats::checkpoint::Dtype;
-use formats::config::{Activation, AttentionScale};
+use formats::config::{Activation, AttentionScale, NormKind, Position, RouterScore};
 use formats::layout::InitScheme;
 use formats::{Error, Result};
 
@@ -24,12 +24,27 @@ pub struct Preset {
     options: fn() -> Options,
 }
 
-/// Every preset, smallest first.
+/// Every preset, the dense ones first, by size.
 pub const PRESETS: &[Preset] = &[
     Preset { name: "gpt-zero", about: "the lecture's GPT: block 8, exact GELU", options: gpt_zero },
     Preset { name: "gpt-dev", about: "its larger-context kin: block 32, ReLU", options: gpt_dev },
     Preset { name: "nano-cpu", about: "nanoGPT's character model for a CPU", options: nano_cpu },
     Preset { name: "nano", about: "nanoGPT's character model", options: nano },
+    Preset {
+        name: "moe-zero",
+        about: "gpt-zero with 4 experts, top-1; its dense twin is gpt-zero",
+        options: moe_zero,
+    },
+    Preset {
+        name: "moe-nano",
+        about: "nano-cpu's shape as a small Mixtral: 8 experts, top-2",
+        options: moe_nano,
+    },
+    Preset {
+        name: "moe-nano-dense",
+        about: "moe-nano's dense twin: equal active FLOPs",
+        options: moe_nano_dense,
+    },
 ];
 
 impl Preset {
@@ -62,7 +77,20 @@ fn gpt_zero() -> Options {
         width: 64,
         layers: 4,
         heads: 4,
+        kv_heads: None,
+        head_size: None,
         feed_forward: None,
+        experts: 0,
+        active_experts: 1,
+        expert_width: None,
+        expert_every: 1,
+        shared_experts: 0,
+        router_score: RouterScore::Softmax,
+        router_weight: None,
+        router_noise: false,
+        position: Position::Learned,
+        rotary_base: 10_000.0,
+        norm: NormKind::LayerNorm,
         activation: Activation::GeluErf,
         attention_scale: AttentionScale::HeadSize,
         norm_eps: 1e-5,
@@ -87,6 +115,14 @@ fn gpt_zero() -> Options {
         weight_decay: 0.01,
         decay: Decay::Everything,
         clip: 0.0,
+        balance: 0.01,
+        router_z: 0.001,
+        bias_rate: 0.0,
+        router_jitter: 0.0,
+        expert_dropout: 0.0,
+        output_dropout: 0.0,
+        router_dropout: 0.0,
+        capacity_factor: 0.0,
         eval_every: 100,
         eval_batches: 200,
         seed: 1337,
@@ -161,18 +197,63 @@ fn nano_cpu() -> Options {
     }
 }
 
+/// The lecture's mixture: its GPT with each feed-forward layer four times, of which a router picks one.
+fn moe_zero() -> Options {
+    Options { preset: "moe-zero".to_owned(), experts: 4, active_experts: 1, ..gpt_zero() }
+}
+
+/// A dense Llama of nano-cpu's shape, whose gated layer costs what nano-cpu's ungated one does.
+fn moe_nano_dense() -> Options {
+    Options {
+        preset: "moe-nano-dense".to_owned(),
+        position: Position::Rotary,
+        norm: NormKind::RmsNorm,
+        activation: Activation::SwiGlu,
+        feed_forward: Some(352),
+        ..nano_cpu()
+    }
+}
+
+/// The same with eight half-sized experts, of which two are active: written as a Mixtral.
+fn moe_nano() -> Options {
+    Options {
+        preset: "moe-nano".to_owned(),
+        experts: 8,
+        active_experts: 2,
+        expert_width: Some(176),
+        ..moe_nano_dense()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use formats::architecture::count;
     use formats::layout::Layout;
 
     #[test]
     fn the_presets_have_their_published_sizes() {
         // nanoGPT leaves position embeddings out of the counts it prints (795,904 and 10,646,784).
         let counts = [208_961, 209_729, 795_904 + 64 * 128, 10_646_784 + 256 * 384];
+        // The lecture's feed-forward layers three times more, and a router a layer.
+        let mixture = 208_961 + 4 * (3 * (2 * 64 * 256 + 256 + 64) + 4 * 64);
+        let counts = counts.into_iter().chain([mixture]);
         for (preset, count) in PRESETS.iter().zip(counts) {
             let config = preset.options().model(CHARACTERS).expect("a valid preset");
             assert_eq!(Layout::new(&config).parameters(), count, "{}", preset.name);
+        }
+    }
+
+    #[test]
+    fn a_mixture_and_its_dense_twin_cost_the_same_but_for_the_router() {
+        for (mixture, dense) in [("moe-zero", "gpt-zero"), ("moe-nano", "moe-nano-dense")] {
+            let [mixture, dense] = [mixture, dense].map(|name| {
+                let config = find(name).and_then(|options| options.model(CHARACTERS)).expect("a preset");
+                (count(&config, &Layout::new(&config)).flops, config)
+            });
+            let experts = mixture.1.experts.expect("a mixture");
+            let routers = 2 * (mixture.1.layers * experts.count * mixture.1.width) as u64;
+            assert_eq!(mixture.0, dense.0 + routers);
         }
     }
 

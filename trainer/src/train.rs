@@ -134,7 +134,8 @@ impl<B: Backend> Trainer<B> {
                 Error::file(run.path(), "holds a damaged generator state", "resume from another checkpoint")
             })?;
         }
-        let mut learner = Learner::new(backend, &config, shape(options), &options.optimizer())?;
+        let mut learner =
+            Learner::with_mixing(backend, &config, shape(options), &options.optimizer(), &options.mixing())?;
         learner.load(&state.weights, &state.first_moment, &state.second_moment)?;
 
         let mut progress = Progress::new(options.progress, options.steps, state.step);

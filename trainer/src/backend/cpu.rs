@@ -1,14 +1,16 @@
 //! The CPU as a backend: one thread a shard, slices of f32, the runtime's SIMD table; one line a verb.
 
 use super::{Backend, Embed, Rows, Write};
+use crate::ops::activation::Hidden;
 use crate::ops::adamw::{self, Adam};
 use crate::ops::attention::{self, Heads};
 use crate::ops::dropout::Mask;
 use crate::ops::loss::{self, Classes, Gradients, Head};
-use crate::ops::{activation, add, embedding, linear, norm};
+use crate::ops::route::{Balance, Disturbance, Router, Routing, Weights};
+use crate::ops::{activation, add, embedding, experts, linear, norm, rotary, route};
 use crate::params::Params;
-use formats::config::Activation;
-use formats::layout::{Linear, Norm, ParameterId};
+use crate::tape::Way;
+use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Error, Layout, Result};
 use runtime::simd::{Aligned, PANEL, Simd, packed_len};
 use runtime::team::Crew;
@@ -96,6 +98,7 @@ impl Backend for Cpu {
     type Indices = Vec<u32>;
     /// Each matrix that is multiplied by, packed; empty for the others.
     type Working = Vec<Aligned>;
+    type Routing = Routing;
 
     fn values(&self, len: usize) -> Result<Aligned> {
         zeroed(len)
@@ -112,9 +115,13 @@ impl Backend for Cpu {
         Ok(values)
     }
 
+    fn routing(&self, s: &Router) -> Result<Routing> {
+        Routing::new(s.rows * s.slots(), s.experts()).map_err(|_| out_of_memory(4 * s.rows * s.slots()))
+    }
+
     fn working(&self, layout: &Layout) -> Result<Vec<Aligned>> {
         let multiplied = |id: ParameterId| {
-            let looked_up = id == layout.token_embedding || id == layout.position_embedding;
+            let looked_up = id == layout.token_embedding || Some(id) == layout.position_embedding;
             layout.parameter(id).is_matrix() && (!looked_up || id == layout.head.weight)
         };
         layout
@@ -148,8 +155,8 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, s: &Embed, ids: &Vec<u32>, params: &Params<Cpu>, mask: Mask, out: &mut Aligned) {
-        let (tokens, positions) = (params.layout.token_embedding, params.layout.position_embedding);
-        embedding::forward(s, ids, part(params, tokens), part(params, positions), mask, out);
+        let positions = params.layout.position_embedding.map(|id| part(params, id));
+        embedding::forward(s, ids, part(params, params.layout.token_embedding), positions, mask, out);
     }
 
     fn embed_backward(
@@ -161,9 +168,8 @@ impl Backend for Cpu {
         d_out: &Aligned,
         grads: &mut Aligned,
     ) {
-        let (tokens, positions) =
-            grad_pair(layout, grads, layout.token_embedding, Some(layout.position_embedding));
-        embedding::backward(s, ids, mask, d_out, tokens, positions.unwrap_or_default());
+        let (tokens, positions) = grad_pair(layout, grads, layout.token_embedding, layout.position_embedding);
+        embedding::backward(s, ids, mask, d_out, tokens, positions);
     }
 
     fn norm(
@@ -244,12 +250,139 @@ impl Backend for Cpu {
         attention::backward(self.simd, s, qkv, out, kept, mask, d_out, d_qkv, scratch);
     }
 
-    fn activation(&self, kind: Activation, x: &Aligned, out: &mut Aligned) {
-        activation::forward(self.simd, kind, x, out);
+    fn rotate(&self, s: &Heads, table: &Aligned, backwards: bool, from: &Aligned, to: &mut Aligned) {
+        rotary::rotate(self.simd, s, table, backwards, from, to);
     }
 
-    fn activation_backward(&self, kind: Activation, x: &Aligned, d_out: &Aligned, d_x: &mut Aligned) {
-        activation::backward(self.simd, kind, x, d_out, d_x);
+    fn activation(&self, s: Hidden, x: &Aligned, mask: Mask, out: &mut Aligned) {
+        activation::forward(self.simd, s, x, mask, out);
+    }
+
+    fn activation_backward(&self, s: Hidden, x: &Aligned, mask: Mask, d_out: &Aligned, d_x: &mut Aligned) {
+        activation::backward(self.simd, s, x, mask, d_out, d_x);
+    }
+
+    fn route(
+        &self,
+        s: &Router,
+        x: &Aligned,
+        bank: &Bank,
+        params: &Params<Cpu>,
+        disturbance: &Disturbance,
+        out: &mut Aligned,
+        kept: &mut Aligned,
+        routing: &mut Routing,
+        scratch: &mut Aligned,
+    ) {
+        let weights = router_of(params, bank);
+        route::forward(self.simd, s, x, &weights, disturbance, out, kept, routing, scratch);
+    }
+
+    fn route_backward(
+        &self,
+        s: &Router,
+        x: &Aligned,
+        bank: &Bank,
+        params: &Params<Cpu>,
+        disturbance: &Disturbance,
+        (shares, factor, z_factor): (&Aligned, f32, f32),
+        kept: &Aligned,
+        routing: &Routing,
+        d_out: &Aligned,
+        d_x: (&mut Aligned, Write),
+        grads: &mut Aligned,
+        scratch: &mut Aligned,
+    ) {
+        let (d_router, d_noise) = grad_pair(&params.layout, grads, bank.router.weight, bank.noise);
+        route::backward(
+            self.simd,
+            s,
+            x,
+            &router_of(params, bank),
+            disturbance,
+            &Balance { shares: if factor > 0.0 { shares } else { &[] }, factor, z_factor },
+            kept,
+            routing,
+            d_out,
+            (d_x.0, d_x.1),
+            d_router,
+            d_noise,
+            scratch,
+        );
+    }
+
+    fn load(&self, s: &Router, kept: &Aligned, routing: &Routing, rows: usize, into: &mut [f64]) {
+        route::load(s, kept, routing, rows, into);
+    }
+
+    fn dispatch(&self, s: &Router, routing: &Routing, x: &Aligned, out: &mut Aligned) {
+        experts::dispatch(s, routing, x, out);
+    }
+
+    fn dispatch_backward(&self, s: &Router, routing: &Routing, d_out: &Aligned, d_x: (&mut Aligned, Write)) {
+        experts::dispatch_backward(self.simd, s, routing, d_out, (d_x.0, d_x.1));
+    }
+
+    fn experts(
+        &self,
+        routing: &Routing,
+        x: &Aligned,
+        bank: &Bank,
+        way: Way,
+        params: &Params<Cpu>,
+        out: &mut Aligned,
+    ) {
+        for expert in 0..bank.len() {
+            let map = way.of(bank, expert);
+            let bias = map.bias.map(|bias| part(params, bias));
+            let panels = &params.working[map.weight.index()];
+            experts::linear(self.simd, routing, expert, &map, x, panels, bias, out);
+        }
+    }
+
+    fn experts_backward(
+        &self,
+        routing: &Routing,
+        x: &Aligned,
+        bank: &Bank,
+        way: Way,
+        params: &Params<Cpu>,
+        d_out: &Aligned,
+        d_x: &mut Aligned,
+        grads: &mut Aligned,
+    ) {
+        for expert in 0..bank.len() {
+            let map = way.of(bank, expert);
+            let d = grad_pair(&params.layout, grads, map.weight, map.bias);
+            let weight = part(params, map.weight);
+            experts::linear_backward(self.simd, routing, expert, &map, x, weight, d_out, d_x, d);
+        }
+    }
+
+    fn combine(&self, s: &Router, routing: &Routing, x: &Aligned, weights: &Aligned, out: &mut Aligned) {
+        experts::combine(self.simd, s, routing, x, weights, out);
+    }
+
+    fn combine_backward_experts(
+        &self,
+        s: &Router,
+        routing: &Routing,
+        weights: &Aligned,
+        d_out: &Aligned,
+        d_x: &mut Aligned,
+    ) {
+        experts::combine_backward_experts(s, routing, weights, d_out, d_x);
+    }
+
+    fn combine_backward_weights(
+        &self,
+        s: &Router,
+        routing: &Routing,
+        x: &Aligned,
+        d_out: &Aligned,
+        d_weights: &mut Aligned,
+    ) {
+        experts::combine_backward_weights(self.simd, s, routing, x, d_out, d_weights);
     }
 
     fn add(&self, rows: usize, stream: &Aligned, branch: &Aligned, mask: Mask, out: &mut Aligned) {
@@ -357,13 +490,18 @@ impl Backend for Cpu {
             })
         });
         self.crew().deal(pieces, |(parameter, weights, first, second, grads, panels)| {
-            let decays = parameter.is_matrix() || adam.decay_vectors;
+            let decays = parameter.is_learned() && (parameter.is_matrix() || adam.decay_vectors);
             adamw::update(self.simd, adam, decays, weights, first, second, grads);
             if let Some(panels) = panels {
                 let rows = weights.len() / parameter.columns;
                 (self.simd.pack_f32)(weights, rows, parameter.columns, panels);
             }
         });
+    }
+
+    fn nudge(&self, params: &mut Params<Cpu>, id: ParameterId, by: &[f32]) {
+        let range = params.layout.parameter(id).range();
+        (self.simd.add)(&mut params.master[range], by);
     }
 
     fn clear(&self, grads: &mut Aligned) {
@@ -390,6 +528,17 @@ fn split_off<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
     let (part, after) = std::mem::take(rest).split_at_mut(len);
     *rest = after;
     part
+}
+
+/// A router's parameters.
+fn router_of<'a>(params: &'a Params<Cpu>, bank: &Bank) -> Weights<'a> {
+    let packed = |id: ParameterId| &params.working[id.index()][..];
+    Weights {
+        panels: packed(bank.router.weight),
+        router: part(params, bank.router.weight),
+        selection_bias: bank.selection_bias.map(|id| part(params, id)),
+        noise: bank.noise.map(|id| (part(params, id), packed(id))),
+    }
 }
 
 /// The head as the loss reads it.

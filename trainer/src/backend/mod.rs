@@ -6,13 +6,16 @@
 
 pub mod cpu;
 
+use crate::ops::activation::Hidden;
 use crate::ops::adamw::Adam;
 use crate::ops::attention::Heads;
 use crate::ops::dropout::Mask;
 use crate::ops::loss::Classes;
+use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
-use formats::config::Activation;
-use formats::layout::{Linear, Norm};
+use crate::tape::Way;
+use formats::config::NormKind;
+use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
 pub use runtime::simd::product::Write;
 
@@ -26,6 +29,8 @@ pub trait Backend: Sync + Sized {
     type Indices: Send + Sync;
     /// The weights in the form the products read, remade after each update.
     type Working: Send + Sync;
+    /// Which rows go to which expert, decided and read on the device.
+    type Routing: Send + Sync;
 
     /// `len` activations, zero.
     fn values(&self, len: usize) -> Result<Self::Values>;
@@ -33,6 +38,8 @@ pub trait Backend: Sync + Sized {
     fn floats(&self, len: usize) -> Result<Self::Floats>;
     /// `len` ids, zero.
     fn indices(&self, len: usize) -> Result<Self::Indices>;
+    /// Room for a router's choices.
+    fn routing(&self, s: &Router) -> Result<Self::Routing>;
     /// The working form of a model's weights, not yet made.
     fn working(&self, layout: &Layout) -> Result<Self::Working>;
 
@@ -136,15 +143,118 @@ pub trait Backend: Sync + Sized {
         scratch: &mut Self::Floats,
     );
 
+    /// See [`crate::ops::rotary`]; `table` is its table, `backwards` turns the other way.
+    fn rotate(
+        &self,
+        s: &Heads,
+        table: &Self::Floats,
+        backwards: bool,
+        from: &Self::Values,
+        to: &mut Self::Values,
+    );
+
     /// See [`crate::ops::activation`].
-    fn activation(&self, kind: Activation, x: &Self::Values, out: &mut Self::Values);
+    fn activation(&self, s: Hidden, x: &Self::Values, mask: Mask, out: &mut Self::Values);
     /// Its backward pass; sets the gradient.
     fn activation_backward(
         &self,
-        kind: Activation,
+        s: Hidden,
         x: &Self::Values,
+        mask: Mask,
         d_out: &Self::Values,
         d_x: &mut Self::Values,
+    );
+
+    /// See [`crate::ops::route`].
+    fn route(
+        &self,
+        s: &Router,
+        x: &Self::Values,
+        bank: &Bank,
+        params: &Params<Self>,
+        disturbance: &Disturbance,
+        out: &mut Self::Values,
+        kept: &mut Self::Floats,
+        routing: &mut Self::Routing,
+        scratch: &mut Self::Floats,
+    );
+    /// Its backward pass; `shares` and the two factors are those of [`crate::ops::route::Balance`].
+    fn route_backward(
+        &self,
+        s: &Router,
+        x: &Self::Values,
+        bank: &Bank,
+        params: &Params<Self>,
+        disturbance: &Disturbance,
+        balance: (&Self::Floats, f32, f32),
+        kept: &Self::Floats,
+        routing: &Self::Routing,
+        d_out: &Self::Values,
+        d_x: (&mut Self::Values, Write),
+        grads: &mut Self::Floats,
+        scratch: &mut Self::Floats,
+    );
+    /// See [`crate::ops::route::load`]: of the first `rows` rows, added to `into`.
+    fn load(&self, s: &Router, kept: &Self::Floats, routing: &Self::Routing, rows: usize, into: &mut [f64]);
+
+    /// See [`crate::ops::experts`]: rows laid out by expert.
+    fn dispatch(&self, s: &Router, routing: &Self::Routing, x: &Self::Values, out: &mut Self::Values);
+    /// Its backward pass.
+    fn dispatch_backward(
+        &self,
+        s: &Router,
+        routing: &Self::Routing,
+        d_out: &Self::Values,
+        d_x: (&mut Self::Values, Write),
+    );
+    /// One affine map of each expert's rows.
+    fn experts(
+        &self,
+        routing: &Self::Routing,
+        x: &Self::Values,
+        bank: &Bank,
+        way: Way,
+        params: &Params<Self>,
+        out: &mut Self::Values,
+    );
+    /// Its backward pass; sets the gradient.
+    fn experts_backward(
+        &self,
+        routing: &Self::Routing,
+        x: &Self::Values,
+        bank: &Bank,
+        way: Way,
+        params: &Params<Self>,
+        d_out: &Self::Values,
+        d_x: &mut Self::Values,
+        grads: &mut Self::Floats,
+    );
+    /// The weighted sum of each row's experts.
+    fn combine(
+        &self,
+        s: &Router,
+        routing: &Self::Routing,
+        x: &Self::Values,
+        weights: &Self::Values,
+        out: &mut Self::Values,
+    );
+    /// The gradient of the experts' results; sets it.
+    fn combine_backward_experts(
+        &self,
+        s: &Router,
+        routing: &Self::Routing,
+        weights: &Self::Values,
+        d_out: &Self::Values,
+        d_x: &mut Self::Values,
+    );
+    /// The gradient of the weights; sets it.
+    fn combine_backward_weights(
+        &self,
+        s: &Router,
+        routing: &Self::Routing,
+        x: &Self::Values,
+        d_out: &Self::Values,
+        d_weights: &mut Self::Values,
     );
 
     /// See [`crate::ops::add`].
@@ -204,6 +314,8 @@ pub trait Backend: Sync + Sized {
         second: &mut Self::Floats,
         grads: &mut Self::Floats,
     );
+    /// Adds to the values of one parameter that no gradient reaches.
+    fn nudge(&self, params: &mut Params<Self>, id: ParameterId, by: &[f32]);
     /// Sets the gradient to zero.
     fn clear(&self, grads: &mut Self::Floats);
     /// Remakes the working form from the master weights.
@@ -228,6 +340,8 @@ pub struct Rows {
     pub rows: usize,
     /// Width of a row.
     pub width: usize,
-    /// Added to the variance.
+    /// Added to the variance, or to the mean square.
     pub eps: f32,
+    /// Which norm.
+    pub kind: NormKind,
 }

@@ -52,7 +52,8 @@ impl Bench {
         let threads = backend.threads();
         let plan = Learner::<Cpu>::memory(&config, shape, threads);
         plan.require(trainer::memory::available().unwrap_or(u64::MAX))?;
-        let mut learner = Learner::new(backend, &config, shape, &options.optimizer())?;
+        let mut learner =
+            Learner::with_mixing(backend, &config, shape, &options.optimizer(), &options.mixing())?;
         let mut weights = vec![0.0; layout.parameters()];
         Generator::new(options.rng, options.seed).initialise(&mut weights, &layout, &config, options.init);
         let zero = vec![0.0; weights.len()];
@@ -83,9 +84,11 @@ impl Bench {
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
 
-        // Parameters used for a token: all but the rows of the position table, and of an untied token table.
-        let unread = if config.tied { 0 } else { config.vocabulary } + config.context;
-        let used = (layout.parameters() - unread * config.width) as f64;
+        // Parameters used for a token: all but idle experts, the rows of the position table, and those of an untied
+        // token table.
+        let positions = layout.position_embedding.map_or(0, |id| layout.parameter(id).len());
+        let tokens = if config.tied { 0 } else { config.vocabulary * config.width };
+        let used = (layout.active_parameters() - positions - tokens) as f64;
         let attention = 12.0 * (config.layers * config.width * options.block) as f64;
         let gflops = (6.0 * used + attention) * shape.rows() as f64 / median / 1e9;
         let tokens_per_s = shape.rows() as f64 / median;

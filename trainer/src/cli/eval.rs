@@ -45,11 +45,14 @@ impl Eval {
 
         let mut weights = vec![0.0; directory.layout.parameters()];
         for (id, parameter) in directory.layout.iter() {
-            let to = &mut weights[parameter.range()];
-            match directory.weights.tensor(id) {
-                Tensor::F32(values) => to.copy_from_slice(values),
-                Tensor::F16(values) => (Simd::best().widen_f16)(values, to),
-                Tensor::Bf16(values) => (Simd::best().widen_bf16)(values, to),
+            let whole = &mut weights[parameter.range()];
+            for (rows, tensor) in directory.weights.pieces(id) {
+                let to = &mut whole[rows.start * parameter.columns..rows.end * parameter.columns];
+                match tensor {
+                    Tensor::F32(values) => to.copy_from_slice(values),
+                    Tensor::F16(values) => (Simd::best().widen_f16)(values, to),
+                    Tensor::Bf16(values) => (Simd::best().widen_bf16)(values, to),
+                }
             }
         }
         let threads =

@@ -1,7 +1,6 @@
 //! `trainer presets`: names, shapes, parameters.
 
 use super::{Format, answer};
-use formats::architecture::count;
 use formats::{Layout, Result};
 use serde_json::json;
 use trainer::presets::{CHARACTERS, PRESETS};
@@ -18,7 +17,7 @@ impl Presets {
     /// Lists every preset, sized for the characters of TinyShakespeare.
     pub fn run(&self) -> Result<()> {
         let mut text = format!(
-            "{:<10} {:>11} {:>11} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6}  (with {CHARACTERS} characters)\n",
+            "{:<14} {:>11} {:>11} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6}  (with {CHARACTERS} characters)\n",
             "preset", "parameters", "active", "layers", "heads", "width", "block", "batch", "steps"
         );
         let mut list = vec![];
@@ -26,10 +25,9 @@ impl Presets {
             let options = preset.options();
             let config = options.model(CHARACTERS)?;
             let layout = Layout::new(&config);
-            let (parameters, active) =
-                (layout.parameters() as u64, count(&config, &layout).active_parameters);
+            let (parameters, active) = (layout.parameters() as u64, layout.active_parameters() as u64);
             text += &format!(
-                "{:<10} {:>11} {:>11} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6}  {}\n",
+                "{:<14} {:>11} {:>11} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6}  {}\n",
                 preset.name,
                 grouped(parameters),
                 grouped(active),

@@ -8,6 +8,8 @@
 //! `d_v_j = sum_i p_ij m_ij d_o_i`, `d_p_ij = m_ij d_o_i . v_j`, `D_i = d_o_i . o_i`,
 //! `d_s_ij = p_ij (d_p_ij - D_i)`, `d_q_i = c sum_j d_s_ij k_j`, `d_k_j = c sum_i d_s_ij q_i`.
 //!
+//! Query head `h` meets the keys and values of head `h / (heads / kv_heads)` (Ainslie et al. 2023).
+//!
 //! Scores live for one block of queries only, never for the whole square. Windows no longer than a vector have a
 //! room of their own, [`short`].
 
@@ -30,6 +32,8 @@ pub struct Heads {
     pub block: usize,
     /// Heads.
     pub heads: usize,
+    /// Heads with keys and values of their own.
+    pub kv_heads: usize,
     /// Width of a head.
     pub size: usize,
     /// The factor on scores.
@@ -37,9 +41,24 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Width of a row of the output; a row of `qkv` is three times this.
+    /// Width of a row of the output, and of a row's queries.
     pub fn width(&self) -> usize {
         self.heads * self.size
+    }
+
+    /// Width of a row of `qkv`.
+    pub fn row(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.size
+    }
+
+    /// Heads that share keys and values.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Whether the room of short windows serves.
+    fn short(&self) -> bool {
+        self.block <= short::MOST && self.kv_heads == self.heads
     }
 
     /// Rows in all.
@@ -49,7 +68,7 @@ impl Heads {
 
     /// Length of the scratch one pass needs: the scores of a block of queries and their gradients.
     pub fn scratch(&self) -> usize {
-        if self.block <= short::MOST {
+        if self.short() {
             return short::scratch(self);
         }
         2 * QUERIES.min(self.block) * self.block
@@ -57,14 +76,29 @@ impl Heads {
 
     /// Length of what the forward pass keeps for the backward one.
     pub fn kept(&self) -> usize {
-        if self.block <= short::MOST { short::kept(self) } else { self.rows() * self.heads }
+        if self.short() { short::kept(self) } else { self.rows() * self.heads }
     }
 
-    /// One head of one window: offset of its first query in `qkv`, and of its first output.
-    fn place(&self, sequence: usize, head: usize) -> (usize, usize) {
+    /// Where one head of one window begins.
+    fn place(&self, sequence: usize, head: usize) -> Place {
         let row = sequence * self.block;
-        (row * 3 * self.width() + head * self.size, row * self.width() + head * self.size)
+        let key = row * self.row() + self.width() + head / self.group() * self.size;
+        Place {
+            query: row * self.row() + head * self.size,
+            key,
+            value: key + self.kv_heads * self.size,
+            out: row * self.width() + head * self.size,
+        }
     }
+}
+
+/// Offsets of a head's first query, key and value in `qkv`, and of its first output.
+#[derive(Clone, Copy)]
+struct Place {
+    query: usize,
+    key: usize,
+    value: usize,
+    out: usize,
 }
 
 /// A block of queries of one head, against the keys up to its last one.
@@ -75,6 +109,8 @@ struct Block<'a> {
     queries: usize,
     /// Number of the block's first row among the rows of all heads, for dropout and sums.
     first_row: usize,
+    /// Whether no block before this one had the same keys.
+    opens: bool,
 }
 
 impl Block<'_> {
@@ -90,7 +126,7 @@ impl Block<'_> {
             columns: self.keys(),
             a_row_stride,
             a_inner_stride: 1,
-            b: Operand::Transposed { stride: 3 * self.s.width() },
+            b: Operand::Transposed { stride: self.s.row() },
             c_stride: self.s.block,
             write: Write::Set,
         }
@@ -104,7 +140,7 @@ impl Block<'_> {
             columns: self.s.size,
             a_row_stride: self.s.block,
             a_inner_stride: 1,
-            b: Operand::Rows { stride: 3 * self.s.width() },
+            b: Operand::Rows { stride: self.s.row() },
             c_stride,
             write: Write::Set,
         }
@@ -119,7 +155,7 @@ impl Block<'_> {
             a_row_stride: 1,
             a_inner_stride: self.s.block,
             b: Operand::Rows { stride: b_stride },
-            c_stride: 3 * self.s.width(),
+            c_stride: self.s.row(),
             write,
         }
     }
@@ -141,21 +177,22 @@ impl Block<'_> {
 }
 
 /// Calls `work` for every block of queries of every head: with its offsets and, for each head, last block first,
-/// so that gradients over keys are set once and then added to.
-fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, usize, usize)) {
+/// so that gradients over keys are set once and then added to, also by the other heads that share them.
+fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, Place)) {
     for sequence in 0..s.sequences {
         for head in 0..s.heads {
-            let (at_query, at_out) = s.place(sequence, head);
+            let place = s.place(sequence, head);
             for first in (0..s.block).step_by(QUERIES).rev() {
                 let queries = QUERIES.min(s.block - first);
                 let first_row = (sequence * s.heads + head) * s.block + first;
-                work(Block { s, first, queries, first_row }, at_query, at_out);
+                let opens = first + queries == s.block && head.is_multiple_of(s.group());
+                work(Block { s, first, queries, first_row, opens }, place);
             }
         }
     }
 }
 
-/// `qkv` `[rows, 3 width]`, `out` `[rows, width]`; `kept` is what [`backward`] needs: `l` as `[sequences, heads,
+/// `qkv` `[rows, (heads + 2 kv_heads) size]`, `out` `[rows, heads size]`; `kept` is what [`backward`] needs: `l` as `[sequences, heads,
 /// block]`, or the weights of short windows.
 pub fn forward(
     simd: &Simd,
@@ -166,13 +203,12 @@ pub fn forward(
     kept: &mut [f32],
     scratch: &mut [f32],
 ) {
-    if s.block <= short::MOST {
+    if s.short() {
         return short::forward(simd, s, qkv, mask, out, kept, scratch);
     }
-    let (width, row) = (s.width(), 3 * s.width());
-    blocks(s, |block, at_query, at_out| {
-        let (at_key, at_value) = (at_query + width, at_query + 2 * width);
-        let queries = &qkv[at_query + block.first * row..];
+    let (width, row) = (s.width(), s.row());
+    blocks(s, |block, Place { query, key: at_key, value: at_value, out: at_out }| {
+        let queries = &qkv[query + block.first * row..];
         (simd.product)(&block.against_keys(row), queries, &qkv[at_key..], None, scratch);
         let log_sums = &mut kept[block.first_row..][..block.queries];
         simd.run(Weigh { block, log_sums, scores: scratch });
@@ -277,15 +313,14 @@ pub fn backward(
     d_qkv: &mut [f32],
     scratch: &mut [f32],
 ) {
-    if s.block <= short::MOST {
+    if s.short() {
         return short::backward(simd, s, qkv, kept, mask, d_out, d_qkv, scratch);
     }
-    let (width, row) = (s.width(), 3 * s.width());
+    let (width, row) = (s.width(), s.row());
     let (weights, d_weights) = scratch.split_at_mut(s.scratch() / 2);
-    blocks(s, |block, at_query, at_out| {
-        let (at_key, at_value) = (at_query + width, at_query + 2 * width);
-        let (queries, from_out) = (at_query + block.first * row, at_out + block.first * width);
-        let write = if block.keys() == s.block { Write::Set } else { Write::Accumulate };
+    blocks(s, |block, Place { query, key: at_key, value: at_value, out: at_out }| {
+        let (queries, from_out) = (query + block.first * row, at_out + block.first * width);
+        let write = if block.opens { Write::Set } else { Write::Accumulate };
         let d_rows = &d_out[from_out..];
 
         (simd.product)(&block.against_keys(row), &qkv[queries..], &qkv[at_key..], None, weights);
@@ -321,8 +356,25 @@ mod tests {
             (1, 67, 1, 3),
             (1, 130, 1, 2),
         ]
-        .map(|(sequences, block, heads, size)| Heads { sequences, block, heads, size, scale: 0.7 })
-        .to_vec()
+        .map(|(sequences, block, heads, size)| Heads {
+            sequences,
+            block,
+            heads,
+            kv_heads: heads,
+            size,
+            scale: 0.7,
+        })
+        .into_iter()
+        .chain([(4, 2), (2, 1), (6, 2)].map(|(heads, kv_heads)| Heads {
+            sequences: 2,
+            block: 5,
+            heads,
+            kv_heads,
+            size: 4,
+            scale: 0.6,
+        }))
+        .chain([Heads { sequences: 1, block: 67, heads: 2, kv_heads: 1, size: 3, scale: 0.5 }])
+        .collect()
     }
 
     fn run(simd: &Simd, s: &Heads, qkv: &[f32], mask: Mask) -> (Vec<f32>, Vec<f32>) {
@@ -336,24 +388,24 @@ mod tests {
     fn forward_matches_float64() {
         for simd in Simd::available() {
             for s in shapes() {
-                let (row, width) = (3 * s.width(), s.width());
+                let (row, width) = (s.row(), s.width());
                 let qkv = values(s.rows() * row, 1);
                 let (out, _) = run(simd, &s, &qkv, None);
                 let at = |r: usize, c: usize| f64::from(qkv[r * row + c]);
                 for r in 0..s.rows() {
                     for h in 0..s.heads {
                         let first = r / s.block * s.block;
+                        let key = width + h / s.group() * s.size;
+                        let value = key + s.kv_heads * s.size;
                         let dot = |j: usize| -> f64 {
-                            (0..s.size).map(|c| at(r, h * s.size + c) * at(j, width + h * s.size + c)).sum()
+                            (0..s.size).map(|c| at(r, h * s.size + c) * at(j, key + c)).sum()
                         };
                         let scores: Vec<f64> =
                             (first..=r).map(|j| (dot(j) * f64::from(s.scale)).exp()).collect();
                         let sum: f64 = scores.iter().sum();
                         for c in 0..s.size {
-                            let want: f64 = (first..=r)
-                                .zip(&scores)
-                                .map(|(j, p)| p / sum * at(j, 2 * width + h * s.size + c))
-                                .sum();
+                            let want: f64 =
+                                (first..=r).zip(&scores).map(|(j, p)| p / sum * at(j, value + c)).sum();
                             let got = f64::from(out[r * width + h * s.size + c]);
                             assert!(
                                 (got - want).abs() <= 2e-6,
@@ -371,7 +423,7 @@ mod tests {
         for simd in Simd::available() {
             for s in shapes() {
                 for mask in [None, Noise::new(3, 4, 0.3).at(2, 0, s.block)] {
-                    let qkv = values(s.rows() * 3 * s.width(), 1);
+                    let qkv = values(s.rows() * s.row(), 1);
                     let d_out = values(s.rows() * s.width(), 2);
                     let (out, log_sums) = run(simd, &s, &qkv, mask);
                     let mut d_qkv = vec![f32::NAN; qkv.len()];
@@ -385,11 +437,11 @@ mod tests {
 
     #[test]
     fn a_row_sees_no_later_row() {
-        let s = Heads { sequences: 1, block: 70, heads: 2, size: 4, scale: 0.5 };
-        let mut qkv = values(s.rows() * 3 * s.width(), 1);
+        let s = Heads { sequences: 1, block: 70, heads: 2, kv_heads: 2, size: 4, scale: 0.5 };
+        let mut qkv = values(s.rows() * s.row(), 1);
         let (before, _) = run(Simd::best(), &s, &qkv, None);
         for row in [69, 40, 1] {
-            qkv[row * 3 * s.width()..].iter_mut().for_each(|value| *value += 1.0);
+            qkv[row * s.row()..].iter_mut().for_each(|value| *value += 1.0);
             let (after, _) = run(Simd::best(), &s, &qkv, None);
             assert_eq!(before[..row * s.width()], after[..row * s.width()]);
             assert_ne!(before[row * s.width()..], after[row * s.width()..]);

@@ -12,9 +12,9 @@ const SITE_BITS: u32 = 40;
 /// Which values are dropped at one place of one step; `None` drops nothing.
 pub type Mask = Option<Drop>;
 
-/// The mask of one site for the rows of one shard.
+/// The random words of one site for the rows of one shard.
 #[derive(Clone, Copy, Debug)]
-pub struct Drop {
+pub struct Draws {
     stream: Stream,
     step: u64,
     /// The site's first block.
@@ -23,12 +23,18 @@ pub struct Drop {
     first_row: u64,
     /// Width of a row.
     width: usize,
+}
+
+/// The mask of one site for the rows of one shard.
+#[derive(Clone, Copy, Debug)]
+pub struct Drop {
+    draws: Draws,
     /// A word below this is dropped.
     threshold: u32,
     scale: f32,
 }
 
-/// Everything that decides the masks of one step; [`Noise::at`] gives each site's.
+/// Everything that decides the noise of one step; [`Noise::at`] gives each site's mask.
 #[derive(Clone, Copy, Debug)]
 pub struct Noise {
     stream: Stream,
@@ -42,17 +48,44 @@ impl Noise {
         Noise { stream: Stream::new(seed, Purpose::Dropout), step, probability }
     }
 
-    /// The mask of one site for rows of `width` counted from `first_row` of the whole batch.
-    pub fn at(&self, site: usize, first_row: usize, width: usize) -> Mask {
-        (self.probability > 0.0).then(|| Drop {
+    /// The same noise with another probability of dropping.
+    pub fn with(self, probability: f32) -> Noise {
+        Noise { probability, ..self }
+    }
+
+    /// The words of one site for rows of `width` counted from `first_row` of the whole batch.
+    pub fn draws(&self, site: usize, first_row: usize, width: usize) -> Draws {
+        Draws {
             stream: self.stream,
             step: self.step,
             site: (site as u64) << SITE_BITS,
             first_row: first_row as u64,
             width,
+        }
+    }
+
+    /// The mask of one site for such rows.
+    pub fn at(&self, site: usize, first_row: usize, width: usize) -> Mask {
+        (self.probability > 0.0).then(|| Drop {
+            draws: self.draws(site, first_row, width),
             threshold: (f64::from(self.probability) * 2f64.powi(32)) as u32,
             scale: 1.0 / (1.0 - self.probability),
         })
+    }
+}
+
+impl Draws {
+    /// Calls `apply(column, word)` for the first `count` columns of one of the shard's rows.
+    #[inline(always)]
+    pub fn row(&self, row: usize, count: usize, mut apply: impl FnMut(usize, u32)) {
+        let blocks = self.width.div_ceil(4) as u64;
+        let first = self.site + (self.first_row + row as u64) * blocks;
+        for (block, column) in (first..).zip((0..count).step_by(4)) {
+            let words = self.stream.draws(self.step, block);
+            for (lane, word) in words.into_iter().enumerate().take(count - column) {
+                apply(column + lane, word);
+            }
+        }
     }
 }
 
@@ -60,21 +93,17 @@ impl Drop {
     /// Calls `apply(column, factor)` for the first `count` columns of one of the shard's rows.
     #[inline(always)]
     pub fn row(&self, row: usize, count: usize, mut apply: impl FnMut(usize, f32)) {
-        let blocks = self.width.div_ceil(4) as u64;
-        let first = self.site + (self.first_row + row as u64) * blocks;
-        for (block, column) in (first..).zip((0..count).step_by(4)) {
-            let words = self.stream.draws(self.step, block);
-            for (lane, word) in words.into_iter().enumerate().take(count - column) {
-                apply(column + lane, if word < self.threshold { 0.0 } else { self.scale });
-            }
-        }
+        self.draws.row(row, count, |column, word| {
+            apply(column, if word < self.threshold { 0.0 } else { self.scale });
+        });
     }
 
     /// Calls `apply(index, factor)` for every value of `rows` rows.
     #[inline(always)]
     pub fn rows(&self, rows: usize, mut apply: impl FnMut(usize, f32)) {
+        let width = self.draws.width;
         for row in 0..rows {
-            self.row(row, self.width, |column, factor| apply(row * self.width + column, factor));
+            self.row(row, width, |column, factor| apply(row * width + column, factor));
         }
     }
 }

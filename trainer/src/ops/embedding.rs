@@ -1,7 +1,7 @@
 //! Token and position embedding.
 //!
 //! Forward, with `id_r` the token of row `r` and `p_r = r mod block` its place:
-//! `out_r = (token[id_r] + position[p_r]) m_r`, `m` the dropout mask.
+//! `out_r = (token[id_r] + position[p_r]) m_r`, `m` the dropout mask; rotary models have no `position`.
 //!
 //! Backward: `d_token[id_r] += d_out_r m_r`, `d_position[p_r] += d_out_r m_r`, rows in order.
 
@@ -9,9 +9,20 @@ use super::dropout::Mask;
 use crate::backend::Embed;
 
 /// `tokens` `[vocabulary, width]`, `positions` `[context, width]`, `out` `[rows, width]`.
-pub fn forward(s: &Embed, ids: &[u32], tokens: &[f32], positions: &[f32], mask: Mask, out: &mut [f32]) {
+pub fn forward(
+    s: &Embed,
+    ids: &[u32],
+    tokens: &[f32],
+    positions: Option<&[f32]>,
+    mask: Mask,
+    out: &mut [f32],
+) {
     for (row, (out, &id)) in out.chunks_exact_mut(s.width).zip(ids).enumerate() {
         let token = &tokens[id as usize * s.width..][..s.width];
+        let Some(positions) = positions else {
+            out.copy_from_slice(token);
+            continue;
+        };
         let position = &positions[row % s.block * s.width..][..s.width];
         for ((out, token), position) in out.iter_mut().zip(token).zip(position) {
             *out = token + position;
@@ -29,23 +40,22 @@ pub fn backward(
     mask: Mask,
     d_out: &[f32],
     d_tokens: &mut [f32],
-    d_positions: &mut [f32],
+    mut d_positions: Option<&mut [f32]>,
 ) {
     for (row, (d_out, &id)) in d_out.chunks_exact(s.width).zip(ids).enumerate() {
         let d_token = &mut d_tokens[id as usize * s.width..][..s.width];
-        let d_position = &mut d_positions[row % s.block * s.width..][..s.width];
-        match mask {
-            None => {
-                for ((d, d_token), d_position) in d_out.iter().zip(d_token).zip(d_position) {
-                    *d_token += d;
-                    *d_position += d;
-                }
-            }
-            Some(mask) => mask.row(row, s.width, |column, factor| {
-                d_token[column] += d_out[column] * factor;
-                d_position[column] += d_out[column] * factor;
-            }),
+        add_row(row, d_out, mask, d_token);
+        if let Some(d_positions) = &mut d_positions {
+            add_row(row, d_out, mask, &mut d_positions[row % s.block * s.width..][..s.width]);
         }
+    }
+}
+
+/// `to += d_out m`.
+fn add_row(row: usize, d_out: &[f32], mask: Mask, to: &mut [f32]) {
+    match mask {
+        None => to.iter_mut().zip(d_out).for_each(|(to, d)| *to += d),
+        Some(mask) => mask.row(row, d_out.len(), |column, factor| to[column] += d_out[column] * factor),
     }
 }
 
@@ -64,10 +74,10 @@ mod tests {
             let (tokens, positions) = (values(5 * width, 1), values(block * width, 2));
             let d_out = values(s.rows * width, 3);
             let (mut d_tokens, mut d_positions) = (vec![0.0; tokens.len()], vec![0.0; positions.len()]);
-            backward(&s, &ids, mask, &d_out, &mut d_tokens, &mut d_positions);
+            backward(&s, &ids, mask, &d_out, &mut d_tokens, Some(&mut d_positions));
             let run = |tokens: &[f32], positions: &[f32]| {
                 let mut out = vec![0.0; d_out.len()];
-                forward(&s, &ids, tokens, positions, mask, &mut out);
+                forward(&s, &ids, tokens, Some(positions), mask, &mut out);
                 out
             };
             gradient("tokens", &tokens, &d_tokens, &d_out, |tokens| run(tokens, &positions));

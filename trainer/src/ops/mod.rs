@@ -7,9 +7,12 @@ pub mod add;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;
+pub mod experts;
 pub mod linear;
 pub mod loss;
 pub mod norm;
+pub mod rotary;
+pub mod route;
 
 #[cfg(test)]
 pub(crate) mod check;

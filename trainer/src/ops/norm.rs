@@ -1,11 +1,13 @@
-//! LayerNorm of each row (Ba, Kiros and Hinton 2016, eq. 4).
+//! LayerNorm of each row (Ba, Kiros and Hinton 2016, eq. 4), or RMSNorm (Zhang and Sennrich 2019, eq. 4).
 //!
 //! Forward, with `m` the mean and `r = 1 / sqrt(var + eps)` of a row: `n = (x - m) r`, `y = n g + b`.
+//! RMSNorm has `m = 0`, the mean square for `var`, and no `b`.
 //!
 //! Backward, with `e = d_y g` and `<.>` the mean over the row:
-//! `d_x = r (e - <e> - n <e n>)`, `d_g += d_y n`, `d_b += d_y`, rows in order.
+//! `d_x = r (e - <e> - n <e n>)`, `d_g += d_y n`, `d_b += d_y`, rows in order; RMSNorm has no `<e>`.
 
 use crate::backend::Rows;
+use formats::config::NormKind;
 use runtime::simd::product::Write;
 use runtime::simd::routines::{LANES, Unit};
 use runtime::simd::{Simd, Work};
@@ -20,11 +22,41 @@ pub fn forward(
     out: &mut [f32],
     moments: &mut [f32],
 ) {
+    if s.kind == NormKind::RmsNorm {
+        return simd.run(RootMeanSquare { s, x, gain, out, moments });
+    }
     let rows = x.chunks_exact(s.width).zip(out.chunks_exact_mut(s.width)).zip(moments.chunks_exact_mut(2));
     for ((x, out), moments) in rows {
         let (mean, scale) = (simd.layer_norm)(x, gain, bias, s.eps, out);
         moments[0] = mean;
         moments[1] = scale;
+    }
+}
+
+struct RootMeanSquare<'a> {
+    s: &'a Rows,
+    x: &'a [f32],
+    gain: &'a [f32],
+    out: &'a mut [f32],
+    moments: &'a mut [f32],
+}
+
+impl Work for RootMeanSquare<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let RootMeanSquare { s, x, gain, out, moments } = self;
+        let rows = x.chunks_exact(s.width).zip(out.chunks_exact_mut(s.width));
+        for ((x, out), moments) in rows.zip(moments.chunks_exact_mut(2)) {
+            let square = unit.sum(x, |value| value * value) / s.width as f32;
+            let scale = 1.0 / (square + s.eps).sqrt();
+            for ((out, x), gain) in out.iter_mut().zip(x).zip(gain) {
+                *out = x * scale * gain;
+            }
+            moments[0] = 0.0;
+            moments[1] = scale;
+        }
     }
 }
 
@@ -87,7 +119,8 @@ impl Work for Backward<'_> {
                 sum_en[lane] = unit.multiply_add(e, normed, sum_en[lane]);
                 *dg = unit.multiply_add(*d, normed, *dg);
             }
-            let mean_e = unit.sum(&sum_e, |value| value) / count;
+            let centred = if s.kind == NormKind::LayerNorm { 1.0 } else { 0.0 };
+            let mean_e = centred * unit.sum(&sum_e, |value| value) / count;
             let mean_en = unit.sum(&sum_en, |value| value) / count;
             let inputs = x.iter().zip(d_out).zip(gain);
             match write {
@@ -120,7 +153,7 @@ mod tests {
     fn gradients_match_finite_differences() {
         for simd in Simd::available() {
             for width in [2, 3, 8, 15, 16, 17, 31, 33, 64, 97] {
-                let s = Rows { rows: 3, width, eps: 1e-5 };
+                let s = Rows { rows: 3, width, eps: 1e-5, kind: NormKind::LayerNorm };
                 let (x, gain, bias) = (values(3 * width, 1), values(width, 2), values(width, 3));
                 let d_out = values(3 * width, 4);
                 let run = |x: &[f32], gain: &[f32], bias: &[f32]| {
@@ -145,6 +178,35 @@ mod tests {
                 gradient("x", &x, &d_x, &d_out, |x| run(x, &gain, &bias).0);
                 gradient("gain", &gain, &d_gain, &d_out, |gain| run(&x, gain, &bias).0);
                 gradient("bias", &bias, &d_bias, &d_out, |bias| run(&x, &gain, bias).0);
+            }
+        }
+    }
+
+    #[test]
+    fn the_root_mean_square_has_its_gradients_too() {
+        for simd in Simd::available() {
+            for width in [1, 3, 16, 17, 33] {
+                let s = Rows { rows: 3, width, eps: 1e-5, kind: NormKind::RmsNorm };
+                let (x, gain, d_out) = (values(3 * width, 1), values(width, 2), values(3 * width, 4));
+                let run = |x: &[f32], gain: &[f32]| {
+                    let (mut out, mut moments) = (vec![f32::NAN; x.len()], vec![f32::NAN; 6]);
+                    forward(simd, &s, x, gain, None, &mut out, &mut moments);
+                    (out, moments)
+                };
+                let (out, moments) = run(&x, &gain);
+                for (row, out) in out.chunks(width).enumerate() {
+                    let x = &x[row * width..][..width];
+                    let square: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+                    for ((out, x), gain) in out.iter().zip(x).zip(&gain) {
+                        let exact = f64::from(*x) / (square + 1e-5).sqrt() * f64::from(*gain);
+                        assert!((f64::from(*out) - exact).abs() <= 1e-6, "{out} is not {exact}");
+                    }
+                }
+                let (mut d_x, mut d_gain) = (vec![f32::NAN; x.len()], vec![0.0; width]);
+                let d = (&mut d_x[..], Write::Set);
+                backward(simd, &s, &x, &gain, &moments, &d_out, d, &mut d_gain, None);
+                gradient("x", &x, &d_x, &d_out, |x| run(x, &gain).0);
+                gradient("gain", &gain, &d_gain, &d_out, |gain| run(&x, gain).0);
             }
         }
     }

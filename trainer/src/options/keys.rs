@@ -4,7 +4,9 @@
 //! the same bounds. What a key means belongs to [`super::Options`].
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use formats::config::{MAX_CONTEXT, MAX_FEED_FORWARD, MAX_HEADS, MAX_LAYERS, MAX_WIDTH};
+use formats::config::{
+    MAX_CONTEXT, MAX_EXPERTS, MAX_FEED_FORWARD, MAX_HEAD_SIZE, MAX_HEADS, MAX_LAYERS, MAX_WIDTH,
+};
 use formats::{Error, Result};
 use toml::Value;
 
@@ -39,6 +41,7 @@ pub struct Key {
 }
 
 const MODEL: &str = "Model";
+const EXPERTS: &str = "Mixture of experts";
 const TRAINING: &str = "Training";
 const RUN: &str = "Run";
 
@@ -51,16 +54,31 @@ pub const KEYS: &[Key] = &[
     key(MODEL, "block", Kind::Count(1, MAX_CONTEXT as u64), "tokens the model sees at once"),
     key(MODEL, "width", Kind::Count(1, MAX_WIDTH as u64), "width of the residual stream"),
     key(MODEL, "layers", Kind::Count(1, MAX_LAYERS as u64), "decoder layers"),
-    key(MODEL, "heads", Kind::Count(1, MAX_HEADS as u64), "attention heads; they share the width evenly"),
+    key(MODEL, "heads", Kind::Count(1, MAX_HEADS as u64), "attention heads"),
+    key(MODEL, "kv_heads", Kind::Count(1, MAX_HEADS as u64), "heads with keys and values; all unless set"),
+    key(
+        MODEL,
+        "head_size",
+        Kind::Count(1, MAX_HEAD_SIZE as u64),
+        "width of a head; width / heads unless set",
+    ),
+    key(MODEL, "position", Kind::Choice(&["learned", "rotary"]), "how positions enter"),
+    key(MODEL, "rotary_base", Kind::Positive(1e8), "base of the rotary wavelengths"),
     key(MODEL, "feed_forward", Kind::Count(1, MAX_FEED_FORWARD as u64), "hidden width; 4 x width unless set"),
-    key(MODEL, "activation", Kind::Choice(&["relu", "gelu-erf", "gelu-tanh"]), "feed-forward nonlinearity"),
+    key(
+        MODEL,
+        "activation",
+        Kind::Choice(&["relu", "gelu-erf", "gelu-tanh", "swiglu"]),
+        "feed-forward nonlinearity",
+    ),
     key(
         MODEL,
         "attention_scale",
         Kind::Choice(&["head-size", "width"]),
         "what attention scores are divided by, as a root",
     ),
-    key(MODEL, "norm_eps", Kind::Positive(1.0), "added to the variance in LayerNorm"),
+    key(MODEL, "norm", Kind::Choice(&["layer-norm", "rms-norm"]), "what normalises the residual stream"),
+    key(MODEL, "norm_eps", Kind::Positive(1.0), "added to the variance, or the mean square"),
     key(MODEL, "norm_bias", Kind::Switch, "LayerNorm has a bias"),
     key(MODEL, "qkv_bias", Kind::Switch, "the query-key-value projection has a bias"),
     key(MODEL, "attention_bias", Kind::Switch, "the attention output projection has a bias"),
@@ -74,6 +92,52 @@ pub const KEYS: &[Key] = &[
         "part zeroed in training: embeddings, attention, both residual branches",
     ),
     key(MODEL, "init", Kind::Choice(&["torch", "gpt2"]), "how the parameters begin"),
+    key(EXPERTS, "experts", Kind::Count(0, MAX_EXPERTS as u64), "experts of a layer; 0 is a dense model"),
+    key(EXPERTS, "active_experts", Kind::Count(1, MAX_EXPERTS as u64), "experts chosen for each token"),
+    key(
+        EXPERTS,
+        "expert_width",
+        Kind::Count(1, MAX_FEED_FORWARD as u64),
+        "hidden width of one expert; feed_forward unless set",
+    ),
+    key(EXPERTS, "expert_every", Kind::Count(1, MAX_LAYERS as u64), "every so many layers has experts"),
+    key(EXPERTS, "shared_experts", Kind::Count(0, MAX_EXPERTS as u64), "experts for every token besides"),
+    key(
+        EXPERTS,
+        "router_score",
+        Kind::Choice(&["softmax", "sigmoid"]),
+        "what turns the router's logits into scores",
+    ),
+    key(
+        EXPERTS,
+        "router_weight",
+        Kind::Choice(&["score", "renormalised"]),
+        "what an expert's output is weighted by; score with one active expert, else renormalised, unless set",
+    ),
+    key(EXPERTS, "balance", Kind::Amount(1e3), "factor of the load-balancing loss (Switch: 0.01)"),
+    key(EXPERTS, "router_z", Kind::Amount(1e3), "factor of the router's z-loss (ST-MoE: 0.001)"),
+    key(
+        EXPERTS,
+        "bias_rate",
+        Kind::Amount(1.0),
+        "step of the bias that balances without a loss (DeepSeek-V3: 0.001); 0 has none",
+    ),
+    key(EXPERTS, "router_noise", Kind::Switch, "learned noise on the router's logits (Shazeer et al.)"),
+    key(
+        EXPERTS,
+        "router_jitter",
+        Kind::Fraction,
+        "reach of the factors on the router's input (Switch: 0.01)",
+    ),
+    key(EXPERTS, "expert_dropout", Kind::Fraction, "dropout inside experts (Switch: 0.4)"),
+    key(EXPERTS, "output_dropout", Kind::Fraction, "part of experts' outputs masked whole (NLLB: 0.2)"),
+    key(EXPERTS, "router_dropout", Kind::Fraction, "part of the experts each step does without"),
+    key(
+        EXPERTS,
+        "capacity_factor",
+        Kind::Amount(1e3),
+        "rows an expert takes, as a multiple of its even share of a shard's; 0 drops none",
+    ),
     key(TRAINING, "batch", Kind::Count(1, 1 << 20), "sequences in a step"),
     key(TRAINING, "steps", Kind::Count(1, 9_999_999_999), "steps in all"),
     key(TRAINING, "learning_rate", Kind::Positive(100.0), "the highest learning rate"),
@@ -279,8 +343,15 @@ mod tests {
     #[test]
     fn the_list_and_the_options_have_the_same_keys() {
         let options = crate::presets::find("nano").expect("a preset").settled();
-        let mut options =
-            crate::options::Options { threads: Some(1), ..options }.table().expect("plain data");
+        let options = crate::options::Options {
+            threads: Some(1),
+            kv_heads: Some(1),
+            head_size: Some(1),
+            expert_width: Some(1),
+            router_weight: Some(formats::config::RouterWeight::Score),
+            ..options
+        };
+        let mut options = options.table().expect("plain data");
         assert!(options.remove("preset").is_some());
         let mut listed: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
         let mut held: Vec<&str> = options.keys().map(String::as_str).collect();

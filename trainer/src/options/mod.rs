@@ -9,13 +9,16 @@ pub mod keys;
 pub use keys::{Flags, nearest};
 
 use crate::data::Alphabet;
+use crate::mixing::Mixing;
 use crate::optimizer::{Decay, OptimizerOptions};
 use crate::presets;
 use crate::progress::ProgressMode;
 use crate::random::RngKind;
 use crate::schedule::{Curve, Schedule};
 use formats::checkpoint::{Dtype, source};
-use formats::config::{Activation, AttentionScale, Config, Position};
+use formats::config::{
+    Activation, AttentionScale, Config, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight,
+};
 use formats::layout::InitScheme;
 use formats::{Error, Result};
 use keys::{CHANGEABLE, KEYS, Key};
@@ -54,7 +57,24 @@ pub struct Options {
     pub layers: usize,
     pub heads: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_heads: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_size: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub feed_forward: Option<usize>,
+    pub experts: usize,
+    pub active_experts: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert_width: Option<usize>,
+    pub expert_every: usize,
+    pub shared_experts: usize,
+    pub router_score: RouterScore,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_weight: Option<RouterWeight>,
+    pub router_noise: bool,
+    pub position: Position,
+    pub rotary_base: f64,
+    pub norm: NormKind,
     pub activation: Activation,
     pub attention_scale: AttentionScale,
     pub norm_eps: f64,
@@ -80,6 +100,14 @@ pub struct Options {
     pub weight_decay: f64,
     pub decay: Decay,
     pub clip: f64,
+    pub balance: f64,
+    pub router_z: f64,
+    pub bias_rate: f64,
+    pub router_jitter: f64,
+    pub expert_dropout: f64,
+    pub output_dropout: f64,
+    pub router_dropout: f64,
+    pub capacity_factor: f64,
     pub eval_every: u64,
     pub eval_batches: u64,
     pub seed: u64,
@@ -104,8 +132,14 @@ impl Options {
             width: self.width,
             layers: self.layers,
             heads: self.heads,
-            feed_forward: self.feed_forward.unwrap_or(4 * self.width),
-            position: Position::Learned,
+            kv_heads: self.kv_heads.unwrap_or(self.heads),
+            head_size: self.head_size()?,
+            feed_forward: self.hidden(),
+            experts: self.mixture(),
+            position: self.position,
+            rotary_base: self.rotary_base as f32,
+            norm: self.norm,
+            query_key_norm: QueryKeyNorm::None,
             activation: self.activation,
             attention_scale: self.attention_scale,
             norm_eps: self.norm_eps as f32,
@@ -119,6 +153,61 @@ impl Options {
         };
         config.validate("options")?;
         Ok(config)
+    }
+
+    /// Width of a head: what was asked for, or an even share of the width.
+    fn head_size(&self) -> Result<usize> {
+        match self.head_size {
+            Some(size) => Ok(size),
+            None if self.width.is_multiple_of(self.heads) => Ok(self.width / self.heads),
+            None => {
+                let expected = format!("a multiple of heads ({}), or a head_size", self.heads);
+                Err(Error::config("options", "width", self.width, expected))
+            }
+        }
+    }
+
+    /// Hidden width of a dense layer.
+    fn hidden(&self) -> usize {
+        self.feed_forward.unwrap_or(4 * self.width)
+    }
+
+    /// What a chosen expert's output is weighted by. Of one expert alone the score is kept: a weight that is always
+    /// one would teach the router nothing.
+    fn router_weight(&self) -> RouterWeight {
+        self.router_weight.unwrap_or(match self.active_experts {
+            1 => RouterWeight::Score,
+            _ => RouterWeight::Renormalised,
+        })
+    }
+
+    /// The mixture of experts, if there is one.
+    fn mixture(&self) -> Option<Experts> {
+        (self.experts > 0).then(|| Experts {
+            count: self.experts,
+            active: self.active_experts,
+            width: self.expert_width.unwrap_or(self.hidden()),
+            every: self.expert_every,
+            shared: self.shared_experts,
+            score: self.router_score,
+            weight: self.router_weight(),
+            selection_bias: self.bias_rate > 0.0,
+            noise: self.router_noise,
+        })
+    }
+
+    /// What keeps the experts alive.
+    pub fn mixing(&self) -> Mixing {
+        Mixing {
+            balance: self.balance as f32,
+            router_z: self.router_z as f32,
+            bias_rate: self.bias_rate as f32,
+            jitter: self.router_jitter as f32,
+            expert_dropout: self.expert_dropout as f32,
+            output_dropout: self.output_dropout as f32,
+            router_dropout: self.router_dropout as f32,
+            capacity: self.capacity_factor as f32,
+        }
     }
 
     /// What the optimiser is told.
@@ -149,7 +238,7 @@ impl Options {
     /// that a run has already followed.
     pub fn settled(self) -> Options {
         Options {
-            feed_forward: Some(self.feed_forward.unwrap_or(4 * self.width)),
+            feed_forward: Some(self.hidden()),
             decay_steps: match self.schedule {
                 Curve::Constant => self.decay_steps,
                 Curve::Cosine => Some(self.decay_steps.unwrap_or(self.steps)),
@@ -166,10 +255,32 @@ impl Options {
             let expected = format!("at most {MAX_STEP_TOKENS}");
             return Err(Error::config(origin, "batch x block", format!("{tokens} tokens"), expected));
         }
-        if self.rng == RngKind::Torch && self.dropout > 0.0 {
+        let disturbances = [
+            ("dropout", self.dropout),
+            ("router_jitter", self.router_jitter),
+            ("expert_dropout", self.expert_dropout),
+            ("output_dropout", self.output_dropout),
+            ("router_dropout", self.router_dropout),
+        ];
+        if self.rng == RngKind::Torch {
             let expected = "0 with rng torch, whose replay has no masks (or rng counter)";
-            return Err(Error::config(origin, "dropout", self.dropout, expected));
+            for (name, value) in disturbances {
+                if value > 0.0 {
+                    return Err(Error::config(origin, name, value, expected));
+                }
+            }
+            if self.router_noise {
+                let expected = "false with rng torch, whose replay has no noise (or rng counter)";
+                return Err(Error::config(origin, "router_noise", true, expected));
+            }
         }
+        if self.experts > 0 && self.active_experts == 1 && self.router_weight() == RouterWeight::Renormalised
+        {
+            let expected = "score with one active expert: its renormalised weight is always 1, so that the router's \
+                            gradient is zero and it never learns";
+            return Err(Error::config(origin, "router_weight", "renormalised", expected));
+        }
+        self.mixing().validate(origin)?;
         if self.schedule == Curve::Cosine && self.final_learning_rate > self.learning_rate {
             let expected = format!("at most learning_rate ({})", self.learning_rate);
             return Err(Error::config(origin, "final_learning_rate", self.final_learning_rate, expected));
@@ -441,7 +552,13 @@ mod tests {
         for (flags, name) in [
             (&[("rng", "torch"), ("dropout", "0.1")][..], "dropout"),
             (&[("heads", "3")], "width"),
-            (&[("width", "60000"), ("heads", "3")], "heads"),
+            (&[("width", "60000"), ("heads", "3")], "head_size"),
+            (&[("kv_heads", "3")], "kv_heads"),
+            (&[("experts", "4"), ("router_weight", "renormalised")], "router_weight"),
+            (&[("experts", "4"), ("active_experts", "5")], "experts.active"),
+            (&[("norm", "rms-norm")], "norm_bias"),
+            (&[("rng", "torch"), ("router_jitter", "0.1")], "router_jitter"),
+            (&[("rng", "torch"), ("router_noise", "true")], "router_noise"),
             (&[("schedule", "cosine"), ("final_learning_rate", "1")], "final_learning_rate"),
             (&[("batch", "1048576"), ("block", "1048576")], "batch x block"),
         ] {
@@ -472,7 +589,9 @@ mod tests {
                     keys::Kind::Count(least, _) => (least + 1).to_string(),
                     keys::Kind::Switch => (!table[key.name].as_bool().expect("a switch")).to_string(),
                     keys::Kind::Choice(words) => {
-                        let other = words.iter().find(|word| Some(**word) != table[key.name].as_str());
+                        let other = words
+                            .iter()
+                            .find(|word| Some(**word) != table.get(key.name).and_then(Value::as_str));
                         other.map(|word| (*word).to_owned()).expect("another word")
                     }
                     _ => "0.00042".to_owned(),

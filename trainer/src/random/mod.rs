@@ -126,6 +126,7 @@ impl Generator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use formats::layout::FeedForward;
     use formats::layout::{Part, Role};
 
     fn initialised(kind: RngKind, seed: u64, scheme: InitScheme) -> (Config, Layout, Vec<f32>) {
@@ -143,7 +144,8 @@ mod tests {
         let head = layout.parameter(layout.head.bias.expect("the lecture's head has a bias"));
         // `model.token.weight[0, :2]`, `model.layers[3].down.bias[0]` and `model.head.bias[-1]` after
         // torch.manual_seed(1337) and the construction of the lecture's model in PyTorch 2.15.0.
-        let down = layout.parameter(layout.layers[3].down.bias.expect("a bias"));
+        let FeedForward::Dense { down, .. } = layout.layers[3].feed_forward else { panic!("a dense layer") };
+        let down = layout.parameter(down.bias.expect("a bias"));
         let expected = [
             (arena[0], 0.18077159),
             (arena[1], -0.069988094),

@@ -9,8 +9,11 @@ pub mod record;
 pub mod replay;
 
 use crate::backend::Write;
+use crate::mixing::Mixing;
+use crate::ops::activation::Hidden;
+use crate::ops::route::Router;
 use formats::Config;
-use formats::layout::{Linear, Norm};
+use formats::layout::{Bank, Linear, Norm};
 use plan::Plan;
 
 /// Names one activation, `[rows, width]`.
@@ -74,10 +77,69 @@ pub enum Op {
         /// Dropout's place.
         site: usize,
     },
-    /// The feed-forward nonlinearity.
+    /// Rotary positions on queries and keys.
+    Rotate {
+        /// Fused queries, keys and values.
+        qkv: Act,
+        /// The same, turned.
+        out: Act,
+    },
+    /// The feed-forward nonlinearity, dropout on its result inside experts.
     Activation {
         /// Input.
         x: Act,
+        /// Result.
+        out: Act,
+        /// Which, and how wide.
+        hidden: Hidden,
+        /// Dropout's place, if it has one.
+        site: Option<usize>,
+    },
+    /// The router of a mixture of experts.
+    Route {
+        /// Input.
+        x: Act,
+        /// Parameters.
+        bank: Bank,
+        /// Which of [`Program::routers`].
+        router: usize,
+        /// The weights of each row's experts, `[rows, slots]`.
+        out: Act,
+        /// Scores and what else the backward pass needs.
+        kept: Stat,
+        /// The first of the noise's places.
+        site: usize,
+    },
+    /// Rows laid out by expert.
+    Dispatch {
+        /// Input.
+        x: Act,
+        /// Whose choice.
+        router: usize,
+        /// Result, `[rows slots, width]`.
+        out: Act,
+    },
+    /// An affine map of each expert's rows.
+    Experts {
+        /// Input, `[rows slots, inputs]`.
+        x: Act,
+        /// Parameters.
+        bank: Bank,
+        /// Which of an expert's two maps.
+        way: Way,
+        /// Whose choice.
+        router: usize,
+        /// Result, `[rows slots, outputs]`.
+        out: Act,
+    },
+    /// The weighted sum of each row's experts.
+    Combine {
+        /// Their results, `[rows slots, width]`.
+        x: Act,
+        /// Their weights.
+        weights: Act,
+        /// Whose choice.
+        router: usize,
         /// Result.
         out: Act,
     },
@@ -101,6 +163,25 @@ pub enum Op {
     },
 }
 
+/// Into an expert, or out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To the hidden width.
+    In,
+    /// Back to the residual stream's.
+    Out,
+}
+
+impl Way {
+    /// One expert's map.
+    pub fn of(self, bank: &Bank, expert: usize) -> Linear {
+        match self {
+            Way::In => bank.up(expert),
+            Way::Out => bank.down(expert),
+        }
+    }
+}
+
 impl Op {
     /// The activation it makes.
     pub fn out(&self) -> Option<Act> {
@@ -109,7 +190,12 @@ impl Op {
             | Op::Norm { out, .. }
             | Op::Linear { out, .. }
             | Op::Attention { out, .. }
+            | Op::Rotate { out, .. }
             | Op::Activation { out, .. }
+            | Op::Route { out, .. }
+            | Op::Dispatch { out, .. }
+            | Op::Experts { out, .. }
+            | Op::Combine { out, .. }
             | Op::Add { out, .. } => Some(out),
             Op::Loss { .. } => None,
         }
@@ -119,10 +205,15 @@ impl Op {
     pub fn inputs(&self) -> [Option<Act>; 2] {
         match *self {
             Op::Embed { .. } => [None, None],
-            Op::Norm { x, .. } | Op::Linear { x, .. } | Op::Activation { x, .. } | Op::Loss { x, .. } => {
-                [Some(x), None]
-            }
-            Op::Attention { qkv, .. } => [Some(qkv), None],
+            Op::Norm { x, .. }
+            | Op::Linear { x, .. }
+            | Op::Activation { x, .. }
+            | Op::Route { x, .. }
+            | Op::Dispatch { x, .. }
+            | Op::Experts { x, .. }
+            | Op::Loss { x, .. } => [Some(x), None],
+            Op::Rotate { qkv, .. } | Op::Attention { qkv, .. } => [Some(qkv), None],
+            Op::Combine { x, weights, .. } => [Some(x), Some(weights)],
             Op::Add { stream, branch, .. } => [Some(stream), Some(branch)],
         }
     }
@@ -130,10 +221,14 @@ impl Op {
     /// The activations whose values its backward pass reads again.
     pub fn saved(&self) -> [Option<Act>; 2] {
         match *self {
-            Op::Embed { .. } | Op::Add { .. } => [None, None],
-            Op::Norm { x, .. } | Op::Linear { x, .. } | Op::Activation { x, .. } | Op::Loss { x, .. } => {
-                [Some(x), None]
-            }
+            Op::Embed { .. } | Op::Rotate { .. } | Op::Dispatch { .. } | Op::Add { .. } => [None, None],
+            Op::Norm { x, .. }
+            | Op::Linear { x, .. }
+            | Op::Activation { x, .. }
+            | Op::Route { x, .. }
+            | Op::Experts { x, .. }
+            | Op::Loss { x, .. } => [Some(x), None],
+            Op::Combine { x, weights, .. } => [Some(x), Some(weights)],
             Op::Attention { qkv, out, .. } => [Some(qkv), Some(out)],
         }
     }
@@ -194,6 +289,10 @@ pub struct Program {
     pub backward: Vec<Step>,
     /// The last activation: the input of the loss, or the logits.
     pub result: Act,
+    /// Its routers.
+    pub routers: Vec<Router>,
+    /// How its mixtures are trained.
+    pub mixing: Mixing,
     /// Length of the scratch its operations share.
     pub scratch: usize,
     /// Which slot holds what, when.
@@ -205,6 +304,8 @@ impl Program {
     pub fn bytes(&self) -> u64 {
         let values =
             self.plan.slots.iter().chain(&self.stats).sum::<usize>() + self.scratch + self.shape.rows();
-        4 * values as u64
+        // An assignment is an expert, a place and a row.
+        let routed: usize = self.routers.iter().map(|router| 3 * router.rows * router.slots()).sum();
+        4 * (values + routed) as u64
     }
 }

@@ -85,6 +85,7 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use crate::mixing::Mixing;
     use crate::presets;
     use crate::tape::record::record;
     use crate::tape::{Mode, Shape};
@@ -95,7 +96,8 @@ mod tests {
         let config =
             presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
         let layout = Layout::new(&config);
-        let program = record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train);
+        let program =
+            record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train, &Mixing::default());
         // Walks the program writing who owns each slot, and checks the owner at each read.
         let mut owner: Vec<Option<(usize, bool)>> = vec![None; program.plan.slots.len()];
         let value = |act: super::Act| (program.plan.value[act.index()], (act.index(), false));
@@ -134,7 +136,8 @@ mod tests {
         let config =
             presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
         let layout = Layout::new(&config);
-        let program = record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Evaluate);
+        let program =
+            record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Evaluate, &Mixing::default());
         assert!(program.plan.slots.len() <= 8, "{:?}", program.plan.slots);
         assert!(program.plan.gradient.iter().all(Option::is_none));
     }

@@ -3,20 +3,38 @@
 //! Dropout enters here, inside the verbs that have it: embedding, attention, the residual branches.
 
 use super::plan::Plan;
-use super::{Act, Mode, Op, Program, Shape, Stat, Step};
+use super::{Act, Mode, Op, Program, Shape, Stat, Step, Way};
 use crate::backend::Write;
+use crate::mixing::Mixing;
+use crate::ops::activation::Hidden;
 use crate::ops::attention::Heads;
 use crate::ops::loss::Classes;
+use crate::ops::route::Router;
 use formats::architecture::{Machine, forward};
-use formats::layout::{Linear, Norm};
+use formats::layout::{Bank, Linear, Norm};
 use formats::{Config, Layout};
 
-/// Records `config`'s model over `shape` for `mode`.
-pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode) -> Program {
-    let mut recorder =
-        Recorder { config, shape, mode, widths: vec![], stats: vec![], ops: vec![], sites: 0, scratch: 0 };
+/// Places of noise that one router has: jitter, noise, masks of outputs and of experts.
+const NOISE_SITES: usize = 4;
+
+/// Records `config`'s model over `shape` for `mode`; `mixing` is how its mixtures are trained.
+pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode, mixing: &Mixing) -> Program {
+    // Nothing is lost or disturbed but in training.
+    let mixing = if mode == Mode::Train { *mixing } else { Mixing::default() };
+    let mut recorder = Recorder {
+        config,
+        shape,
+        mode,
+        mixing,
+        widths: vec![],
+        stats: vec![],
+        ops: vec![],
+        routers: vec![],
+        sites: 0,
+        scratch: 0,
+    };
     let result = forward(&mut recorder, layout);
-    let Recorder { widths, stats, ops, scratch, .. } = recorder;
+    let Recorder { widths, stats, ops, routers, scratch, .. } = recorder;
     let backward = if mode == Mode::Train { reverse(&ops, widths.len()) } else { vec![] };
     let lens: Vec<usize> = widths.iter().map(|width| width * shape.rows()).collect();
     let plan = Plan::new(&ops, &backward, &lens, result);
@@ -29,6 +47,8 @@ pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode) -> Pro
         forward: ops,
         backward,
         result,
+        routers,
+        mixing,
         scratch,
         plan,
     }
@@ -48,9 +68,11 @@ struct Recorder<'a> {
     config: &'a Config,
     shape: Shape,
     mode: Mode,
+    mixing: Mixing,
     widths: Vec<usize>,
     stats: Vec<usize>,
     ops: Vec<Op>,
+    routers: Vec<Router>,
     sites: usize,
     scratch: usize,
 }
@@ -74,10 +96,21 @@ impl Recorder<'_> {
     fn width(&self, act: Act) -> usize {
         self.widths[act.index()]
     }
+
+    /// An activation of so many values a row; a gate's are among its input's.
+    fn hidden(&mut self, x: Act, width: usize, site: Option<usize>) -> Act {
+        let kind = self.config.activation;
+        let rows = self.width(x) / kind.inputs(width);
+        let out = self.act(rows * width);
+        self.ops.push(Op::Activation { x, out, hidden: Hidden { kind, width }, site });
+        out
+    }
 }
 
 impl Machine for Recorder<'_> {
     type Rows = Act;
+    /// Which of the routers, and the weights.
+    type Routing = (usize, Act);
 
     fn embed(&mut self, _: &Layout) -> Act {
         let (out, site) = (self.act(self.config.width), self.site());
@@ -97,6 +130,17 @@ impl Machine for Recorder<'_> {
         out
     }
 
+    /// Never called: [`crate::learner::Learner`] refuses such models.
+    fn query_key_norm(&mut self, _: Act, _: &[Norm; 2]) -> Act {
+        unreachable!("a learner has no model with normalised queries and keys")
+    }
+
+    fn rotate(&mut self, qkv: Act) -> Act {
+        let out = self.act(self.width(qkv));
+        self.ops.push(Op::Rotate { qkv, out });
+        out
+    }
+
     fn attention(&mut self, qkv: Act, _: usize) -> Act {
         let heads = heads(self.config, self.shape);
         self.scratch = self.scratch.max(heads.scratch());
@@ -107,8 +151,48 @@ impl Machine for Recorder<'_> {
     }
 
     fn activation(&mut self, x: Act) -> Act {
-        let out = self.act(self.width(x));
-        self.ops.push(Op::Activation { x, out });
+        let width = self.config.feed_forward;
+        self.hidden(x, width, None)
+    }
+
+    fn route(&mut self, &x: &Act, bank: &Bank, layer: usize) -> (usize, Act) {
+        let experts = self.config.experts_of(layer).unwrap_or_else(|| panic!("layer {layer} is dense"));
+        let rows = self.shape.rows();
+        let router = Router {
+            rows,
+            layer,
+            width: self.width(x),
+            count: bank.count,
+            active: bank.active,
+            shared: bank.shared,
+            score: experts.score,
+            weight: experts.weight,
+            noisy: bank.noise.is_some() && self.mode == Mode::Train,
+            capacity: self.mixing.capacity_of(rows, bank.active, bank.count),
+        };
+        self.scratch = self.scratch.max(router.scratch());
+        let (out, kept) = (self.act(router.slots()), self.stat(router.kept()));
+        let site = self.sites;
+        self.sites += NOISE_SITES;
+        self.routers.push(router);
+        let index = self.routers.len() - 1;
+        self.ops.push(Op::Route { x, bank: *bank, router: index, out, kept, site });
+        (index, out)
+    }
+
+    fn experts(&mut self, x: Act, (router, weights): (usize, Act), bank: &Bank) -> Act {
+        let (width, slots) = (self.width(x), bank.slots());
+        let [up, down] = [bank.up(0), bank.down(0)];
+        let dispatched = self.act(slots * width);
+        self.ops.push(Op::Dispatch { x, router, out: dispatched });
+        let raised = self.act(slots * up.outputs);
+        self.ops.push(Op::Experts { x: dispatched, bank: *bank, way: Way::In, router, out: raised });
+        let site = self.site();
+        let hidden = self.hidden(raised, down.inputs, Some(site));
+        let lowered = self.act(slots * width);
+        self.ops.push(Op::Experts { x: hidden, bank: *bank, way: Way::Out, router, out: lowered });
+        let out = self.act(width);
+        self.ops.push(Op::Combine { x: lowered, weights, router, out });
         out
     }
 
@@ -134,7 +218,8 @@ pub fn heads(config: &Config, shape: Shape) -> Heads {
         sequences: shape.sequences,
         block: shape.block,
         heads: config.heads,
-        size: config.head_size(),
+        kv_heads: config.kv_heads,
+        size: config.head_size,
         scale: config.score_scale(),
     }
 }
@@ -154,7 +239,8 @@ mod tests {
         let config =
             presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
         let layout = Layout::new(&config);
-        let program = record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train);
+        let program =
+            record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train, &Mixing::default());
         let mut set = vec![false; program.widths.len()];
         for step in &program.backward {
             let op = program.forward[step.op];

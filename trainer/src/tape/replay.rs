@@ -7,8 +7,11 @@ use super::record::{classes, heads};
 use super::{Act, Op, Program, Step};
 use crate::backend::{Backend, Embed, Rows, Write};
 use crate::ops::dropout::{Mask, Noise};
+use crate::ops::rotary;
+use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
 use formats::Result;
+use formats::config::Position;
 
 /// One program with its buffers.
 pub struct Replay<B: Backend> {
@@ -19,6 +22,12 @@ pub struct Replay<B: Backend> {
     targets: B::Indices,
     losses: B::Floats,
     scratch: B::Floats,
+    /// What each router decided.
+    routings: Vec<B::Routing>,
+    /// Each router's shares of the micro-batch, see [`Replay::balance`].
+    shares: Vec<B::Floats>,
+    /// Cosines and sines of the places; empty without rotary positions.
+    rotary: B::Floats,
 }
 
 /// What decides the noise of one pass: the step's noise and the first window's number in the batch.
@@ -34,7 +43,19 @@ impl<B: Backend> Replay<B> {
     /// A program's buffers.
     pub fn new(backend: &B, program: Program) -> Result<Replay<B>> {
         let rows = program.shape.rows();
+        let table = match program.config.position {
+            Position::Learned => vec![],
+            Position::Rotary => {
+                rotary::table(program.shape.block, program.config.head_size, program.config.rotary_base)
+            }
+        };
+        let mut turns = backend.floats(table.len())?;
+        backend.upload(&table, &mut turns);
+        let routers = program.routers.iter();
         Ok(Replay {
+            routings: routers.clone().map(|router| backend.routing(router)).collect::<Result<_>>()?,
+            shares: routers.map(|router| backend.floats(router.count)).collect::<Result<_>>()?,
+            rotary: turns,
             slots: program
                 .plan
                 .slots
@@ -69,6 +90,20 @@ impl<B: Backend> Replay<B> {
     /// The last activation of the last pass.
     pub fn result(&self, backend: &B, into: &mut [f32]) {
         backend.download_values(self.value(self.program.result), into);
+    }
+
+    /// Adds what the first `rows` rows of the last pass asked of each router, see [`crate::ops::route::load`].
+    pub fn load(&self, backend: &B, rows: usize, into: &mut [Vec<f64>]) {
+        for op in &self.program.forward {
+            let Op::Route { router, kept, .. } = *op else { continue };
+            let (shape, routing) = (&self.program.routers[router], &self.routings[router]);
+            backend.load(shape, &self.stats[kept.index()], routing, rows, &mut into[router]);
+        }
+    }
+
+    /// Says what share of the micro-batch's choices each expert of a router had, for the next backward pass.
+    pub fn balance(&mut self, backend: &B, router: usize, shares: &[f32]) {
+        backend.upload(shares, &mut self.shares[router]);
     }
 
     fn value(&self, act: Act) -> &B::Values {
@@ -126,7 +161,7 @@ impl<B: Backend> Replay<B> {
 
     fn rows_shape(&self, act: Act) -> Rows {
         let Program { shape, config, widths, .. } = &self.program;
-        Rows { rows: shape.rows(), width: widths[act.index()], eps: config.norm_eps }
+        Rows { rows: shape.rows(), width: widths[act.index()], eps: config.norm_eps, kind: config.norm }
     }
 
     /// The mask of a site over rows of the residual stream.
@@ -140,6 +175,26 @@ impl<B: Backend> Replay<B> {
         let Program { shape, config, .. } = &self.program;
         let first_row = place.first_sequence * config.heads * shape.block;
         place.noise.and_then(|noise| noise.at(site, first_row, shape.block))
+    }
+
+    /// The mask of a site over the hidden rows of experts.
+    fn hidden_mask(&self, place: Place, site: Option<usize>, out: Act, width: usize) -> Mask {
+        let rows = self.program.widths[out.index()] / width * self.program.shape.block;
+        let noise = place.noise.map(|noise| noise.with(self.program.mixing.expert_dropout));
+        noise.zip(site).and_then(|(noise, site)| noise.at(site, place.first_sequence * rows, width))
+    }
+
+    /// What disturbs a router, from the first of its sites on.
+    fn disturbance(&self, place: Place, router: &Router, site: usize) -> Disturbance {
+        let Some(noise) = place.noise else { return Disturbance::default() };
+        let (mixing, first_row) = (&self.program.mixing, place.first_sequence * self.program.shape.block);
+        Disturbance {
+            jitter: (mixing.jitter > 0.0)
+                .then(|| (noise.draws(site, first_row, router.width), mixing.jitter)),
+            noise: router.noisy.then(|| noise.draws(site + 1, first_row, 2 * router.count)),
+            outputs: noise.with(mixing.output_dropout).at(site + 2, first_row, router.slots()),
+            experts: noise.with(mixing.router_dropout).at(site + 3, 0, router.count),
+        }
     }
 
     /// The forward pass over the uploaded ids. In training the loss waits for [`Replay::backward`].
@@ -170,10 +225,42 @@ impl<B: Backend> Replay<B> {
                     })?;
                     self.scratch = scratch;
                 }
-                Op::Activation { x, out } => {
-                    let kind = self.program.config.activation;
-                    self.make(out, |this, out| backend.activation(kind, this.value(x), out));
+                Op::Rotate { qkv, out } => {
+                    let shape = heads(&self.program.config, self.program.shape);
+                    self.make(out, |this, out| {
+                        backend.rotate(&shape, &this.rotary, false, this.value(qkv), out);
+                    });
                 }
+                Op::Activation { x, out, hidden, site } => {
+                    let mask = self.hidden_mask(place, site, out, hidden.width);
+                    self.make(out, |this, out| backend.activation(hidden, this.value(x), mask, out));
+                }
+                Op::Route { x, bank, router, out, kept, site } => {
+                    let shape = self.program.routers[router];
+                    let disturbance = self.disturbance(place, &shape, site);
+                    let empty = Router { rows: 0, ..shape };
+                    let mut routing = std::mem::replace(&mut self.routings[router], backend.routing(&empty)?);
+                    let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
+                    self.make_with_stat(out, kept, backend, |this, out, kept| {
+                        let (x, routing) = (this.value(x), &mut routing);
+                        let scratch = &mut scratch;
+                        backend.route(&shape, x, &bank, params, &disturbance, out, kept, routing, scratch);
+                    })?;
+                    self.routings[router] = routing;
+                    self.scratch = scratch;
+                }
+                Op::Dispatch { x, router, out } => self.make(out, |this, out| {
+                    let shape = &this.program.routers[router];
+                    backend.dispatch(shape, &this.routings[router], this.value(x), out);
+                }),
+                Op::Experts { x, bank, way, router, out } => self.make(out, |this, out| {
+                    backend.experts(&this.routings[router], this.value(x), &bank, way, params, out);
+                }),
+                Op::Combine { x, weights, router, out } => self.make(out, |this, out| {
+                    let (x, weights) = (this.value(x), this.value(weights));
+                    let shape = &this.program.routers[router];
+                    backend.combine(shape, &this.routings[router], x, weights, out);
+                }),
                 Op::Add { stream, branch, out, site } => {
                     let mask = self.row_mask(place, site, out);
                     self.make(out, |this, out| {
@@ -246,11 +333,70 @@ impl<B: Backend> Replay<B> {
                     });
                     self.scratch = scratch;
                 }
-                Op::Activation { x, out } => {
+                Op::Rotate { qkv, out } => {
+                    assert_eq!(write, Write::Set, "rotation is the only reader of its projection");
+                    let shape = heads(&self.program.config, self.program.shape);
+                    self.make_gradient(qkv, |this, d_qkv| {
+                        backend.rotate(&shape, &this.rotary, true, this.gradient(out), d_qkv);
+                    });
+                }
+                Op::Activation { x, out, hidden, site } => {
                     assert_eq!(write, Write::Set, "the nonlinearity is the only reader of its input");
-                    let kind = self.program.config.activation;
+                    let mask = self.hidden_mask(place, site, out, hidden.width);
                     self.make_gradient(x, |this, d_x| {
-                        backend.activation_backward(kind, this.value(x), this.gradient(out), d_x);
+                        backend.activation_backward(hidden, this.value(x), mask, this.gradient(out), d_x);
+                    });
+                }
+                Op::Route { x, bank, router, out, kept, site } => {
+                    let shape = self.program.routers[router];
+                    let disturbance = self.disturbance(place, &shape, site);
+                    let mixing = &self.program.mixing;
+                    let factor = mixing.balance * shape.count as f32 / total_rows as f32;
+                    let z_factor = 2.0 * mixing.router_z / total_rows as f32;
+                    let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
+                    self.make_gradient(x, |this, d_x| {
+                        backend.route_backward(
+                            &shape,
+                            this.value(x),
+                            &bank,
+                            params,
+                            &disturbance,
+                            (&this.shares[router], factor, z_factor),
+                            &this.stats[kept.index()],
+                            &this.routings[router],
+                            this.gradient(out),
+                            (d_x, write),
+                            grads,
+                            &mut scratch,
+                        );
+                    });
+                    self.scratch = scratch;
+                }
+                Op::Dispatch { x, router, out } => self.make_gradient(x, |this, d_x| {
+                    let shape = &this.program.routers[router];
+                    let d_out = this.gradient(out);
+                    backend.dispatch_backward(shape, &this.routings[router], d_out, (d_x, write));
+                }),
+                Op::Experts { x, bank, way, router, out } => {
+                    assert_eq!(write, Write::Set, "experts are the only readers of their input");
+                    self.make_gradient(x, |this, d_x| {
+                        let (x, d_out) = (this.value(x), this.gradient(out));
+                        let routing = &this.routings[router];
+                        backend.experts_backward(routing, x, &bank, way, params, d_out, d_x, grads);
+                    });
+                }
+                Op::Combine { x, weights, router, out } => {
+                    let only = [write, second_write] == [Write::Set; 2];
+                    assert!(only, "the sum is the only reader of the experts' results and weights");
+                    self.make_gradient(x, |this, d_x| {
+                        let (weights, d_out) = (this.value(weights), this.gradient(out));
+                        let (shape, routing) = (&this.program.routers[router], &this.routings[router]);
+                        backend.combine_backward_experts(shape, routing, weights, d_out, d_x);
+                    });
+                    self.make_gradient(weights, |this, d_weights| {
+                        let (x, d_out) = (this.value(x), this.gradient(out));
+                        let (shape, routing) = (&this.program.routers[router], &this.routings[router]);
+                        backend.combine_backward_weights(shape, routing, x, d_out, d_weights);
                     });
                 }
                 Op::Add { stream, branch, out, site } => {

@@ -3,7 +3,7 @@
 //! Scores are held transposed, one vector of queries a key, so that maxima, sums and exponentials run down whole
 //! vectors and nothing is reduced across lanes. Equations and signs are those of the room above.
 
-use super::Heads;
+use super::{Heads, Place};
 use crate::ops::dropout::Mask;
 use runtime::simd::routines::{LANES, Unit};
 use runtime::simd::{Simd, Work};
@@ -167,18 +167,19 @@ impl<const N: usize> Work for Forward<'_, N> {
     #[inline(always)]
     fn run(self, unit: Unit) {
         let Forward { s, qkv, mask, out, kept, scratch } = self;
-        let (size, width, stride) = (s.size, s.width(), 3 * s.width());
+        let (size, width, stride) = (s.size, s.width(), s.row());
         let queries = &mut scratch.as_chunks_mut::<N>().0[..size];
         let (kept, _) = kept.as_chunks_mut::<N>();
         for sequence in 0..s.sequences {
             for head in 0..s.heads {
-                let (at_query, at_out) = s.place(sequence, head);
+                let Place { query: at_query, key: at_key, value: at_value, out: at_out } =
+                    s.place(sequence, head);
                 let place = sequence * s.heads + head;
                 let weights = &mut kept[place * s.block..][..s.block];
                 transpose(Matrix { values: qkv, at: at_query, stride }, s.block, queries);
                 let mut maximum = [f32::NEG_INFINITY; N];
                 for (key, weights) in weights.iter_mut().enumerate() {
-                    let score = combine(unit, row(qkv, at_query + width + key * stride, size), queries);
+                    let score = combine(unit, row(qkv, at_key + key * stride, size), queries);
                     for lane in 0..N {
                         // A key no query may see has a score that leaves nothing after the exponential.
                         weights[lane] = if lane < key { f32::NEG_INFINITY } else { score[lane] * s.scale };
@@ -210,7 +211,7 @@ impl<const N: usize> Work for Forward<'_, N> {
                         weights[lane] *= sum[lane];
                     }
                 }
-                let values = Matrix { values: qkv, at: at_query + 2 * width, stride };
+                let values = Matrix { values: qkv, at: at_value, stride };
                 let mut dropped = [[0.0; N]; MOST];
                 let used = match mask {
                     None => &*weights,
@@ -246,14 +247,14 @@ impl<const N: usize> Work for Backward<'_, N> {
     #[inline(always)]
     fn run(self, unit: Unit) {
         let Backward { s, qkv, kept, mask, d_out, d_qkv, scratch } = self;
-        let (size, width, stride) = (s.size, s.width(), 3 * s.width());
+        let (size, width, stride) = (s.size, s.width(), s.row());
         let (d_outs, chunks) = scratch.as_chunks_mut::<N>().0.split_at_mut(size);
         let d_weights = &mut chunks[..s.block];
         let (kept, _) = kept.as_chunks::<N>();
         for sequence in 0..s.sequences {
             for head in 0..s.heads {
-                let (at_query, at_out) = s.place(sequence, head);
-                let (at_key, at_value) = (at_query + width, at_query + 2 * width);
+                let Place { query: at_query, key: at_key, value: at_value, out: at_out } =
+                    s.place(sequence, head);
                 let place = sequence * s.heads + head;
                 let weights = &kept[place * s.block..][..s.block];
                 transpose(Matrix { values: d_out, at: at_out, stride: width }, s.block, d_outs);

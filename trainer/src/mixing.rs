@@ -1,0 +1,191 @@
+//! How a mixture of experts is trained: what keeps its experts alive, and how to see whether they are.
+//!
+//! Nothing here is part of a stored model.
+
+use formats::{Error, Result};
+
+/// The switches. All zero is a mixture left to itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Mixing {
+    /// Factor of the load-balancing loss (Fedus et al. 2021, eq. 4).
+    pub balance: f32,
+    /// Factor of the router's z-loss (Zoph et al. 2022, eq. 5).
+    pub router_z: f32,
+    /// What an update adds to the selection bias of an expert below the mean load, and takes from one above it
+    /// (Wang et al. 2024, algorithm 1).
+    pub bias_rate: f32,
+    /// How far the factors on the router's input lie from one (Fedus et al. 2021, section 2.2).
+    pub jitter: f32,
+    /// Dropout inside experts, after the nonlinearity.
+    pub expert_dropout: f32,
+    /// Probability that an expert's whole output for a row is masked.
+    pub output_dropout: f32,
+    /// Probability that a step does without an expert.
+    pub router_dropout: f32,
+    /// Rows an expert takes, as a multiple of its even share of a shard's; 0 takes all.
+    pub capacity: f32,
+}
+
+impl Mixing {
+    /// Checks every bound. `origin` names where the values came from.
+    pub fn validate(&self, origin: &str) -> Result<()> {
+        let within = |field: &str, value: f32, most: f32| {
+            if (0.0..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::config(origin, field, value, format!("0 to {most}")))
+        };
+        within("balance", self.balance, 1e3)?;
+        within("router_z", self.router_z, 1e3)?;
+        within("bias_rate", self.bias_rate, 1.0)?;
+        within("router_jitter", self.jitter, 0.999)?;
+        within("expert_dropout", self.expert_dropout, 0.999)?;
+        within("output_dropout", self.output_dropout, 0.999)?;
+        within("router_dropout", self.router_dropout, 0.999)?;
+        within("capacity_factor", self.capacity, 1e3)
+    }
+
+    /// Whether a gradient depends on the load of the whole micro-batch.
+    pub fn needs_load(&self) -> bool {
+        self.balance > 0.0
+    }
+
+    /// Most rows one of `count` experts takes of `rows` that choose `active` each.
+    pub fn capacity_of(&self, rows: usize, active: usize, count: usize) -> Option<usize> {
+        let even = rows as f64 * active as f64 / count as f64;
+        (self.capacity > 0.0).then(|| (f64::from(self.capacity) * even).ceil() as usize)
+    }
+}
+
+/// What some rows asked of one layer's experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Load {
+    /// The layer.
+    pub layer: usize,
+    /// How many experts each row chose.
+    pub active: usize,
+    /// Rows that were counted.
+    pub rows: f64,
+    /// How often each expert was chosen.
+    pub counts: Vec<f64>,
+    /// The sum of each expert's probabilities.
+    pub probabilities: Vec<f64>,
+    /// The sum of the rows' router entropies, nats.
+    pub entropy: f64,
+    /// Assignments that a full expert dropped.
+    pub dropped: f64,
+}
+
+impl Load {
+    /// No rows yet.
+    pub fn new(layer: usize, active: usize, count: usize) -> Load {
+        Load {
+            layer,
+            active,
+            rows: 0.0,
+            counts: vec![0.0; count],
+            probabilities: vec![0.0; count],
+            entropy: 0.0,
+            dropped: 0.0,
+        }
+    }
+
+    /// Forgets every row.
+    pub fn clear(&mut self) {
+        *self = Load::new(self.layer, self.active, self.counts.len());
+    }
+
+    /// Adds `rows` rows as [`crate::ops::route::load`] gives them.
+    pub fn add(&mut self, rows: usize, values: &[f64]) {
+        let count = self.counts.len();
+        self.rows += rows as f64;
+        self.counts.iter_mut().zip(&values[..count]).for_each(|(sum, value)| *sum += value);
+        self.probabilities.iter_mut().zip(&values[count..]).for_each(|(sum, value)| *sum += value);
+        self.entropy += values[2 * count];
+        self.dropped += values[2 * count + 1];
+    }
+
+    /// Each expert's share of all choices.
+    pub fn shares(&self) -> impl Iterator<Item = f64> + '_ {
+        let all = self.counts.iter().sum::<f64>().max(1.0);
+        self.counts.iter().map(move |count| count / all)
+    }
+
+    /// Entropy of the shares over that of an even load: 1 is even, 0 is one expert for all.
+    pub fn load_entropy(&self) -> f64 {
+        if self.counts.len() < 2 {
+            return 1.0;
+        }
+        let entropy: f64 =
+            self.shares().map(|share| if share > 0.0 { -share * share.ln() } else { 0.0 }).sum();
+        entropy / (self.counts.len() as f64).ln()
+    }
+
+    /// By how much the largest share exceeds an even one, relative to that: MaxVio (Wang et al. 2024, eq. 4).
+    pub fn max_violation(&self) -> f64 {
+        self.shares().fold(0.0, f64::max) * self.counts.len() as f64 - 1.0
+    }
+
+    /// Experts that no row chose.
+    pub fn dead(&self) -> usize {
+        self.counts.iter().filter(|count| **count == 0.0).count()
+    }
+
+    /// Mean entropy of a row's probabilities over that of indifference: 1 is a router that does not care.
+    pub fn router_entropy(&self) -> f64 {
+        if self.counts.len() < 2 {
+            return 0.0;
+        }
+        self.entropy / self.rows.max(1.0) / (self.counts.len() as f64).ln()
+    }
+
+    /// Assignments dropped, of all that were made.
+    pub fn dropped_share(&self) -> f64 {
+        self.dropped / (self.rows * self.active as f64).max(1.0)
+    }
+
+    /// `E sum f_i P_i`: one where the load is even (Fedus et al. 2021, eq. 4).
+    pub fn balance_loss(&self) -> f64 {
+        let means = self.probabilities.iter().map(|sum| sum / self.rows.max(1.0));
+        self.counts.len() as f64 * self.shares().zip(means).map(|(share, mean)| share * mean).sum::<f64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(counts: &[f64]) -> Load {
+        let rows = counts.iter().sum();
+        Load { rows, counts: counts.to_vec(), ..Load::new(0, 1, counts.len()) }
+    }
+
+    #[test]
+    fn an_even_load_and_a_collapsed_one() {
+        let even = load(&[5.0; 4]);
+        assert_eq!((even.load_entropy(), even.max_violation(), even.dead()), (1.0, 0.0, 0));
+        let collapsed = load(&[0.0, 20.0, 0.0, 0.0]);
+        assert_eq!((collapsed.load_entropy(), collapsed.max_violation(), collapsed.dead()), (0.0, 3.0, 3));
+        assert_eq!(load(&[7.0]).load_entropy(), 1.0);
+        assert!(load(&[0.0; 3]).max_violation().is_finite());
+    }
+
+    #[test]
+    fn every_switch_has_its_bounds() {
+        assert!(Mixing::default().validate("test").is_ok());
+        for bad in [f32::NAN, -0.1, f32::INFINITY] {
+            for mixing in [
+                Mixing { balance: bad, ..Mixing::default() },
+                Mixing { router_z: bad, ..Mixing::default() },
+                Mixing { bias_rate: bad, ..Mixing::default() },
+                Mixing { jitter: bad, ..Mixing::default() },
+                Mixing { expert_dropout: bad, ..Mixing::default() },
+                Mixing { output_dropout: bad, ..Mixing::default() },
+                Mixing { router_dropout: bad, ..Mixing::default() },
+                Mixing { capacity: bad, ..Mixing::default() },
+            ] {
+                assert!(mixing.validate("test").is_err(), "{mixing:?}");
+            }
+        }
+    }
+}
