@@ -3,6 +3,7 @@
 //! Nothing here is part of a stored model.
 
 use formats::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 /// The switches. All zero is a mixture left to itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -57,6 +58,60 @@ impl Mixing {
     }
 }
 
+/// Choices an expert should have had before its share means anything.
+const ENOUGH: f64 = 200.0;
+
+/// One layer's experts in a row of metrics.jsonl.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// The layer, from 0.
+    pub layer: usize,
+    /// Each expert's share of all choices.
+    pub load: Vec<f64>,
+    /// See [`Load::load_entropy`].
+    pub load_entropy: f64,
+    /// See [`Load::max_violation`].
+    pub max_violation: f64,
+    /// See [`Load::dead`].
+    pub dead: usize,
+    /// See [`Load::dropped_share`].
+    pub dropped: f64,
+    /// See [`Load::router_entropy`].
+    pub router_entropy: f64,
+    /// See [`Load::balance_loss`].
+    pub balance_loss: f64,
+}
+
+/// The worst of all layers, for one line.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Worst {
+    /// Lowest load entropy.
+    pub load_entropy: f64,
+    /// Highest MaxVio.
+    pub max_violation: f64,
+    /// Experts without a row, all layers together.
+    pub dead: usize,
+    /// Highest share of dropped assignments.
+    pub dropped: f64,
+    /// Lowest router entropy.
+    pub router_entropy: f64,
+}
+
+impl Worst {
+    /// Of no layer there is none.
+    pub fn of(loads: &[Load]) -> Option<Worst> {
+        let least = |value: fn(&Load) -> f64| loads.iter().map(value).fold(f64::INFINITY, f64::min);
+        let most = |value: fn(&Load) -> f64| loads.iter().map(value).fold(0.0, f64::max);
+        (!loads.is_empty()).then(|| Worst {
+            load_entropy: least(Load::load_entropy),
+            max_violation: most(Load::max_violation),
+            dead: loads.iter().map(Load::dead).sum(),
+            dropped: most(Load::dropped_share),
+            router_entropy: least(Load::router_entropy),
+        })
+    }
+}
+
 /// What some rows asked of one layer's experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Load {
@@ -103,6 +158,36 @@ impl Load {
         self.probabilities.iter_mut().zip(&values[count..]).for_each(|(sum, value)| *sum += value);
         self.entropy += values[2 * count];
         self.dropped += values[2 * count + 1];
+    }
+
+    /// Adds the rows of another count of the same router.
+    pub fn merge(&mut self, other: &Load) {
+        self.rows += other.rows;
+        self.counts.iter_mut().zip(&other.counts).for_each(|(sum, value)| *sum += value);
+        self.probabilities.iter_mut().zip(&other.probabilities).for_each(|(sum, value)| *sum += value);
+        self.entropy += other.entropy;
+        self.dropped += other.dropped;
+    }
+
+    /// The numbers people look at.
+    pub fn health(&self) -> Health {
+        Health {
+            layer: self.layer,
+            load: self.shares().collect(),
+            load_entropy: self.load_entropy(),
+            max_violation: self.max_violation(),
+            dead: self.dead(),
+            dropped: self.dropped_share(),
+            router_entropy: self.router_entropy(),
+            balance_loss: self.balance_loss(),
+        }
+    }
+
+    /// The experts that get less than a tenth of an even share, where enough rows were counted to tell.
+    pub fn starving(&self) -> impl Iterator<Item = usize> + '_ {
+        let even = self.counts.iter().sum::<f64>() / self.counts.len() as f64;
+        let starves = move |count: f64| even >= ENOUGH && count < even / 10.0;
+        (0..self.counts.len()).filter(move |&expert| starves(self.counts[expert]))
     }
 
     /// Each expert's share of all choices.
@@ -168,6 +253,17 @@ mod tests {
         assert_eq!((collapsed.load_entropy(), collapsed.max_violation(), collapsed.dead()), (0.0, 3.0, 3));
         assert_eq!(load(&[7.0]).load_entropy(), 1.0);
         assert!(load(&[0.0; 3]).max_violation().is_finite());
+    }
+
+    #[test]
+    fn an_expert_starves_below_a_tenth_of_its_share_and_not_for_want_of_rows() {
+        let starving = |counts: &[f64]| load(counts).starving().collect::<Vec<_>>();
+        assert_eq!(starving(&[990.0, 10.0, 1000.0, 0.0]), [1, 3]);
+        assert_eq!(starving(&[300.0, 250.0]), [0usize; 0]);
+        assert_eq!(starving(&[3.0, 0.0]), [0usize; 0]);
+        let worst = Worst::of(&[load(&[5.0; 4]), load(&[20.0, 0.0, 0.0, 0.0])]).expect("two layers");
+        assert_eq!((worst.load_entropy, worst.max_violation, worst.dead), (0.0, 3.0, 3));
+        assert_eq!(Worst::of(&[]), None);
     }
 
     #[test]

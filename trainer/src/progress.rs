@@ -7,6 +7,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use crate::mixing::Worst;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,8 @@ pub struct StepReport {
     pub tokens_per_s: f64,
     /// What the process holds.
     pub memory_bytes: u64,
+    /// How the experts fare, if there are any.
+    pub experts: Option<Worst>,
 }
 
 /// One line of [`ProgressMode::Json`]. Keys shared with metrics.jsonl have its names.
@@ -58,6 +61,8 @@ enum Event<'a> {
         tokens_per_s: f64,
         eta_seconds: Option<f64>,
         memory_bytes: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        experts: Option<Worst>,
     },
     Evaluation {
         step: u64,
@@ -159,6 +164,7 @@ impl Progress {
                     tokens_per_s: report.tokens_per_s,
                     eta_seconds: remaining.map(|time| time.as_secs_f64()),
                     memory_bytes: report.memory_bytes,
+                    experts: report.experts,
                 },
             ),
             Output::Off(_) => {}
@@ -214,8 +220,9 @@ fn remaining(elapsed: Duration, done: u64, left: u64) -> Option<Duration> {
 /// where a narrow terminal cuts it.
 fn glance(report: &StepReport, total: u64, validation: Option<f64>, remaining: Option<Duration>) -> String {
     let validation = validation.map(|loss| format!(" val {loss:.4}")).unwrap_or_default();
+    let experts = report.experts.map(|worst| format!(" {}", health(&worst))).unwrap_or_default();
     format!(
-        "{} {}/{total} loss {:.4}{validation} lr {:.1e} {} tok/s eta {} {}",
+        "{} {}/{total} loss {:.4}{validation} lr {:.1e} {} tok/s eta {} {}{experts}",
         bar(report.step, total),
         report.step,
         report.loss,
@@ -224,6 +231,21 @@ fn glance(report: &StepReport, total: u64, validation: Option<f64>, remaining: O
         eta(remaining),
         memory(report.memory_bytes),
     )
+}
+
+/// The experts of the layer that fares worst, number by number.
+fn health(worst: &Worst) -> String {
+    let mut text = format!(
+        "load {:.2} maxvio {:.2} router {:.2}",
+        worst.load_entropy, worst.max_violation, worst.router_entropy
+    );
+    if worst.dead > 0 {
+        text += &format!(" dead {}", worst.dead);
+    }
+    if worst.dropped > 0.0 {
+        text += &format!(" dropped {:.1}%", 100.0 * worst.dropped);
+    }
+    text
 }
 
 /// A bar of six cells, to the half cell.
@@ -238,8 +260,9 @@ fn bar(step: u64, total: u64) -> String {
 fn sentence(report: &StepReport, total: u64, validation: Option<f64>, remaining: Option<Duration>) -> String {
     let width = total.to_string().len();
     let validation = validation.map(|loss| format!("  val {loss:.4}")).unwrap_or_default();
+    let experts = report.experts.map(|worst| format!("  {}", health(&worst))).unwrap_or_default();
     format!(
-        "step {:>width$}/{total}  loss {:.4}{validation}  lr {:.2e}  grad {:.2}  {} tokens/s  eta {}  {}",
+        "step {:>width$}/{total}  loss {:.4}{validation}  lr {:.2e}  grad {:.2}  {} tokens/s  eta {}  {}{experts}",
         report.step,
         report.loss,
         report.learning_rate,
@@ -340,6 +363,7 @@ mod tests {
             gradient_norm: 0.823,
             tokens_per_s: 193_400.0,
             memory_bytes: 212 << 20,
+            experts: None,
         }
     }
 

@@ -4,14 +4,16 @@
 //! dark and on paper. The training loop writes it into the run directory.
 
 mod chart;
+mod experts;
 
 use std::fmt::Write;
 
+use crate::mixing::Health;
 use chart::{Chart, Mark, Point, Scale, Series, thinned};
 use serde::{Deserialize, Serialize};
 
 /// One line of metrics.jsonl.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Row {
     /// A logged training step.
@@ -26,6 +28,9 @@ pub enum Row {
         gradient_norm: f64,
         /// Training throughput.
         tokens_per_s: f64,
+        /// What the steps since the row before asked of each layer's experts.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        experts: Vec<Health>,
         /// Seconds since the run began.
         seconds: f64,
     },
@@ -76,6 +81,7 @@ pub fn html(input: &ReportInput) -> String {
     );
     page.push_str(&summary(input.summary));
     page.push_str(&curves.figures());
+    page.push_str(&experts::figures(&curves.experts, curves.steps));
     page.push_str("<div class=\"texts\">\n");
     page.push_str(&text_section("What it writes", "sample", input.sample));
     page.push_str(&text_section("How it was set", "config", input.config));
@@ -86,33 +92,36 @@ pub fn html(input: &ReportInput) -> String {
 }
 
 #[derive(Default)]
-struct Curves {
+struct Curves<'a> {
     batch: Vec<Point>,
     train: Vec<Point>,
     validation: Vec<Point>,
     learning_rate: Vec<Point>,
     gradient_norm: Vec<Point>,
     tokens_per_s: Vec<Point>,
+    /// Each row's experts, layer by layer.
+    experts: Vec<(f64, &'a Health)>,
     steps: f64,
 }
 
-impl Curves {
-    fn of(rows: &[Row]) -> Curves {
+impl<'a> Curves<'a> {
+    fn of(rows: &'a [Row]) -> Curves<'a> {
         let mut curves = Curves::default();
         for row in rows {
-            let (Row::Step { step, .. } | Row::Evaluation { step, .. }) = *row;
-            let x = step as f64;
+            let (Row::Step { step, .. } | Row::Evaluation { step, .. }) = row;
+            let x = *step as f64;
             curves.steps = curves.steps.max(x);
-            match *row {
-                Row::Step { loss, lr, gradient_norm, tokens_per_s, .. } => {
-                    curves.batch.push((x, loss));
-                    curves.learning_rate.push((x, lr));
-                    curves.gradient_norm.push((x, gradient_norm));
-                    curves.tokens_per_s.push((x, tokens_per_s));
+            match row {
+                Row::Step { loss, lr, gradient_norm, tokens_per_s, experts, .. } => {
+                    curves.batch.push((x, *loss));
+                    curves.learning_rate.push((x, *lr));
+                    curves.gradient_norm.push((x, *gradient_norm));
+                    curves.tokens_per_s.push((x, *tokens_per_s));
+                    experts.iter().for_each(|layer| curves.experts.push((x, layer)));
                 }
                 Row::Evaluation { train_loss, val_loss, .. } => {
-                    curves.train.push((x, train_loss));
-                    curves.validation.push((x, val_loss));
+                    curves.train.push((x, *train_loss));
+                    curves.validation.push((x, *val_loss));
                 }
             }
         }
@@ -378,6 +387,7 @@ mod tests {
                 lr: 1e-3,
                 gradient_norm: 0.8,
                 tokens_per_s: 1.2e5,
+                experts: vec![],
                 seconds: 1.0,
             });
         }
@@ -408,6 +418,7 @@ mod tests {
                     lr: 0.001,
                     gradient_norm: 1.5,
                     tokens_per_s: 9.0,
+                    experts: vec![],
                     seconds: 0.5
                 },
                 Row::Evaluation { step: 1, train_loss: 4.0, val_loss: 4.2, seconds: 0.6 },

@@ -3,6 +3,7 @@
 //! Whoever holds a [`Run`] is the only trainer in the directory. What checkpoints contain is [`crate::state`]'s and
 //! [`formats::checkpoint`]'s business.
 
+use crate::mixing::Health;
 use crate::options::Recipe;
 use formats::{Error, Result};
 use serde::Serialize;
@@ -117,7 +118,7 @@ pub struct Metrics {
 }
 
 /// One training step's row.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct StepRow {
     /// The step, counted from zero.
     pub step: u64,
@@ -129,6 +130,9 @@ pub struct StepRow {
     pub gradient_norm: f64,
     /// Training throughput since the row before.
     pub tokens_per_s: f64,
+    /// What the steps since the row before asked of each layer's experts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<Health>,
     /// Seconds the run has taken, all its processes together.
     pub seconds: f64,
 }
@@ -235,7 +239,15 @@ mod tests {
             let seconds = step as f64;
             metrics.add(&EvaluationRow { step, train_loss: 2.0, val_loss: 3.0, seconds }).expect("a row");
             metrics
-                .add(&StepRow { step, loss: 1.5, lr: 1e-3, gradient_norm: 0.5, tokens_per_s: 9.0, seconds })
+                .add(&StepRow {
+                    step,
+                    loss: 1.5,
+                    lr: 1e-3,
+                    gradient_norm: 0.5,
+                    tokens_per_s: 9.0,
+                    experts: vec![],
+                    seconds,
+                })
                 .expect("a row");
         }
         metrics.sync().expect("a file");

@@ -8,6 +8,7 @@ use crate::backend::cpu::Cpu;
 use crate::data::{self, Source, Text};
 use crate::learner::{BatchShape, Learner, Rates};
 use crate::memory;
+use crate::mixing::{Load, Worst};
 use crate::options::{Device, Options, Recipe, Request};
 use crate::progress::{Progress, StepReport};
 use crate::random::Generator;
@@ -81,6 +82,15 @@ fn shape(options: &Options) -> BatchShape {
     BatchShape { sequences: options.batch, block: options.block }
 }
 
+/// Adds a step's loads to those of the steps before it.
+fn gather_loads(sum: &mut Vec<Load>, step: &[Load]) {
+    if sum.is_empty() {
+        *sum = step.to_vec();
+    } else {
+        sum.iter_mut().zip(step).for_each(|(sum, step)| sum.merge(step));
+    }
+}
+
 /// A run under way.
 struct Trainer<B: Backend> {
     run: Run,
@@ -100,6 +110,8 @@ struct Trainer<B: Backend> {
     inputs: Vec<u32>,
     targets: Vec<u32>,
     offsets: Vec<usize>,
+    /// Layer and number of each expert that was warned of.
+    starved: Vec<(usize, usize)>,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -151,6 +163,15 @@ impl<B: Backend> Trainer<B> {
             config.width,
             config.context
         ));
+        if let Some(experts) = &config.experts {
+            progress.message(&format!(
+                "experts {} a layer, {} active{}; {} parameters are active for a token",
+                experts.count,
+                experts.active,
+                if experts.shared > 0 { format!(", {} shared", experts.shared) } else { String::new() },
+                grouped(layout.active_parameters() as u64)
+            ));
+        }
         progress.message(&format!(
             "data    {} training and {} validation tokens, vocabulary {}",
             grouped(text.training().len() as u64),
@@ -176,6 +197,7 @@ impl<B: Backend> Trainer<B> {
             inputs: vec![],
             targets: vec![],
             offsets: vec![0; options.batch],
+            starved: vec![],
             step: state.step,
             saved: found.map(|(step, _)| step),
             best_validation: state.best_validation,
@@ -198,6 +220,8 @@ impl<B: Backend> Trainer<B> {
         let tokens = (options.batch * options.block) as f64;
         // Throughput since the last row and since the last line shown.
         let (mut row, mut shown) = ((Instant::now(), self.step), (Instant::now(), self.step));
+        // What the steps since then asked of the experts.
+        let (mut row_loads, mut shown_loads) = (vec![], vec![]);
         while self.step < options.steps {
             let step = self.step;
             let last = step + 1 == options.steps;
@@ -222,6 +246,8 @@ impl<B: Backend> Trainer<B> {
                 }
             };
             self.step += 1;
+            gather_loads(&mut row_loads, self.learner.loads());
+            gather_loads(&mut shown_loads, self.learner.loads());
             if self.step.is_multiple_of(options.log_every) || last {
                 let now = Instant::now();
                 self.metrics.add(&StepRow {
@@ -230,8 +256,10 @@ impl<B: Backend> Trainer<B> {
                     lr: learning_rate,
                     gradient_norm: outcome.gradient_norm,
                     tokens_per_s: rate(tokens, row, (now, self.step)),
+                    experts: row_loads.iter().map(Load::health).collect(),
                     seconds: self.seconds(),
                 })?;
+                row_loads.iter_mut().for_each(Load::clear);
                 row = (now, self.step);
             }
             if shown.0.elapsed() >= show_every || last {
@@ -244,7 +272,10 @@ impl<B: Backend> Trainer<B> {
                     gradient_norm: outcome.gradient_norm,
                     tokens_per_s: rate(tokens, shown, (now, self.step)),
                     memory_bytes: memory::resident(),
+                    experts: Worst::of(&shown_loads),
                 });
+                self.warn_of_starving(&shown_loads);
+                shown_loads.iter_mut().for_each(Load::clear);
                 shown = (now, self.step);
             }
             if let Some(exit_code) = self.interrupt.exit_code().filter(|_| !last) {
@@ -259,6 +290,27 @@ impl<B: Backend> Trainer<B> {
         self.save()?;
         self.finish(&options)?;
         Ok(End::Done)
+    }
+
+    /// Says once of each expert that hardly any row chooses it, and what helps.
+    fn warn_of_starving(&mut self, loads: &[Load]) {
+        for load in loads {
+            for expert in load.starving() {
+                if self.starved.contains(&(load.layer, expert)) {
+                    continue;
+                }
+                self.starved.push((load.layer, expert));
+                let share = load.shares().nth(expert).unwrap_or(0.0);
+                self.progress.message(&format!(
+                    "warning: expert {expert} of layer {} starves: {:.2} % of the choices, an even share is {:.2} %\n  \
+                     help: raise --balance (now {}), or balance without a loss by --bias-rate 0.001",
+                    load.layer,
+                    100.0 * share,
+                    100.0 / load.counts.len() as f64,
+                    self.recipe.options.balance
+                ));
+            }
+        }
     }
 
     /// Saves what was learned until a signal came, and says how to go on.

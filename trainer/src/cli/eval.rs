@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use trainer::backend::cpu::Cpu;
 use trainer::data::{Source, Text, windows};
 use trainer::learner::{BatchShape, Learner};
+use trainer::mixing::{Health, Load};
 use trainer::presets;
 
 /// What `trainer eval` takes.
@@ -68,17 +69,42 @@ impl Eval {
             learner.evaluate(inputs, targets)
         };
         let (train_loss, val_loss) = (loss(text.training())?, loss(text.validation())?);
+        // Those of the validation split, which came last.
+        let experts: Vec<Health> = learner.loads().iter().map(Load::health).collect();
         let (_, targets) = windows(text.validation(), block);
         let bytes = tokenizer.decode(targets)?.len();
         let bits = val_loss * targets.len() as f64 / bytes as f64 / LN_2;
         match self.format {
-            Format::Text => answer(&format!(
-                "train loss {train_loss:.4}, val loss {val_loss:.4} nats per token; val {bits:.4} bits per byte\n"
-            )),
-            Format::Json => answer(&format!(
-                "{}\n",
-                json!({ "train_loss": train_loss, "val_loss": val_loss, "val_bits_per_byte": bits })
-            )),
+            Format::Text => {
+                let mut lines = format!(
+                    "train loss {train_loss:.4}, val loss {val_loss:.4} nats per token; val {bits:.4} bits per byte\n"
+                );
+                experts.iter().for_each(|layer| lines += &told(layer));
+                answer(&lines)
+            }
+            Format::Json => {
+                let mut object = json!({
+                    "train_loss": train_loss, "val_loss": val_loss, "val_bits_per_byte": bits
+                });
+                if !experts.is_empty() {
+                    object["experts"] = json!(experts);
+                }
+                answer(&format!("{object}\n"))
+            }
         }
     }
+}
+
+/// One layer's experts over the validation split, as a line: the numbers, then each expert's share.
+fn told(layer: &Health) -> String {
+    let shares: Vec<String> = layer.load.iter().map(|share| format!("{:.1}", 100.0 * share)).collect();
+    format!(
+        "layer {:<3} load entropy {:.3}  maxvio {:.3}  dead {}  router entropy {:.3}  % of choices {}\n",
+        layer.layer,
+        layer.load_entropy,
+        layer.max_violation,
+        layer.dead,
+        layer.router_entropy,
+        shares.join(" ")
+    )
 }
