@@ -21,3 +21,5 @@ mod start;
 pub mod state;
 pub mod tape;
 pub mod train;
+pub mod upcycle;
+pub mod weights;

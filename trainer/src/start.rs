@@ -6,6 +6,8 @@ use crate::presets;
 use crate::random::Generator;
 use crate::run::Run;
 use crate::state::TrainState;
+use crate::upcycle;
+use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result};
 use std::path::Path;
 
@@ -35,7 +37,7 @@ pub(crate) fn settle(request: &Request, run: Option<&Run>, out: &Path, resume: b
             "there is no text to learn from\n  help: name one with --data TEXT".to_owned(),
         ));
     }
-    Ok(Recipe { options: recipe.options.settled(), data: recipe.data })
+    Ok(Recipe { options: recipe.options.settled(), ..recipe })
 }
 
 /// The state of a checkpoint, refused if it is of another run.
@@ -68,10 +70,14 @@ pub(crate) fn fresh(
     text: &Text,
     layout: &Layout,
     config: &Config,
+    upcycle: Option<(&Path, &Tokenizer)>,
 ) -> Result<TrainState> {
     let zero = vec![0.0; layout.parameters()];
     let mut weights = zero.clone();
     generator.initialise(&mut weights, layout, config, options.init);
+    if let Some((dense, tokenizer)) = upcycle {
+        upcycle::copy(dense, tokenizer, config, layout, &mut weights)?;
+    }
     Ok(TrainState {
         step: 0,
         weights,

@@ -139,7 +139,10 @@ impl<B: Backend> Trainer<B> {
         let mut generator = Generator::new(options.rng, options.seed);
         let state = match &found {
             Some((_, path)) => restore(path, &run, options, &text, &layout)?,
-            None => fresh(&mut generator, options, &text, &layout, &config)?,
+            None => {
+                let dense = recipe.upcycle.as_deref().map(|dense| (dense, &tokenizer));
+                fresh(&mut generator, options, &text, &layout, &config, dense)?
+            }
         };
         if let Some(kept) = &state.generator {
             generator = Generator::restore(kept).ok_or_else(|| {
@@ -189,7 +192,9 @@ impl<B: Backend> Trainer<B> {
         }
         // Whole paths, so that the run can be resumed from any directory.
         let data = recipe.data.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
-        run.record(&Recipe { options: options.clone(), data: data.collect() })?;
+        let upcycle =
+            recipe.upcycle.as_ref().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
+        run.record(&Recipe { options: options.clone(), data: data.collect(), upcycle })?;
         Ok(Trainer {
             metrics: run.metrics(state.step)?,
             interrupt: Interrupt::listen()?,

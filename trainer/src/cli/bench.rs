@@ -42,6 +42,7 @@ impl Bench {
             preset: Some(self.preset.clone()),
             config: None,
             data: Vec::<PathBuf>::new(),
+            upcycle: None,
             flags: self.flags.clone(),
         };
         let options = request.resolve()?.options;

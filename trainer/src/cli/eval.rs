@@ -1,9 +1,8 @@
 //! `trainer eval`: the exact loss of a model over every window of a text.
 
 use super::{Format, answer};
-use formats::checkpoint::{Directory, Tensor};
+use formats::checkpoint::Directory;
 use formats::{Error, Result};
-use runtime::simd::Simd;
 use serde_json::json;
 use std::f64::consts::LN_2;
 use std::path::PathBuf;
@@ -12,6 +11,7 @@ use trainer::data::{Source, Text, windows};
 use trainer::learner::{BatchShape, Learner};
 use trainer::mixing::{Health, Load};
 use trainer::presets;
+use trainer::weights;
 
 /// What `trainer eval` takes.
 #[derive(clap::Args)]
@@ -44,18 +44,7 @@ impl Eval {
         let block = directory.config.context;
         text.require(block)?;
 
-        let mut weights = vec![0.0; directory.layout.parameters()];
-        for (id, parameter) in directory.layout.iter() {
-            let whole = &mut weights[parameter.range()];
-            for (rows, tensor) in directory.weights.pieces(id) {
-                let to = &mut whole[rows.start * parameter.columns..rows.end * parameter.columns];
-                match tensor {
-                    Tensor::F32(values) => to.copy_from_slice(values),
-                    Tensor::F16(values) => (Simd::best().widen_f16)(values, to),
-                    Tensor::Bf16(values) => (Simd::best().widen_bf16)(values, to),
-                }
-            }
-        }
+        let weights = weights::arena(&directory.weights, &directory.layout);
         let threads =
             self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let shape = BatchShape { sequences: 1, block };

@@ -57,6 +57,9 @@ struct Train {
     /// Text files to learn from, read byte for byte, one after another
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     data: Vec<PathBuf>,
+    /// A dense model that each expert begins as a copy of (two or more active experts)
+    #[arg(long, value_name = "DIR")]
+    upcycle: Option<PathBuf>,
     /// The run directory
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
@@ -98,8 +101,8 @@ fn obey() -> Result<u8> {
     };
     match arguments.command {
         Command::Train(command) => {
-            let Train { preset, config, data, out, resume, flags } = command;
-            train(&Request { preset, config, data, flags }, &out, resume).map(|end| match end {
+            let Train { preset, config, data, upcycle, out, resume, flags } = command;
+            train(&Request { preset, config, data, upcycle, flags }, &out, resume).map(|end| match end {
                 End::Done => 0,
                 End::Interrupted { exit_code } => exit_code,
             })

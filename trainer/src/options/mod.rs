@@ -313,6 +313,8 @@ pub struct Recipe {
     pub options: Options,
     /// On what.
     pub data: Vec<PathBuf>,
+    /// The dense model that a mixture starts from, if from one.
+    pub upcycle: Option<PathBuf>,
 }
 
 impl Recipe {
@@ -324,16 +326,20 @@ impl Recipe {
     /// As a config file that [`Recipe::open`] and `--config` read.
     pub fn to_toml(&self) -> Result<String> {
         let mut table = self.options.table()?;
-        let data = self.data.iter().map(|path| {
+        let utf8 = |path: &PathBuf| {
             let text = path.to_str().ok_or_else(|| {
                 Error::Usage(format!(
-                    "config.toml cannot hold the path {}, which is not UTF-8\n  help: give the text another name",
+                    "config.toml cannot hold the path {}, which is not UTF-8\n  help: give it another name",
                     path.display()
                 ))
             });
-            text.map(|text| Value::String(text.to_owned()))
-        });
+            text.map(str::to_owned)
+        };
+        let data = self.data.iter().map(|path| utf8(path).map(Value::String));
         table.insert("data".to_owned(), Value::Array(data.collect::<Result<_>>()?));
+        if let Some(path) = &self.upcycle {
+            table.insert("upcycle".to_owned(), Value::String(utf8(path)?));
+        }
         toml::to_string(&table).map_err(|error| Error::Internal(format!("config as TOML: {error}")))
     }
 }
@@ -347,6 +353,8 @@ pub struct Request {
     pub config: Option<PathBuf>,
     /// `--data`.
     pub data: Vec<PathBuf>,
+    /// `--upcycle`.
+    pub upcycle: Option<PathBuf>,
     /// Every other flag.
     pub flags: Flags,
 }
@@ -356,6 +364,7 @@ pub struct Request {
 struct Given {
     preset: Option<String>,
     data: Vec<PathBuf>,
+    upcycle: Option<PathBuf>,
     values: Table,
 }
 
@@ -373,7 +382,7 @@ impl Request {
         table.extend(given.values);
         let options = options(table)?;
         options.validate(&self.origin())?;
-        Ok(Recipe { options, data: given.data })
+        Ok(Recipe { options, data: given.data, upcycle: given.upcycle })
     }
 
     /// What the run that `recorded` began is asked to be now. `run` names its directory.
@@ -390,7 +399,7 @@ impl Request {
         options.validate(&self.origin())?;
         refuse_differences(&options, &recorded.options.fixed()?, run)?;
         let data = if given.data.is_empty() { recorded.data.clone() } else { given.data };
-        Ok(Recipe { options, data })
+        Ok(Recipe { options, data, upcycle: given.upcycle.or_else(|| recorded.upcycle.clone()) })
     }
 
     /// File and flags laid over one another.
@@ -404,6 +413,9 @@ impl Request {
         }
         if !self.data.is_empty() {
             given.data = self.data.clone();
+        }
+        if self.upcycle.is_some() {
+            given.upcycle = self.upcycle.clone();
         }
         for (name, value) in self.flags.values()? {
             given.values.insert(name.to_owned(), value);
@@ -473,11 +485,15 @@ fn parse(text: &str, origin: &str) -> Result<Given> {
                 given.data =
                     paths.ok_or_else(|| Error::config(origin, name, value, "a list of text files"))?;
             }
+            ("upcycle", _) => match value.as_str() {
+                Some(path) => given.upcycle = Some(path.into()),
+                None => return Err(Error::config(origin, name, value, "a model directory")),
+            },
             (_, Some(key)) => {
                 given.values.insert(name.clone(), key.check(origin, name, value)?);
             }
             (_, None) => {
-                let known = KEYS.iter().map(|key| key.name).chain(["preset", "data"]);
+                let known = KEYS.iter().map(|key| key.name).chain(["preset", "data", "upcycle"]);
                 let hint = nearest(name, known)
                     .map_or("one that `trainer train --help` lists".to_owned(), |near| format!("`{near}`"));
                 return Err(Error::config(origin, name, "not a key", hint));
@@ -523,7 +539,11 @@ mod tests {
     #[test]
     fn every_preset_survives_its_own_config_file() {
         for preset in presets::PRESETS {
-            let recipe = Recipe { options: preset.options().settled(), data: vec!["t".into()] };
+            let recipe = Recipe {
+                options: preset.options().settled(),
+                data: vec!["t".into()],
+                upcycle: Some("dense".into()),
+            };
             let given = parse(&recipe.to_toml().expect("plain data"), "test").expect("our own keys");
             let mut table = given.values;
             table.insert("preset".into(), Value::String(preset.name.into()));
@@ -570,7 +590,7 @@ mod tests {
     #[test]
     fn a_resumed_run_may_change_five_things() {
         let options = presets::find("nano-cpu").expect("a preset").settled();
-        let recorded = Recipe { options, data: vec!["text".into()] };
+        let recorded = Recipe { options, data: vec!["text".into()], upcycle: None };
         let run = Path::new("runs/one");
         let allowed =
             [("steps", "9"), ("threads", "3"), ("save_every", "7"), ("keep", "4"), ("progress", "off")];
