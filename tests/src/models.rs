@@ -3,7 +3,9 @@
 use crate::Chance;
 use crate::folder::Folder;
 use formats::checkpoint::{Commit, Dtype, GenerationConfig, ModelFiles, write_model};
-use formats::config::{Activation, AttentionScale, Config, Position};
+use formats::config::{
+    Activation, AttentionScale, Config, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight,
+};
 use formats::layout::{Layout, Part, Role};
 use formats::tokenizer::Tokenizer;
 use std::path::PathBuf;
@@ -16,8 +18,14 @@ pub fn lecture() -> Config {
         width: 64,
         layers: 4,
         heads: 4,
+        kv_heads: 4,
+        head_size: 16,
         feed_forward: 256,
+        experts: None,
         position: Position::Learned,
+        rotary_base: 10_000.0,
+        norm: NormKind::LayerNorm,
+        query_key_norm: QueryKeyNorm::None,
         activation: Activation::GeluErf,
         attention_scale: AttentionScale::HeadSize,
         norm_eps: 1e-5,
@@ -33,21 +41,38 @@ pub fn lecture() -> Config {
 
 /// The lecture's model at a size where everything can be tried.
 pub fn small() -> Config {
-    Config { vocabulary: 11, context: 6, width: 12, layers: 2, heads: 3, feed_forward: 20, ..lecture() }
+    Config {
+        vocabulary: 11,
+        context: 6,
+        width: 12,
+        layers: 2,
+        heads: 3,
+        kv_heads: 3,
+        head_size: 4,
+        feed_forward: 20,
+        ..lecture()
+    }
 }
 
 /// A small config of any shape and any switches.
 pub fn random_config(seed: u64) -> Config {
     let mut chance = Chance::new(seed);
     let heads = 1 + chance.below(4);
+    let size = 1 + chance.below(9);
     let config = Config {
         vocabulary: 2 + chance.below(40),
         context: 1 + chance.below(20),
-        width: heads * (1 + chance.below(9)),
+        width: heads * size,
         layers: 1 + chance.below(3),
         heads,
+        kv_heads: heads,
+        head_size: size,
         feed_forward: 1 + chance.below(50),
+        experts: None,
         position: Position::Learned,
+        rotary_base: 10_000.0,
+        norm: NormKind::LayerNorm,
+        query_key_norm: QueryKeyNorm::None,
         activation: chance.of(&[Activation::Relu, Activation::GeluErf, Activation::GeluTanh]),
         attention_scale: chance.of(&[AttentionScale::HeadSize, AttentionScale::Width]),
         norm_eps: chance.of(&[1e-5, 1e-6, 1e-3]),
@@ -63,6 +88,42 @@ pub fn random_config(seed: u64) -> Config {
     config
 }
 
+/// A small config with parts of Llama, Mixtral and DeepSeek in any combination.
+pub fn random_mixture(seed: u64) -> Config {
+    let mut chance = Chance::new(seed ^ 0x31C5);
+    let kv_heads = 1 + chance.below(3);
+    let norm = chance.of(&[NormKind::LayerNorm, NormKind::RmsNorm]);
+    let layers = 1 + chance.below(3);
+    let count = 1 + chance.below(6);
+    let experts = Experts {
+        count,
+        active: 1 + chance.below(count),
+        width: 1 + chance.below(24),
+        every: 1 + chance.below(layers),
+        shared: chance.of(&[0, 0, 1, 2]),
+        score: chance.of(&[RouterScore::Softmax, RouterScore::Sigmoid]),
+        weight: chance.of(&[RouterWeight::Score, RouterWeight::Renormalised]),
+        selection_bias: chance.of(&[true, false]),
+        noise: false,
+    };
+    let config = Config {
+        width: 1 + chance.below(30),
+        layers,
+        heads: kv_heads * (1 + chance.below(3)),
+        kv_heads,
+        head_size: 2 * (1 + chance.below(6)),
+        experts: chance.of(&[Some(experts), Some(experts), None]),
+        position: chance.of(&[Position::Learned, Position::Rotary]),
+        rotary_base: chance.of(&[100.0, 10_000.0]),
+        norm,
+        norm_bias: norm == NormKind::LayerNorm && chance.of(&[true, false]),
+        activation: chance.of(&[Activation::GeluErf, Activation::GeluTanh, Activation::SwiGlu]),
+        ..random_config(seed)
+    };
+    config.validate("a random mixture").expect("a valid config");
+    config
+}
+
 /// Weights that leave every part of the model something to do: matrices keep a row's size, gains lie around one,
 /// biases around zero. Each fits f16 exactly, so that a model of any dtype holds the same numbers.
 pub fn random_weights(config: &Config, seed: u64) -> Vec<f32> {
@@ -75,6 +136,8 @@ pub fn random_weights(config: &Config, seed: u64) -> Vec<f32> {
             Role::AttentionNorm(Part::Weight)
                 | Role::FeedForwardNorm(Part::Weight)
                 | Role::FinalNorm(Part::Weight)
+                | Role::QueryNorm
+                | Role::KeyNorm
         );
         let centre = if gain { 1.0 } else { 0.0 };
         let spread = if parameter.is_matrix() { (3.0 / parameter.columns as f64).sqrt() } else { 0.4 };
@@ -129,6 +192,8 @@ mod tests {
 
     #[test]
     fn random_configs_are_valid_and_differ() {
+        let mixtures: Vec<Config> = (0..50).map(random_mixture).collect();
+        assert!(mixtures.iter().any(|c| c.experts.is_none()) && mixtures.windows(2).all(|p| p[0] != p[1]));
         let configs: Vec<Config> = (0..50).map(random_config).collect();
         assert!(configs.iter().any(|c| c.tied) && configs.iter().any(|c| !c.tied));
         assert!(configs.windows(2).all(|pair| pair[0] != pair[1]));

@@ -3,8 +3,10 @@
 //! judges it are PyTorch's logits in `tests/fixtures`.
 
 use formats::architecture::{Machine, forward};
-use formats::config::{Activation, AttentionScale, Config};
-use formats::layout::{Layout, Linear, Norm, ParameterId};
+use formats::config::{
+    Activation, AttentionScale, Config, NormKind, QueryKeyNorm, RouterScore, RouterWeight,
+};
+use formats::layout::{Bank, Layout, Linear, Norm, ParameterId};
 
 /// A model whose weights are float64.
 #[derive(Clone, Debug)]
@@ -37,7 +39,33 @@ impl Reference {
     /// The logits of every place of one window, `[ids, vocabulary]`.
     pub fn logits(&self, ids: &[u32]) -> Vec<f64> {
         assert!(!ids.is_empty() && ids.len() <= self.config.context, "{} ids in one window", ids.len());
-        forward(&mut Walk { model: self, ids }, &self.layout).values
+        forward(&mut Walk { model: self, ids, routed: vec![] }, &self.layout).values
+    }
+
+    /// The load-balancing loss of windows of `block` ids, each layer's `E sum_i f_i P_i` summed (Fedus et al. 2021,
+    /// eq. 4), the probabilities of logistic scores being their shares of the sum.
+    pub fn balance(&self, inputs: &[u32], block: usize) -> f64 {
+        let mut routed = vec![];
+        for ids in inputs.chunks(block) {
+            let mut walk = Walk { model: self, ids, routed };
+            forward(&mut walk, &self.layout);
+            routed = walk.routed;
+        }
+        let layers: std::collections::BTreeSet<usize> = routed.iter().map(|row| row.layer).collect();
+        let of_layer = |layer: usize| {
+            let rows: Vec<&Routed> = routed.iter().filter(|row| row.layer == layer).collect();
+            let count = rows[0].scores.len();
+            let choices: usize = rows.iter().map(|row| row.chosen.len()).sum();
+            let share = |expert: usize| {
+                rows.iter().filter(|row| row.chosen.contains(&expert)).count() as f64 / choices as f64
+            };
+            let mean = |expert: usize| {
+                let part = |row: &&Routed| row.scores[expert] / row.scores.iter().sum::<f64>();
+                rows.iter().map(part).sum::<f64>() / rows.len() as f64
+            };
+            count as f64 * (0..count).map(|expert| share(expert) * mean(expert)).sum::<f64>()
+        };
+        layers.into_iter().map(of_layer).sum()
     }
 
     /// The logits of the window's last place.
@@ -130,19 +158,31 @@ impl Matrix {
 struct Walk<'a> {
     model: &'a Reference,
     ids: &'a [u32],
+    /// What each router said of each row.
+    routed: Vec<Routed>,
+}
+
+/// What a router said of one row.
+struct Routed {
+    layer: usize,
+    scores: Vec<f64>,
+    chosen: Vec<usize>,
 }
 
 impl Machine for Walk<'_> {
     type Rows = Matrix;
+    /// For each row, its experts and their weights.
+    type Routing = Vec<Vec<(usize, f64)>>;
 
     fn embed(&mut self, layout: &Layout) -> Matrix {
         let width = self.model.config.width;
         let tokens = self.model.values(layout.token_embedding);
-        let positions = self.model.values(layout.position_embedding);
+        let positions = layout.position_embedding.map(|id| self.model.values(id));
         let mut values = Vec::new();
         for (place, &id) in self.ids.iter().enumerate() {
             for column in 0..width {
-                values.push(tokens[id as usize * width + column] + positions[place * width + column]);
+                let position = positions.map_or(0.0, |positions| positions[place * width + column]);
+                values.push(tokens[id as usize * width + column] + position);
             }
         }
         Matrix { columns: width, values }
@@ -153,7 +193,10 @@ impl Machine for Walk<'_> {
         let bias = norm.bias.map(|bias| self.model.values(bias));
         let mut values = Vec::new();
         for row in x.rows() {
-            let mean = row.iter().sum::<f64>() / row.len() as f64;
+            let mean = match self.model.config.norm {
+                NormKind::LayerNorm => row.iter().sum::<f64>() / row.len() as f64,
+                NormKind::RmsNorm => 0.0,
+            };
             let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / row.len() as f64;
             let deviation = (variance + f64::from(self.model.config.norm_eps)).sqrt();
             for (column, value) in row.iter().enumerate() {
@@ -177,22 +220,62 @@ impl Machine for Walk<'_> {
         Matrix { columns: linear.outputs, values }
     }
 
+    fn query_key_norm(&mut self, mut qkv: Matrix, norms: &[Norm; 2]) -> Matrix {
+        let config = &self.model.config;
+        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
+        for row in qkv.values.chunks_mut(qkv.columns) {
+            let (queries, rest) = row.split_at_mut(queries);
+            for (part, norm) in [(queries, norms[0]), (&mut rest[..keys], norms[1])] {
+                let gain = self.model.values(norm.gain);
+                let together = match config.query_key_norm {
+                    QueryKeyNorm::Whole => part.len(),
+                    _ => config.head_size,
+                };
+                for values in part.chunks_mut(together) {
+                    let square = values.iter().map(|v| v * v).sum::<f64>() / together as f64;
+                    let root = (square + f64::from(config.norm_eps)).sqrt();
+                    values.iter_mut().zip(gain).for_each(|(value, gain)| *value *= gain / root);
+                }
+            }
+        }
+        qkv
+    }
+
+    fn rotate(&mut self, mut qkv: Matrix) -> Matrix {
+        let config = &self.model.config;
+        let (size, half) = (config.head_size, config.head_size / 2);
+        for (place, row) in qkv.values.chunks_mut(qkv.columns).enumerate() {
+            for head in row[..(config.heads + config.kv_heads) * size].chunks_mut(size) {
+                for pair in 0..half {
+                    let exponent = 2.0 * pair as f64 / size as f64;
+                    let (sin, cos) = (place as f64 / f64::from(config.rotary_base).powf(exponent)).sin_cos();
+                    let (low, high) = (head[pair], head[pair + half]);
+                    head[pair] = low * cos - high * sin;
+                    head[pair + half] = high * cos + low * sin;
+                }
+            }
+        }
+        qkv
+    }
+
     fn attention(&mut self, qkv: Matrix, _: usize) -> Matrix {
         let config = &self.model.config;
-        let (width, size) = (config.width, config.width / config.heads);
+        let (size, width) = (config.head_size, config.heads * config.head_size);
         let divisor = match config.attention_scale {
             AttentionScale::HeadSize => size,
-            AttentionScale::Width => width,
+            AttentionScale::Width => config.width,
         };
         let rows: Vec<&[f64]> = qkv.rows().collect();
         let mut out = vec![0.0; rows.len() * width];
         for place in 0..rows.len() {
-            for head in (0..width).step_by(size) {
-                let query = &rows[place][head..head + size];
+            for head in 0..config.heads {
+                let query = &rows[place][head * size..][..size];
+                let key_at = width + head / (config.heads / config.kv_heads) * size;
+                let value_at = key_at + config.kv_heads * size;
                 let scores: Vec<f64> = rows[..=place]
                     .iter()
                     .map(|row| {
-                        let key = &row[width + head..width + head + size];
+                        let key = &row[key_at..][..size];
                         query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() / (divisor as f64).sqrt()
                     })
                     .collect();
@@ -200,8 +283,8 @@ impl Machine for Walk<'_> {
                 let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
                 for (row, score) in rows.iter().zip(&scores) {
                     let share = (score - largest).exp() / sum;
-                    for column in head..head + size {
-                        out[place * width + column] += share * row[2 * width + column];
+                    for column in 0..size {
+                        out[place * width + head * size + column] += share * row[value_at + column];
                     }
                 }
             }
@@ -209,19 +292,71 @@ impl Machine for Walk<'_> {
         Matrix { columns: width, values: out }
     }
 
-    fn activation(&mut self, mut x: Matrix) -> Matrix {
-        let function = match self.model.config.activation {
+    fn activation(&mut self, x: Matrix) -> Matrix {
+        let config = &self.model.config;
+        let function = match config.activation {
             Activation::Relu => |x: f64| x.max(0.0),
             Activation::GeluErf => |x: f64| 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
             Activation::GeluTanh => |x: f64| {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
                 0.5 * x * (1.0 + inner.tanh())
             },
+            Activation::SwiGlu => |x: f64| x / (1.0 + (-x).exp()),
         };
-        for value in &mut x.values {
-            *value = function(*value);
+        if !config.activation.gated() {
+            return Matrix { columns: x.columns, values: x.values.into_iter().map(function).collect() };
         }
-        x
+        let columns = x.columns / 2;
+        let gated = x.rows().flat_map(|row| {
+            let (gate, value) = row.split_at(columns);
+            gate.iter().zip(value).map(|(gate, value)| function(*gate) * value)
+        });
+        Matrix { columns, values: gated.collect() }
+    }
+
+    fn route(&mut self, x: &Matrix, bank: &Bank, layer: usize) -> Vec<Vec<(usize, f64)>> {
+        let experts = *self.model.config.experts_of(layer).expect("a layer with experts");
+        let copy = Matrix { columns: x.columns, values: x.values.clone() };
+        let logits = self.linear(copy, &bank.router);
+        let model = self.model;
+        let bias = bank.selection_bias.map(|bias| model.values(bias));
+        let routed = &mut self.routed;
+        let mut route = |logits: &[f64]| {
+            let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
+            let scores: Vec<f64> = match experts.score {
+                RouterScore::Softmax => logits.iter().map(|logit| (logit - largest).exp() / sum).collect(),
+                RouterScore::Sigmoid => logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect(),
+            };
+            let choice = |expert: usize| scores[expert] + bias.map_or(0.0, |bias| bias[expert]);
+            let mut order: Vec<usize> = (0..bank.count).collect();
+            order.sort_by(|&a, &b| choice(b).total_cmp(&choice(a)).then(a.cmp(&b)));
+            let chosen = &order[..bank.active];
+            routed.push(Routed { layer, scores: scores.clone(), chosen: chosen.to_vec() });
+            let divisor = match experts.weight {
+                RouterWeight::Score => 1.0,
+                RouterWeight::Renormalised => chosen.iter().map(|&expert| scores[expert]).sum(),
+            };
+            let weighted = chosen.iter().map(|&expert| (expert, scores[expert] / divisor));
+            weighted.chain((0..bank.shared).map(|shared| (bank.count + shared, 1.0))).collect()
+        };
+        logits.rows().map(&mut route).collect()
+    }
+
+    fn experts(&mut self, x: Matrix, routing: Vec<Vec<(usize, f64)>>, bank: &Bank) -> Matrix {
+        let mut values = vec![];
+        for (row, routed) in x.rows().zip(routing) {
+            let mut sum = vec![0.0; x.columns];
+            for (expert, weight) in routed {
+                let one = Matrix { columns: x.columns, values: row.to_vec() };
+                let hidden = self.linear(one, &bank.up(expert));
+                let hidden = self.activation(hidden);
+                let out = self.linear(hidden, &bank.down(expert));
+                sum.iter_mut().zip(&out.values).for_each(|(sum, value)| *sum += weight * value);
+            }
+            values.extend(sum);
+        }
+        Matrix { columns: x.columns, values }
     }
 
     fn add(&mut self, mut stream: Matrix, branch: Matrix) -> Matrix {

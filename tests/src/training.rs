@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use trainer::backend::cpu::Cpu;
 use trainer::learner::{BatchShape, Learner};
+use trainer::mixing::Mixing;
 use trainer::optimizer::{Decay, OptimizerOptions};
 
 /// PyTorch's AdamW, as the lecture uses it.
@@ -33,9 +34,20 @@ pub fn learner(
     block: usize,
     threads: usize,
 ) -> Learner<Cpu> {
-    let shape = BatchShape { sequences, block };
+    mixing_learner(config, weights, BatchShape { sequences, block }, threads, &Mixing::default())
+}
+
+/// A learner that holds the given weights, and how it keeps its experts alive.
+#[track_caller]
+pub fn mixing_learner(
+    config: &Config,
+    weights: &[f32],
+    shape: BatchShape,
+    threads: usize,
+    mixing: &Mixing,
+) -> Learner<Cpu> {
     let backend = Cpu::new(threads).expect("threads");
-    let mut learner = Learner::new(backend, config, shape, &adamw(1e-3)).expect("a learner");
+    let mut learner = Learner::with_mixing(backend, config, shape, &adamw(1e-3), mixing).expect("a learner");
     let zeros = vec![0.0; weights.len()];
     learner.load(weights, &zeros, &zeros).expect("weights of the right length");
     learner
