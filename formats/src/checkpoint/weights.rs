@@ -65,7 +65,9 @@ impl Weights {
         }
         let mut names: Vec<&str> = expected.iter().map(|stored| stored.name.as_str()).collect();
         names.sort_unstable();
-        let unknown = file.iter().filter(|tensor| names.binary_search(&tensor.name).is_err());
+        let unknown = file.iter().filter(|tensor| {
+            names.binary_search(&tensor.name).is_err() && !families::is_ignored(config, layout, tensor.name)
+        });
         differences.extend(unknown.map(|tensor| format!("{} is not part of the model", tensor.name)));
         if !differences.is_empty() {
             let more = differences.len().saturating_sub(MOST_DIFFERENCES);

@@ -1,12 +1,17 @@
 //! How each family of models names and stores the layout's parameters on disk, and how it writes its config.
 //!
-//! There is one family so far, our own: `"model_type": "lectern"`, so that nothing else misreads a model that no
-//! public family can express. Public families are refused by name until they are read.
+//! A model that a public family can express is written as one of it, so that the tools of the field open it
+//! unchanged; which one follows from the config alone. Any other says `"model_type": "lectern"`, so that nothing else
+//! misreads it.
+
+mod keys;
+mod llama;
 
 use crate::checkpoint::Dtype;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Parameter, ParameterId, Part, Role};
+use keys::Keys;
 use serde::de::value::MapDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -16,10 +21,53 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-/// The family's name in `config.json`.
-const MODEL_TYPE: &str = "lectern";
-/// The class name other tools look for.
-const ARCHITECTURE: &str = "LecternForCausalLM";
+/// A way to name and store a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Our own.
+    Lectern,
+    /// Dense, rotary positions, RMSNorm, SwiGLU.
+    Llama,
+    /// The same with experts whose weights are renormalised.
+    Mixtral,
+    /// The same with queries and keys normalised whole.
+    Olmoe,
+    /// The same with queries and keys normalised head by head.
+    Qwen3Moe,
+}
+
+impl Family {
+    /// Every family.
+    pub const ALL: [Family; 5] =
+        [Family::Lectern, Family::Llama, Family::Mixtral, Family::Olmoe, Family::Qwen3Moe];
+
+    /// The one that stores a model of this config.
+    pub fn of(config: &Config) -> Family {
+        llama::of(config).unwrap_or(Family::Lectern)
+    }
+
+    /// Its name in `config.json`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Family::Lectern => "lectern",
+            Family::Llama => "llama",
+            Family::Mixtral => "mixtral",
+            Family::Olmoe => "olmoe",
+            Family::Qwen3Moe => "qwen3_moe",
+        }
+    }
+
+    /// The class name other tools look for.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Family::Lectern => "LecternForCausalLM",
+            Family::Llama => "LlamaForCausalLM",
+            Family::Mixtral => "MixtralForCausalLM",
+            Family::Olmoe => "OlmoeForCausalLM",
+            Family::Qwen3Moe => "Qwen3MoeForCausalLM",
+        }
+    }
+}
 
 /// Most keys of a `config.json`; each is compared with all others.
 const MOST_KEYS: usize = 256;
@@ -46,18 +94,27 @@ impl Stored {
 }
 
 /// The tensors of a model's file, in the layout's order, the pieces of a parameter by their rows.
-pub fn stored(_config: &Config, layout: &Layout) -> Vec<Stored> {
-    layout
-        .iter()
-        .filter(|(_, parameter)| parameter.is_stored())
-        .map(|(id, parameter)| {
-            let shape = match parameter.is_matrix() {
-                true => vec![parameter.rows, parameter.columns],
-                false => vec![parameter.columns],
-            };
-            Stored { id, name: name(parameter), shape, first_row: 0 }
-        })
-        .collect()
+pub fn stored(config: &Config, layout: &Layout) -> Vec<Stored> {
+    let family = Family::of(config);
+    let parameters = layout.iter().filter(|(_, parameter)| parameter.is_stored());
+    let tensors = parameters.flat_map(|(id, parameter)| match family {
+        Family::Lectern => vec![own(id, parameter)],
+        family => llama::stored(family, config, id, parameter),
+    });
+    tensors.collect()
+}
+
+/// Whether a file may hold a tensor of this name although it is no parameter of the model.
+pub fn is_ignored(config: &Config, layout: &Layout, name: &str) -> bool {
+    Family::of(config) != Family::Lectern && llama::is_ignored(layout, name)
+}
+
+fn own(id: ParameterId, parameter: &Parameter) -> Stored {
+    let shape = match parameter.is_matrix() {
+        true => vec![parameter.rows, parameter.columns],
+        false => vec![parameter.columns],
+    };
+    Stored { id, name: name(parameter), shape, first_row: 0 }
 }
 
 fn name(parameter: &Parameter) -> String {
@@ -89,8 +146,12 @@ fn name(parameter: &Parameter) -> String {
     }
 }
 
-/// The text of a `config.json`: what the model is, then the config's own keys.
+/// The text of a `config.json`: what the model is, in its family's own keys.
 pub fn config_json(config: &Config, dtype: Dtype) -> String {
+    let family = Family::of(config);
+    if family != Family::Lectern {
+        return llama::config_json(family, config, dtype);
+    }
     #[derive(Serialize)]
     struct File<'a> {
         model_type: &'static str,
@@ -99,14 +160,18 @@ pub fn config_json(config: &Config, dtype: Dtype) -> String {
         #[serde(flatten)]
         config: &'a Config,
     }
-    let file =
-        File { model_type: MODEL_TYPE, architectures: [ARCHITECTURE], dtype: dtype.long_name(), config };
+    let file = File {
+        model_type: family.model_type(),
+        architectures: [family.architecture()],
+        dtype: dtype.long_name(),
+        config,
+    };
     let text = serde_json::to_string_pretty(&file).expect("numbers, names and flags are always JSON");
     text + "\n"
 }
 
-/// Reads the text of a `config.json`; `origin` names it in errors. Every key must be known and every value
-/// within its bounds.
+/// Reads the text of a `config.json`; `origin` names it in errors. Every value must be within its bounds; of our own
+/// files every key must be known, of a public family's those that would change what is computed.
 pub fn read_config(text: &str, origin: &Path) -> Result<Config> {
     let place = origin.display().to_string();
     let Entries(mut entries) = serde_json::from_str(text).map_err(|error| {
@@ -120,14 +185,14 @@ pub fn read_config(text: &str, origin: &Path) -> Result<Config> {
         let index = entries.iter().position(|(known, _)| known == key)?;
         Some(entries.remove(index).1)
     };
-    match taken("model_type") {
-        Some(Value::String(kind)) if kind == MODEL_TYPE => {}
-        Some(kind) => {
-            let expected = format!("{MODEL_TYPE:?}; models of public families are not read yet");
-            return Err(Error::config(place, "model_type", kind, expected));
-        }
-        None => return Err(Error::config(place, "model_type", "missing", format!("{MODEL_TYPE:?}"))),
-    }
+    let known = || Family::ALL.map(Family::model_type).join(", ");
+    let family = match taken("model_type") {
+        Some(kind) => Family::ALL
+            .into_iter()
+            .find(|family| kind == family.model_type())
+            .ok_or_else(|| Error::config(&place, "model_type", kind, format!("one of {}", known())))?,
+        None => return Err(Error::config(place, "model_type", "missing", format!("one of {}", known()))),
+    };
     // Informative only: each tensor says its own type. Two spellings, for transformers before and since 5.
     for key in ["dtype", "torch_dtype"] {
         let Some(found) = taken(key) else { continue };
@@ -138,8 +203,19 @@ pub fn read_config(text: &str, origin: &Path) -> Result<Config> {
     taken("architectures");
     // Ours to skip because transformers adds it whenever it writes a config back.
     taken("transformers_version");
-    let config = own_keys(entries, &place)?;
+    let config = match family {
+        Family::Lectern => own_keys(entries, &place)?,
+        family => llama::read(family, &Keys::new(&entries.into_iter().collect(), &place))?,
+    };
     config.validate(&place)?;
+    if Family::of(&config) != family {
+        return Err(Error::config(
+            place,
+            "model_type",
+            family.model_type(),
+            format!("{:?}, which a model of these parts is", Family::of(&config).model_type()),
+        ));
+    }
     Ok(config)
 }
 
@@ -195,6 +271,7 @@ impl<'de> Deserialize<'de> for Entries {
 mod tests {
     use super::*;
     use crate::config::tests::lecture;
+    use crate::config::{Activation, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight};
 
     fn read(text: &str) -> Result<Config> {
         read_config(text, Path::new("config.json"))
@@ -260,13 +337,155 @@ mod tests {
     }
 
     #[test]
-    fn public_families_are_refused_by_name() {
-        for kind in ["gpt2", "llama", "mixtral"] {
-            refused(&changed("\"lectern\"", &format!("{kind:?}")), "public families are not read yet");
+    fn unknown_families_are_refused_by_name() {
+        for kind in ["gpt2", "phimoe"] {
+            refused(&changed("\"lectern\"", &format!("{kind:?}")), "one of lectern, llama, mixtral");
             refused(&changed("\"lectern\"", &format!("{kind:?}")), kind);
         }
         refused("{}", "model_type is missing");
         refused("{\"model_type\": 1}", "model_type is 1");
+    }
+
+    /// A model of each public family.
+    fn public() -> Vec<(Family, Config)> {
+        let llama = Config {
+            width: 48,
+            heads: 4,
+            kv_heads: 2,
+            head_size: 12,
+            position: Position::Rotary,
+            rotary_base: 500_000.0,
+            norm: NormKind::RmsNorm,
+            norm_eps: 1e-6,
+            norm_bias: false,
+            activation: Activation::SwiGlu,
+            qkv_bias: false,
+            attention_bias: false,
+            feed_forward_bias: false,
+            head_bias: false,
+            feed_forward: 40,
+            ..lecture()
+        };
+        let experts = Experts {
+            count: 11,
+            active: 3,
+            width: 40,
+            every: 1,
+            shared: 0,
+            score: RouterScore::Softmax,
+            weight: RouterWeight::Renormalised,
+            selection_bias: false,
+            noise: false,
+        };
+        let scored = Experts { weight: RouterWeight::Score, ..experts };
+        vec![
+            (Family::Llama, llama.clone()),
+            (Family::Llama, Config { tied: true, head_size: 10, ..llama.clone() }),
+            (Family::Mixtral, Config { experts: Some(experts), ..llama.clone() }),
+            (
+                Family::Olmoe,
+                Config { experts: Some(scored), query_key_norm: QueryKeyNorm::Whole, ..llama.clone() },
+            ),
+            (
+                Family::Qwen3Moe,
+                Config {
+                    experts: Some(Experts { every: 2, width: 24, ..experts }),
+                    query_key_norm: QueryKeyNorm::Head,
+                    head_size: 20,
+                    ..llama
+                },
+            ),
+        ]
+    }
+
+    #[test]
+    fn a_public_config_survives_its_file() {
+        for (family, config) in public() {
+            for dtype in Dtype::ALL {
+                assert_eq!(Family::of(&config), family);
+                let text = config_json(&config, dtype);
+                assert!(text.contains(&format!("\"model_type\": {:?}", family.model_type())), "{text}");
+                assert!(text.contains("\"rms_norm_eps\": 0.000001"), "{text}");
+                assert_eq!(read(&text).expect("our own file"), config);
+            }
+        }
+    }
+
+    #[test]
+    fn the_pieces_of_a_public_model_cover_every_parameter_once() {
+        for (_, config) in public() {
+            let layout = Layout::new(&config);
+            let tensors = stored(&config, &layout);
+            for (id, parameter) in layout.iter() {
+                let mut end = 0;
+                for piece in tensors.iter().filter(|piece| piece.id == id) {
+                    assert_eq!(piece.range(parameter).start, end);
+                    end = piece.range(parameter).end;
+                }
+                assert_eq!(end, parameter.len(), "{parameter:?}");
+            }
+            let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+            names.sort_unstable();
+            // In the order of the file, an expert's tensors lie side by side.
+            let experts: Vec<&str> = names
+                .iter()
+                .filter_map(|name| Some(name.split_once("experts.")?.1.split_once('.')?.0))
+                .collect();
+            let changes = experts.windows(2).filter(|pair| pair[0] != pair[1]).count();
+            assert!(experts.is_empty() || changes < experts.len() / 2, "{names:?}");
+            names.dedup();
+            assert_eq!(names.len(), tensors.len());
+        }
+    }
+
+    #[test]
+    fn both_spellings_of_the_field_are_read() {
+        let (_, mixtral) = &public()[2];
+        let text = config_json(mixtral, Dtype::F32);
+        let without = |text: &str, key: &str| {
+            let lines = text.lines().filter(|line| !line.contains(&format!("\"{key}\"")));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(
+            read(&text.replacen("\"rope_theta\": 500000.0,", "", 1)).expect("transformers 5"),
+            *mixtral
+        );
+        let old = text.replacen("\"rope_parameters\": {", "\"ignored\": {", 1);
+        assert_eq!(read(&old).expect("transformers 4"), *mixtral);
+        assert_eq!(read(&without(&text, "tie_word_embeddings")).expect("the default"), *mixtral);
+        assert_eq!(read(&text.replace("\"head_dim\": 12", "\"head_dim\": null")).expect("even"), *mixtral);
+        let (_, qwen) = &public()[4];
+        let text = config_json(qwen, Dtype::F32);
+        assert_eq!(read(&text.replace("\"num_experts\"", "\"num_local_experts\"")).expect("5"), *qwen);
+    }
+
+    #[test]
+    fn what_is_not_computed_is_refused_by_name() {
+        let (_, mixtral) = &public()[2];
+        let text = config_json(mixtral, Dtype::F32);
+        for (from, to, words) in [
+            ("\"sliding_window\": null", "\"sliding_window\": 4096", "sliding_window is 4096"),
+            ("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias is true"),
+            ("\"silu\"", "\"gelu\"", "hidden_act is \"gelu\""),
+            ("\"default\"", "\"yarn\"", "rope_parameters.rope_type is \"yarn\""),
+            ("\"use_cache\": true", "\"rope_scaling\": {\"type\": \"linear\"}", "rope_scaling.type is"),
+            ("\"use_cache\": true", "\"clip_qkv\": 8.0", "clip_qkv is 8.0"),
+            ("\"use_cache\": true", "\"quantization_config\": {}", "quantization_config is {}"),
+            ("\"use_cache\": true", "\"partial_rotary_factor\": 0.5", "partial_rotary_factor is 0.5"),
+            ("\"use_cache\": true", "\"layer_types\": [\"sliding_attention\"]", "layer_types is"),
+            ("\"num_experts_per_tok\": 3", "\"num_experts_per_tok\": 12", "experts.active is 12"),
+            ("\"num_experts_per_tok\": 3", "\"num_experts_per_tok\": 0", "experts.active is 0"),
+            ("\"num_local_experts\": 11", "\"num_local_experts\": -1", "num_local_experts is -1"),
+            ("\"hidden_size\": 48", "\"hidden_size\": \"48\"", "hidden_size is \"48\""),
+            ("\"num_attention_heads\": 4", "\"num_attention_heads\": 0", "heads is 0"),
+            ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "kv_heads is 3"),
+        ] {
+            assert!(text.contains(from), "{from} is not in {text}");
+            refused(&text.replace(from, to), words);
+        }
+        let (_, olmoe) = &public()[3];
+        let text = config_json(olmoe, Dtype::F32);
+        refused(&text.replace("\"hidden_size\": 48", "\"hidden_size\": 49"), "model_type is olmoe");
     }
 
     #[test]
