@@ -3,8 +3,13 @@
 //! For row `i` at position `p` and each head: `s_j = scale q_i k_j` for `j <= p`, `w = softmax(s)`,
 //! `out_i = sum_j w_j v_j` (Vaswani et al. 2017, eq. 1). New keys and values go through the cache first, and prefill
 //! and decode read them there by the same code: what was cached and what is recomputed are the same numbers.
+//!
+//! A head of keys and values serves a group of queries (Ainslie et al. 2023); whoever stores it attends for its group.
+//! Queries and keys are made ready ([`crate::heads`]) where they are read: by the member that needs them, once a key
+//! and once a query, so that no barrier lies between.
 
 use crate::cache::Past;
+use crate::heads::{Preparation, Side};
 use crate::simd::Simd;
 use crate::team::{Cut, Element, Member, Mine, Part, Place, Whole};
 use formats::Result;
@@ -53,18 +58,14 @@ impl Cached for f32 {
 /// The sizes of one call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attention<'a> {
-    /// The routines in use.
-    pub(crate) simd: &'a Simd,
+    /// What happens to queries and keys before they meet.
+    pub(crate) heads: Preparation<'a>,
     /// New rows.
     pub(crate) rows: usize,
     /// Position of the first.
     pub(crate) first: usize,
     /// The first row whose result is wanted; the keys and values of all are stored.
     pub(crate) wanted: usize,
-    /// Heads.
-    pub(crate) heads: usize,
-    /// Width of one.
-    pub(crate) head_size: usize,
     /// Positions the cache has room for.
     pub(crate) capacity: usize,
     /// Factor on the scores.
@@ -73,14 +74,14 @@ pub(crate) struct Attention<'a> {
 
 impl Attention<'_> {
     /// Stores the new rows' keys and values and attends, dealing heads: what a member attends to it has stored
-    /// itself, so nobody waits. For few rows. `scores` has room for every position.
+    /// itself, so nobody waits. For few rows.
     pub(crate) fn by_heads<T: Cached>(
         &self,
         member: &mut Member<'_>,
         qkv: Place<f32>,
         past: Past<T>,
         out: Place<f32>,
-        scores: &mut [f32],
+        room: &mut Room<'_>,
     ) -> Result<()> {
         let views = (
             Whole(qkv),
@@ -89,13 +90,14 @@ impl Attention<'_> {
             Mine(out, Cut::Columns),
         );
         let (qkv, mut keys, mut values, mut out) = member.open(views)?;
-        let heads = self.store(qkv, &mut keys, &mut values);
+        let kv_heads = self.store(qkv, &mut keys, &mut values, room);
         let pasts =
             keys.row(0).chunks_exact(self.head_len()).zip(values.row(0).chunks_exact(self.head_len()));
-        for (index, (head, (keys, values))) in heads.zip(pasts).enumerate() {
+        let width = self.group() * self.heads.head_size;
+        for (index, (kv_head, (keys, values))) in kv_heads.zip(pasts).enumerate() {
             for row in self.wanted..self.rows {
-                let out = &mut out.row(row)[index * self.head_size..][..self.head_size];
-                self.attend(qkv, row, head, keys, values, scores, out);
+                let out = &mut out.row(row)[index * width..][..width];
+                self.attend_group(qkv, row, kv_head, keys, values, room, out);
             }
         }
         Ok(())
@@ -109,23 +111,24 @@ impl Attention<'_> {
         qkv: Place<f32>,
         past: Past<T>,
         out: Place<f32>,
-        scores: &mut [f32],
+        room: &mut Room<'_>,
     ) -> Result<()> {
         let views = (Whole(qkv), Mine(past.keys, Cut::Columns), Mine(past.values, Cut::Columns));
         let (new, mut keys, mut values) = member.open(views)?;
-        self.store(new, &mut keys, &mut values);
+        self.store(new, &mut keys, &mut values, room);
 
         let cut = Cut::Causal { rows: self.rows, first: self.first };
         let cancelled = member.cancelled();
         let views = (Whole(qkv), Whole(past.keys), Whole(past.values), Mine(out, cut));
         let (qkv, keys, values, mut out) = member.open(views)?;
         let pasts = keys.chunks_exact(self.head_len()).zip(values.chunks_exact(self.head_len()));
+        let width = self.group() * self.heads.head_size;
         // Heads outside, rows inside: a head's past stays in the processor's cache over all rows.
-        for (head, (keys, values)) in pasts.enumerate() {
+        for (kv_head, (keys, values)) in pasts.enumerate() {
             cancelled.check()?;
             for row in out.rows().filter(|&row| row >= self.wanted) {
-                let out = &mut out.row(row)[head * self.head_size..][..self.head_size];
-                self.attend(qkv, row, head, keys, values, scores, out);
+                let out = &mut out.row(row)[kv_head * width..][..width];
+                self.attend_group(qkv, row, kv_head, keys, values, room, out);
             }
         }
         Ok(())
@@ -133,51 +136,78 @@ impl Attention<'_> {
 
     /// Length of one head's keys or values in the cache.
     fn head_len(&self) -> usize {
-        self.capacity * self.head_size
+        self.capacity * self.heads.head_size
+    }
+
+    /// Queries that one head of keys serves.
+    fn group(&self) -> usize {
+        self.heads.heads / self.heads.kv_heads
     }
 
     /// Stores the keys and values of the member's heads; returns which heads those are.
-    fn store<T: Cached>(&self, qkv: &[f32], keys: &mut Part<T>, values: &mut Part<T>) -> Range<usize> {
-        let width = self.heads * self.head_size;
+    fn store<T: Cached>(
+        &self,
+        qkv: &[f32],
+        keys: &mut Part<T>,
+        values: &mut Part<T>,
+        room: &mut Room<'_>,
+    ) -> Range<usize> {
+        let Preparation { simd, head_size, heads, kv_heads, .. } = self.heads;
+        let qkv = &qkv[..self.rows * self.heads.width()];
+        self.heads.scales(qkv, room.scales);
         let columns = keys.columns();
-        let heads = columns.start / self.head_len()..columns.end / self.head_len();
+        let mine = columns.start / self.head_len()..columns.end / self.head_len();
         let (keys, values) = (keys.row(0), values.row(0));
-        for (index, head) in heads.clone().enumerate() {
+        let mut key = [0.0; MAX_HEAD_SIZE];
+        let key = &mut key[..head_size];
+        for (index, kv_head) in mine.clone().enumerate() {
             for row in 0..self.rows {
-                let new = &qkv[row * 3 * width..][..3 * width];
-                let (key, value) = (width + head * self.head_size, 2 * width + head * self.head_size);
-                let at = index * self.head_len() + (self.first + row) * self.head_size;
-                T::store(self.simd, &new[key..][..self.head_size], &mut keys[at..][..self.head_size]);
-                T::store(self.simd, &new[value..][..self.head_size], &mut values[at..][..self.head_size]);
+                let value = row * self.heads.width() + (heads + kv_heads + kv_head) * head_size;
+                let at = index * self.head_len() + (self.first + row) * head_size;
+                self.heads.head(Side::Key, qkv, room.scales, row, kv_head, key);
+                T::store(simd, key, &mut keys[at..][..head_size]);
+                T::store(simd, &qkv[value..][..head_size], &mut values[at..][..head_size]);
             }
         }
-        heads
+        mine
     }
 
-    /// One row, one head: `keys` and `values` are the head's, `[capacity, head_size]`.
-    fn attend<T: Cached>(
+    /// One row, the queries of one head of keys: `keys` and `values` are `[capacity, head_size]`, `out` is
+    /// `[group, head_size]`.
+    fn attend_group<T: Cached>(
         &self,
         qkv: &[f32],
         row: usize,
-        head: usize,
+        kv_head: usize,
         keys: &[T],
         values: &[T],
-        scores: &mut [f32],
+        room: &mut Room<'_>,
         out: &mut [f32],
     ) {
+        let Preparation { simd, head_size, .. } = self.heads;
         let positions = self.first + row + 1;
-        let mut query = [0.0; MAX_HEAD_SIZE];
-        let query = &mut query[..self.head_size];
-        let start = row * 3 * self.heads * self.head_size + head * self.head_size;
-        for (scaled, value) in query.iter_mut().zip(&qkv[start..][..self.head_size]) {
-            *scaled = value * self.scale;
-        }
-        let scores = &mut scores[..positions];
-        T::scores(self.simd, &keys[..positions * self.head_size], query, scores);
-        (self.simd.softmax)(scores);
-        out.fill(0.0);
-        for (weight, value) in scores.iter().zip(values.chunks_exact(self.head_size)) {
-            T::accumulate(self.simd, *weight, value, out);
+        let first = kv_head * self.group();
+        for (head, out) in (first..).zip(out.chunks_exact_mut(head_size)) {
+            let mut query = [0.0; MAX_HEAD_SIZE];
+            let query = &mut query[..head_size];
+            self.heads.head(Side::Query, qkv, room.scales, row, head, query);
+            query.iter_mut().for_each(|value| *value *= self.scale);
+            let scores = &mut room.scores[..positions];
+            T::scores(simd, &keys[..positions * head_size], query, scores);
+            (simd.softmax)(scores);
+            out.fill(0.0);
+            for (weight, value) in scores.iter().zip(values.chunks_exact(head_size)) {
+                T::accumulate(simd, *weight, value, out);
+            }
         }
     }
+}
+
+/// A member's own memory for attention.
+#[derive(Debug)]
+pub(crate) struct Room<'a> {
+    /// One value a position.
+    pub(crate) scores: &'a mut [f32],
+    /// Two values a new row, see [`Preparation::scales`].
+    pub(crate) scales: &'a mut [f32],
 }

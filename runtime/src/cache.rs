@@ -1,6 +1,6 @@
 //! Keys and values of the positions seen so far.
 //!
-//! For each layer one slot of keys and one of values, `[head][position][head_size]`: a head's past is contiguous,
+//! For each layer one slot of keys and one of values, `[kv head][position][head_size]`: a head's past is contiguous,
 //! and a member of the team owns whole heads of it while it stores.
 
 use crate::attention::Cached;
@@ -21,9 +21,9 @@ pub(crate) enum Cache {
 /// One layer's keys and values.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Past<T> {
-    /// `[heads, capacity, head_size]`.
+    /// `[kv_heads, capacity, head_size]`.
     pub(crate) keys: Place<T>,
-    /// `[heads, capacity, head_size]`.
+    /// `[kv_heads, capacity, head_size]`.
     pub(crate) values: Place<T>,
 }
 
@@ -47,7 +47,8 @@ impl Cache {
             CacheType::F16 => size_of::<f16>(),
             CacheType::F32 => size_of::<f32>(),
         };
-        2 * (config.layers * config.width) as u64 * capacity as u64 * element as u64
+        let width = config.kv_heads * config.head_size;
+        2 * (config.layers * width) as u64 * capacity as u64 * element as u64
     }
 
     /// Copies the first `positions` of another cache of the same shape and type.
@@ -69,8 +70,8 @@ impl Cache {
 
 fn layers<T: Cached>(slots: &mut Slots, config: &Config, capacity: usize) -> Result<Vec<Past<T>>> {
     // A layer's slot is one row of heads, so that cutting its columns deals whole heads.
-    let head = capacity * config.head_size();
-    let mut add = || slots.add(1, config.heads * head, head);
+    let head = capacity * config.head_size;
+    let mut add = || slots.add(1, config.kv_heads * head, head);
     (0..config.layers).map(|_| Ok(Past { keys: add()?, values: add()? })).collect()
 }
 
@@ -82,11 +83,11 @@ fn copy<T: Cached>(
     config: &Config,
     positions: usize,
 ) {
-    let filled = positions * config.head_size();
+    let filled = positions * config.head_size;
     for (to, from) in to.iter().zip(from) {
         for (to, from) in [(to.keys, from.keys), (to.values, from.values)] {
             let (to, from) = (slots.get_mut(to), others.get(from));
-            let head = to.len() / config.heads;
+            let head = to.len() / config.kv_heads;
             for (to, from) in to.chunks_exact_mut(head).zip(from.chunks_exact(head)) {
                 to[..filled].copy_from_slice(&from[..filled]);
             }

@@ -43,6 +43,7 @@
 mod attention;
 mod cache;
 pub mod generate;
+mod heads;
 mod machine;
 mod memory;
 pub mod model;

@@ -1,13 +1,15 @@
 //! A model on disk, mapped: what every session of it shares.
 
+use crate::heads;
 use crate::session::{Session, SessionOptions};
 use crate::simd::{Aligned, Simd, packed_len};
 use crate::team::{Crew, Member, Slots, Team};
-use formats::checkpoint::{Directory, GenerationConfig, Tensor, Weights};
-use formats::layout::{Parameter, ParameterId};
+use formats::checkpoint::{Advice, Directory, GenerationConfig, Tensor, Weights};
+use formats::layout::{Parameter, ParameterId, Role};
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result, families};
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,6 +47,10 @@ pub(crate) struct Shared {
     /// The matrices of a small model, packed for products of several rows; empty for a large one, whose weights
     /// are packed block by block as they are needed.
     panels: Vec<Aligned>,
+    /// Whether that is so.
+    pub(crate) small: bool,
+    /// See [`heads::frequencies`].
+    pub(crate) frequencies: Vec<f32>,
     threads: usize,
     /// The threads, once a session has asked for them. The lock is how sessions take turns.
     team: Mutex<Option<Team>>,
@@ -104,17 +110,23 @@ impl Model {
         });
         Crew::check(threads)?;
         let vectors = layout.iter().map(|(id, parameter)| {
+            if parameter.is_matrix() {
+                return Vec::new();
+            }
             let tensor = weights.tensor(id);
-            let len = if parameter.is_matrix() { 0 } else { tensor.len() };
-            (0..len).map(|index| tensor.get(index)).collect()
+            (0..tensor.len()).map(|index| tensor.get(index)).collect()
         });
         let vectors = vectors.collect();
         let (simd, team) = (Simd::best(), Mutex::new(None));
-        let panels = if layout.parameters() <= PACKED_PARAMETERS {
-            layout.iter().map(|(id, parameter)| pack(simd, parameter, weights.tensor(id))).collect()
-        } else {
-            vec![Aligned::default(); layout.iter().count()]
-        };
+        let small = layout.parameters() <= PACKED_PARAMETERS;
+        let gated = config.activation.gated();
+        let panels = layout.iter().map(|(id, parameter)| match small && parameter.is_matrix() {
+            true => pack(simd, parameter, gated, weights.pieces(id)),
+            false => Aligned::default(),
+        });
+        let panels = panels.collect();
+        advise(&layout, &weights);
+        let frequencies = heads::frequencies(&config);
         let shared = Shared {
             path,
             config,
@@ -125,6 +137,8 @@ impl Model {
             simd,
             vectors,
             panels,
+            small,
+            frequencies,
             threads,
             team,
         };
@@ -171,13 +185,22 @@ impl Model {
         self.shared.simd
     }
 
-    /// Bytes of weights read to decode one token: of the embeddings one row each, of everything else all of it.
+    /// Bytes of weights read to decode one token: of the embeddings one row each, of experts those that a token is
+    /// given, of everything else all of it.
     pub fn bytes_per_token(&self) -> u64 {
         let layout = &self.shared.layout;
         let bytes = layout.iter().map(|(id, parameter)| {
-            let looked_up = id == layout.position_embedding || id == layout.token_embedding;
+            let looked_up = Some(id) == layout.position_embedding || id == layout.token_embedding;
             let rows = if looked_up && id != layout.head.weight { 1 } else { parameter.rows };
-            (rows * parameter.columns * self.shared.weights.tensor(id).dtype().size()) as u64
+            let size = self.shared.weights.pieces(id).next().map_or(0, |(_, tensor)| tensor.dtype().size());
+            let stored = (rows * parameter.columns * size) as u64;
+            match (parameter.expert, &self.shared.config.experts) {
+                // Experts are alike: each router's stands for its share of what is chosen.
+                (Some(expert), Some(experts)) if expert < experts.count => {
+                    stored * experts.active as u64 / experts.count as u64
+                }
+                _ => stored,
+            }
         });
         bytes.sum()
     }
@@ -197,19 +220,43 @@ impl Model {
     }
 }
 
-/// A matrix of a small model, packed.
-fn pack(simd: &Simd, parameter: &Parameter, tensor: Tensor<'_>) -> Aligned {
-    if !parameter.is_matrix() {
-        return Aligned::default();
+/// A matrix of a small model, packed; the two halves of a gated projection each by itself.
+fn pack<'a>(
+    simd: &Simd,
+    parameter: &Parameter,
+    gated: bool,
+    pieces: impl Iterator<Item = (Range<usize>, Tensor<'a>)>,
+) -> Aligned {
+    let (rows, columns) = (parameter.rows, parameter.columns);
+    let mut whole = vec![0.0; rows * columns];
+    for (rows, tensor) in pieces {
+        let to = &mut whole[rows.start * columns..rows.end * columns];
+        match tensor {
+            Tensor::F32(values) => to.copy_from_slice(values),
+            Tensor::F16(values) => (simd.widen_f16)(values, to),
+            Tensor::Bf16(values) => (simd.widen_bf16)(values, to),
+        }
     }
-    let (outputs, inputs) = (parameter.rows, parameter.columns);
-    let mut panels = Aligned::zeroed(packed_len(outputs, inputs));
-    match tensor {
-        Tensor::F32(values) => (simd.pack_f32)(values, outputs, inputs, &mut panels),
-        Tensor::F16(values) => (simd.pack_f16)(values, outputs, inputs, &mut panels),
-        Tensor::Bf16(values) => (simd.pack_bf16)(values, outputs, inputs, &mut panels),
+    let halves = if gated && matches!(parameter.role, Role::Up(_)) { 2 } else { 1 };
+    let len = packed_len(rows / halves, columns);
+    let mut panels = Aligned::zeroed(halves * len);
+    for (half, panels) in whole.chunks_exact(rows / halves * columns).zip(panels.chunks_exact_mut(len)) {
+        (simd.pack_f32)(half, rows / halves, columns, panels);
     }
     panels
+}
+
+/// Tells the system what of a mapped model every token needs, and what only some do.
+fn advise(layout: &Layout, weights: &Weights) {
+    for (id, parameter) in layout.iter() {
+        let looked_up = id == layout.token_embedding && id != layout.head.weight;
+        let advice = match parameter.expert {
+            Some(_) => Advice::Random,
+            None if looked_up => continue,
+            None => Advice::WillNeed,
+        };
+        weights.advise(id, advice);
+    }
 }
 
 impl Shared {

@@ -12,7 +12,7 @@ mod crew;
 mod gate;
 mod slots;
 
-pub(crate) use slots::{Cut, Element, MAX_ROWS, Member, Mine, Part, Place, Slots, Whole};
+pub(crate) use slots::{Cancelled, Cut, Element, MAX_ROWS, Member, Mine, Part, Place, Slots, Whole};
 
 pub use crew::Crew;
 

@@ -3,7 +3,7 @@
 //! A program of its own, because it counts every allocation of the process.
 
 use formats::checkpoint::{Commit, Dtype, GenerationConfig, ModelFiles, write_model};
-use formats::config::{Activation, AttentionScale, Position};
+use formats::config::{Activation, AttentionScale, NormKind, Position, QueryKeyNorm};
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Layout};
 use runtime::generate::{GenerateOptions, Generator};
@@ -49,8 +49,14 @@ fn a_generator_allocates_nothing_after_its_first_token() {
         width: 32,
         layers: 2,
         heads: 2,
+        kv_heads: 2,
+        head_size: 16,
         feed_forward: 64,
+        experts: None,
         position: Position::Learned,
+        rotary_base: 10_000.0,
+        norm: NormKind::LayerNorm,
+        query_key_norm: QueryKeyNorm::None,
         activation: Activation::GeluErf,
         attention_scale: AttentionScale::HeadSize,
         norm_eps: 1e-5,

@@ -3,7 +3,7 @@
 //! A program of its own, because it counts every allocation of the process.
 
 use formats::checkpoint::Dtype;
-use formats::config::{Activation, AttentionScale, Position};
+use formats::config::{Activation, AttentionScale, NormKind, Position, QueryKeyNorm};
 use formats::{Config, Layout, families};
 use runtime::model::{Model, ModelOptions};
 use runtime::session::SessionOptions;
@@ -63,8 +63,14 @@ fn feeding_allocates_nothing() {
         width: 32,
         layers: 2,
         heads: 4,
+        kv_heads: 4,
+        head_size: 8,
         feed_forward: 64,
+        experts: None,
         position: Position::Learned,
+        rotary_base: 10_000.0,
+        norm: NormKind::LayerNorm,
+        query_key_norm: QueryKeyNorm::None,
         activation: Activation::GeluTanh,
         attention_scale: AttentionScale::HeadSize,
         norm_eps: 1e-5,

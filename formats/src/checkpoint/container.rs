@@ -6,7 +6,7 @@
 //! meanwhile cannot pass one check and fail another. `writer` is the other direction.
 
 use super::source;
-use super::{Dtype, Tensor};
+use super::{Advice, Dtype, Tensor};
 use crate::error::{Error, Result};
 use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
@@ -164,6 +164,17 @@ impl TensorFile {
                 let bits: &[u16] = bytemuck::try_cast_slice(bytes).expect(ALIGNED);
                 Tensor::Bf16(bits.reinterpret_cast::<bf16>())
             }
+        }
+    }
+}
+
+impl TensorFile {
+    /// Tells the system how the numbers at a place are going to be used; nothing where the file is not mapped.
+    pub(super) fn advise(&self, place: &Place, advice: Advice) {
+        match &self.storage {
+            #[cfg(unix)]
+            Storage::Mapped(map) => super::advice::advise(map, place.range.clone(), advice),
+            _ => _ = (place, advice),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! - [`source`]: the only way a file is opened: regular, bounded, never a hang
 //! - `container`: the safetensors format, read strictly; `writer`: written to the same bytes every time
 //! - `weights`: one model's tensors, each proven to be what the layout expects
+//! - `advice`: what the system is told about mapped bytes
 //! - `generation`: how a model wants to be sampled
 //! - `directory`: a model directory as a whole, opened and written
 //! - `commit`: one checkpoint, whole or absent; `manifest`: its checksums
@@ -10,6 +11,7 @@
 //!
 //! A file is written once and never modified, so what is mapped cannot change under a reader by our hand.
 
+mod advice;
 mod commit;
 mod container;
 mod directory;
@@ -20,6 +22,7 @@ pub mod source;
 mod weights;
 mod writer;
 
+pub use advice::Advice;
 pub use commit::Commit;
 pub use container::{StoredTensor, TensorFile};
 pub use directory::{Directory, ModelFiles, write_model};

@@ -2,7 +2,7 @@
 //! there are no others.
 
 use super::container::{Place, TensorFile};
-use super::{Dtype, Tensor};
+use super::{Advice, Dtype, Tensor};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::families;
@@ -95,6 +95,13 @@ impl Weights {
     /// One parameter's numbers: row by row as the layout has them, each tensor with the rows it holds.
     pub fn pieces(&self, id: ParameterId) -> impl Iterator<Item = (Range<usize>, Tensor<'_>)> {
         self.of(id).iter().map(|piece| (piece.rows.clone(), self.file.values(&piece.place)))
+    }
+
+    /// Tells the system how a parameter's numbers are going to be used. Best effort; changes no number.
+    pub fn advise(&self, id: ParameterId, advice: Advice) {
+        for piece in self.of(id) {
+            self.file.advise(&piece.place, advice);
+        }
     }
 
     fn of(&self, id: ParameterId) -> &[Piece] {

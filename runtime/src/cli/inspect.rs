@@ -3,7 +3,6 @@
 use super::Format;
 use super::output::{Outcome, Output, number};
 use clap::Args;
-use formats::architecture::count;
 use formats::checkpoint::{Directory, Dtype};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -25,9 +24,9 @@ impl Inspect {
         let directory = Directory::open(&self.model)?;
         let (config, layout, weights) = (&directory.config, &directory.layout, &directory.weights);
         let parameters = layout.parameters();
-        let active = count(config, layout).active_parameters;
+        let active = layout.active_parameters();
         let stored = |dtype: Dtype| -> usize {
-            let tensors = layout.iter().map(|(id, _)| weights.tensor(id));
+            let tensors = layout.iter().flat_map(|(id, _)| weights.pieces(id)).map(|(_, tensor)| tensor);
             tensors.filter(|tensor| tensor.dtype() == dtype).map(|tensor| tensor.len()).sum()
         };
         let dtypes = Dtype::ALL.map(|dtype| (dtype.name(), stored(dtype)));
@@ -42,6 +41,7 @@ impl Inspect {
                 let mut shape = json!(config);
                 shape["norm_eps"] = number(config.norm_eps);
                 shape["dropout"] = number(config.dropout);
+                shape["rotary_base"] = number(config.rotary_base);
                 output.json(&json!({
                     "path": path,
                     "parameters": parameters,
@@ -49,8 +49,8 @@ impl Inspect {
                     "bytes": weights.bytes(),
                     "dtype": weights.dtype().name(),
                     "dtypes": dtypes,
-                    "experts": 0,
-                    "active_experts": 0,
+                    "experts": config.experts.map_or(0, |experts| experts.count),
+                    "active_experts": config.experts.map_or(0, |experts| experts.active),
                     "context": config.context,
                     "vocabulary": config.vocabulary,
                     "tokenizer": directory.tokenizer.is_some(),

@@ -51,13 +51,15 @@ impl Verify {
 fn every_value_is_finite(directory: &Directory) -> Result<usize> {
     let stored = families::stored(&directory.config, &directory.layout);
     for entry in &stored {
-        let broken = match directory.weights.tensor(entry.id) {
+        let mut pieces = directory.weights.pieces(entry.id);
+        let Some((_, tensor)) = pieces.find(|(rows, _)| rows.start == entry.first_row) else { continue };
+        let broken = match tensor {
             Tensor::F32(values) => values.iter().position(|value| !value.is_finite()),
             Tensor::F16(values) => values.iter().position(|value| !value.is_finite()),
             Tensor::Bf16(values) => values.iter().position(|value| !value.is_finite()),
         };
         if let Some(index) = broken {
-            let value = directory.weights.tensor(entry.id).get(index);
+            let value = tensor.get(index);
             return Err(Error::file(
                 &directory.path,
                 format!("tensor {} holds {value} at element {index}", entry.name),

@@ -4,7 +4,7 @@ use super::*;
 use crate::random::{Purpose, Stream};
 use crate::session::SessionOptions;
 use formats::checkpoint::{Commit, Dtype, GenerationConfig, ModelFiles, write_model};
-use formats::config::{Activation, AttentionScale, Position};
+use formats::config::{Activation, AttentionScale, NormKind, Position, QueryKeyNorm};
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Layout};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,8 +35,14 @@ impl Recipe {
             width: 16,
             layers: 2,
             heads: 2,
+            kv_heads: 2,
+            head_size: 8,
             feed_forward: 32,
+            experts: None,
             position: Position::Learned,
+            rotary_base: 10_000.0,
+            norm: NormKind::LayerNorm,
+            query_key_norm: QueryKeyNorm::None,
             activation: Activation::GeluErf,
             attention_scale: AttentionScale::HeadSize,
             norm_eps: 1e-5,

@@ -3,8 +3,8 @@
 use super::*;
 use crate::model::ModelOptions;
 use formats::checkpoint::Dtype;
-use formats::config::{Activation, AttentionScale, Config, Position};
-use formats::layout::{Layout, Linear, Norm, ParameterId};
+use formats::config::{Activation, AttentionScale, Config, NormKind, Position, QueryKeyNorm};
+use formats::layout::{FeedForward, Layout, Linear, Norm, ParameterId};
 use formats::{architecture, families};
 use half::{bf16, f16};
 use std::panic::{self, AssertUnwindSafe};
@@ -18,8 +18,14 @@ fn plain() -> Config {
         width: 40,
         layers: 2,
         heads: 5,
+        kv_heads: 5,
+        head_size: 8,
         feed_forward: 75,
+        experts: None,
         position: Position::Learned,
+        rotary_base: 10_000.0,
+        norm: NormKind::LayerNorm,
+        query_key_norm: QueryKeyNorm::None,
         activation: Activation::GeluErf,
         attention_scale: AttentionScale::HeadSize,
         norm_eps: 1e-5,
@@ -110,7 +116,7 @@ fn ids(config: &Config, len: usize) -> Vec<u32> {
 /// The logits after every id, in float64, each operation written as its equation.
 fn reference(config: &Config, values: &[f32], ids: &[u32]) -> Vec<Vec<f64>> {
     let layout = Layout::new(config);
-    let (width, head_size) = (config.width, config.head_size());
+    let (width, head_size) = (config.width, config.head_size);
     let get = |id: ParameterId| -> Vec<f64> {
         values[layout.parameter(id).range()].iter().map(|&value| f64::from(value)).collect()
     };
@@ -133,9 +139,10 @@ fn reference(config: &Config, values: &[f32], ids: &[u32]) -> Vec<Vec<f64>> {
     let activation = |x: f64| match config.activation {
         Activation::Relu => x.max(0.0),
         Activation::GeluErf => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
-        Activation::GeluTanh => unreachable!("no model here has it"),
+        _ => unreachable!("no model here has it"),
     };
-    let (tokens, positions) = (get(layout.token_embedding), get(layout.position_embedding));
+    let tokens = get(layout.token_embedding);
+    let positions = get(layout.position_embedding.expect("learned positions"));
     let mut stream: Vec<Vec<f64>> = ids
         .iter()
         .enumerate()
@@ -166,9 +173,10 @@ fn reference(config: &Config, values: &[f32], ids: &[u32]) -> Vec<Vec<f64>> {
             add(&mut stream[row], &linear(&mixed, &layer.attention_out));
         }
         for x in &mut stream {
-            let mut hidden = linear(&norm(x, &layer.feed_forward_norm), &layer.up);
+            let FeedForward::Dense { up, down } = &layer.feed_forward else { panic!("dense models only") };
+            let mut hidden = linear(&norm(x, &layer.feed_forward_norm), up);
             hidden.iter_mut().for_each(|value| *value = activation(*value));
-            add(x, &linear(&hidden, &layer.down));
+            add(x, &linear(&hidden, down));
         }
     }
     stream.iter().map(|x| linear(&norm(x, &layout.final_norm), &layout.head)).collect()
@@ -244,7 +252,8 @@ fn logits_are_those_of_float64() {
 
 /// A model too large to be packed when it is opened: its weights are packed block by block, or multiplied row by row.
 fn large() -> Config {
-    let config = Config { width: 240, feed_forward: 960, activation: Activation::Relu, ..plain() };
+    let config =
+        Config { width: 240, head_size: 48, feed_forward: 960, activation: Activation::Relu, ..plain() };
     assert!(Layout::new(&config).parameters() > crate::model::PACKED_PARAMETERS);
     config
 }
@@ -458,7 +467,15 @@ fn impossible_options_are_refused() {
 
 #[test]
 fn a_cache_that_memory_cannot_hold_is_an_error() {
-    let config = Config { context: 1 << 21, width: 8, heads: 1, layers: 1024, feed_forward: 8, ..plain() };
+    let config = Config {
+        context: 1 << 21,
+        width: 8,
+        heads: 1,
+        kv_heads: 1,
+        layers: 1024,
+        feed_forward: 8,
+        ..plain()
+    };
     let needed = Cache::bytes(&config, config.context, CacheType::F32);
     if memory::available().is_none_or(|available| available >= needed) {
         eprintln!("skipped: this machine does not say that it has less than {} GiB free", needed >> 30);

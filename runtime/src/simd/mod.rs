@@ -71,12 +71,16 @@ pub struct Simd {
     pub pack_bf16: fn(&[bf16], usize, usize, &mut [f32]),
     /// LayerNorm of one row, `(x - mean) / sqrt(var + eps) * gain + bias`; returns mean and `1 / sqrt(var + eps)`.
     pub layer_norm: fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32]) -> (f32, f32),
+    /// RMSNorm of one row, `x / sqrt(mean(x^2) + eps) * gain`; returns `1 / sqrt(mean(x^2) + eps)`.
+    pub rms_norm: fn(&[f32], &[f32], f32, &mut [f32]) -> f32,
     /// `max(x, 0)` in place.
     pub relu: fn(&mut [f32]),
     /// `x Phi(x)` in place.
     pub gelu_erf: fn(&mut [f32]),
     /// The tanh approximation in place.
     pub gelu_tanh: fn(&mut [f32]),
+    /// `silu(gate) up`, in the place of the gate.
+    pub swiglu: fn(&mut [f32], &[f32]),
     /// `x += y`.
     pub add: fn(&mut [f32], &[f32]),
     /// Softmax of one row in place; returns its maximum and the sum of `exp(x - maximum)`.
@@ -207,9 +211,12 @@ macro_rules! vector_table {
                 = product::pack::<$lanes, bf16>(w, outputs, inputs, panels);
             fn layer_norm(x: &[f32], gain: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) -> (f32, f32)
                 = routines::layer_norm(routines::Unit::FUSED, x, gain, bias, eps, out);
+            fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) -> f32
+                = routines::rms_norm(routines::Unit::FUSED, x, gain, eps, out);
             fn relu(x: &mut [f32]) = routines::relu(x);
             fn gelu_erf(x: &mut [f32]) = routines::gelu_erf(routines::Unit::FUSED, x);
             fn gelu_tanh(x: &mut [f32]) = routines::gelu_tanh(routines::Unit::FUSED, x);
+            fn swiglu(gate: &mut [f32], up: &[f32]) = routines::swiglu(routines::Unit::FUSED, gate, up);
             fn add(x: &mut [f32], y: &[f32]) = routines::add(x, y);
             fn softmax(x: &mut [f32]) -> (f32, f32) = routines::softmax(routines::Unit::FUSED, x);
             fn log_sum_exp(x: &[f32]) -> f32 = routines::log_sum_exp(routines::Unit::FUSED, x);
@@ -234,9 +241,11 @@ macro_rules! vector_table {
             pack_f16,
             pack_bf16,
             layer_norm,
+            rms_norm,
             relu,
             gelu_erf,
             gelu_tanh,
+            swiglu,
             add,
             softmax,
             log_sum_exp,

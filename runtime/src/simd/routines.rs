@@ -105,6 +105,12 @@ impl Unit {
         x * self.gelu_tanh_gate(x)
     }
 
+    /// `1 / (1 + e^-x)`.
+    #[inline(always)]
+    pub fn sigmoid(self, x: f32) -> f32 {
+        1.0 / (1.0 + self.exp(-x))
+    }
+
     /// `sum f(x)` in the fixed order of this file.
     #[inline(always)]
     pub fn sum(self, x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
@@ -198,6 +204,26 @@ pub fn layer_norm(
         }
     }
     (mean, scale)
+}
+
+/// RMSNorm of one row: `x r gain` with `r = 1 / sqrt(mean(x^2) + eps)` (Zhang and Sennrich 2019, eq. 4). Returns `r`.
+#[inline(always)]
+pub fn rms_norm(unit: Unit, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) -> f32 {
+    let (gain, out) = (&gain[..x.len()], &mut out[..x.len()]);
+    let scale = 1.0 / (unit.sum(x, |value| value * value) / x.len() as f32 + eps).sqrt();
+    for index in 0..x.len() {
+        out[index] = x[index] * scale * gain[index];
+    }
+    scale
+}
+
+/// `gate sigmoid(gate) up` in the place of `gate` (Shazeer 2020, eq. 6).
+#[inline(always)]
+pub fn swiglu(unit: Unit, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "gated activation");
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate * unit.sigmoid(*gate) * up;
+    }
 }
 
 /// `max(x, 0)`; NaN stays.

@@ -216,6 +216,19 @@ fn rows_match_float64_at_every_length() {
                 close(&out, &want, 1e-5, 1e-5, &format!("{name} layer norm {len}"));
             }
 
+            let square = exact.iter().map(|v| v * v).sum::<f64>() / len as f64;
+            let scale = (table.rms_norm)(&x, &gain, 1e-5, &mut out);
+            let want: Vec<f64> =
+                (0..len).map(|i| exact[i] / (square + 1e-5).sqrt() * f64::from(gain[i])).collect();
+            close(&out, &want, 1e-6, 1e-6, &format!("{name} rms norm {len}"));
+            close(&[scale], &[1.0 / (square + 1e-5).sqrt()], 1e-6, 0.0, &format!("{name} rms norm {len}"));
+
+            let mut out = x.clone();
+            (table.swiglu)(&mut out, &gain);
+            let want: Vec<f64> =
+                exact.iter().zip(&gain).map(|(v, up)| v / (1.0 + (-v).exp()) * f64::from(*up)).collect();
+            close(&out, &want, 1e-6, 1e-6, &format!("{name} swiglu"));
+
             let mut out = x.clone();
             (table.relu)(&mut out);
             close(&out, &exact.iter().map(|v| v.max(0.0)).collect::<Vec<_>>(), 0.0, 0.0, name);

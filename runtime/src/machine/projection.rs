@@ -1,0 +1,210 @@
+//! Products of some rows with a parameter, wherever its rows are stored.
+//!
+//! Few rows multiply the weights as they stand, one by one; many widen a block of weights once and use it for all.
+//! The weights of a small model are widened when it is opened, and then serve one row as they serve many, so that its
+//! logits do not depend on how its prompt was cut: the product sums in one order whatever the rows beside it.
+
+use super::board::Scratch;
+use super::{BLOCK, FEW_ROWS};
+use crate::model::Shared;
+use crate::simd::packed_len;
+use crate::simd::product::{Operand, Product, Write};
+use crate::team::{Cancelled, Part};
+use formats::Result;
+use formats::checkpoint::Tensor;
+use formats::config::Activation;
+use formats::layout::{Linear, ParameterId, Role};
+use std::ops::Range;
+
+/// A projection, with the nonlinearity that follows it if it leads into a hidden layer: that is applied while its
+/// results are at hand, and a gate's half of them meets the other half before either is shared.
+#[derive(Clone, Copy)]
+pub(super) struct Projection<'a> {
+    /// What is multiplied with the nonlinearity's result, if that is a gate.
+    passing: Option<Matrix<'a>>,
+    matrix: Matrix<'a>,
+    activation: Option<Activation>,
+    inputs: usize,
+}
+
+impl<'a> Projection<'a> {
+    pub(super) fn new(model: &'a Shared, linear: &Linear) -> Projection<'a> {
+        let hidden = matches!(model.layout.parameter(linear.weight).role, Role::Up(_));
+        let activation = hidden.then_some(model.config.activation);
+        let gated = activation.is_some_and(Activation::gated);
+        let outputs = if gated { linear.outputs / 2 } else { linear.outputs };
+        let packed = packed_len(outputs, linear.inputs);
+        let matrix = |half: usize| Matrix {
+            model,
+            weight: linear.weight,
+            skipped: half * outputs,
+            inputs: linear.inputs,
+            packed: model.packed(linear.weight).map(|panels| &panels[half * packed..][..packed]),
+            bias: linear.bias.map(|id| &model.vector(id)[half * outputs..][..outputs]),
+        };
+        Projection { passing: gated.then(|| matrix(1)), matrix: matrix(0), activation, inputs: linear.inputs }
+    }
+
+    /// Outputs `first..first + count` of each of the rows `x` `[rows, inputs]`, into rows that lie `stride` apart.
+    pub(super) fn block(
+        &self,
+        x: &[f32],
+        outputs: Range<usize>,
+        panels: &mut [f32],
+        passing: &mut [f32],
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let (rows, count) = (x.len() / self.inputs, outputs.len());
+        self.matrix.multiply(x, outputs.clone(), panels, out, stride);
+        let Some(activation) = self.activation else { return };
+        if let Some(matrix) = &self.passing {
+            matrix.multiply(x, outputs, panels, &mut passing[..rows * count], count);
+        }
+        let simd = self.matrix.model.simd;
+        for row in 0..rows {
+            let out = &mut out[row * stride..][..count];
+            match activation {
+                Activation::Relu => (simd.relu)(out),
+                Activation::GeluErf => (simd.gelu_erf)(out),
+                Activation::GeluTanh => (simd.gelu_tanh)(out),
+                Activation::SwiGlu => (simd.swiglu)(out, &passing[row * count..][..count]),
+            }
+        }
+    }
+
+    /// All of the member's columns of each of the rows `x` `[rows, inputs]`, into the rows of `out` from `to` on.
+    pub(super) fn write(
+        &self,
+        x: &[f32],
+        out: &mut Part<f32>,
+        to: usize,
+        scratch: &mut Scratch,
+        cancelled: Cancelled<'_>,
+    ) -> Result<()> {
+        let Scratch { panels, block, passing } = scratch;
+        let rows = x.len() / self.inputs;
+        let columns = out.columns();
+        for first in columns.clone().step_by(BLOCK) {
+            cancelled.check()?;
+            let count = BLOCK.min(columns.end - first);
+            let (outputs, start) = (first..first + count, first - columns.start);
+            if rows == 1 {
+                let out = &mut out.row(to)[start..][..count];
+                self.block(x, outputs, panels, passing, out, count);
+            } else if let Some(out) = out.rest(to) {
+                self.block(x, outputs, panels, passing, &mut out[first..], columns.len());
+            } else {
+                // One of several threads' columns of a shared buffer are not one slice.
+                let block = &mut block[..rows * count];
+                self.block(x, outputs, panels, passing, block, count);
+                for (row, block) in block.chunks_exact(count).enumerate() {
+                    out.row(to + row)[start..][..count].copy_from_slice(block);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `x W^T + b` for some rows of a parameter.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    model: &'a Shared,
+    weight: ParameterId,
+    /// The parameter's rows before the first output.
+    skipped: usize,
+    inputs: usize,
+    /// All outputs packed, where the model keeps them so.
+    packed: Option<&'a [f32]>,
+    bias: Option<&'a [f32]>,
+}
+
+impl Matrix<'_> {
+    fn multiply(&self, x: &[f32], outputs: Range<usize>, panels: &mut [f32], out: &mut [f32], stride: usize) {
+        let rows = x.len() / self.inputs;
+        if rows <= FEW_ROWS && !self.model.small {
+            for (row, x) in x.chunks_exact(self.inputs).enumerate() {
+                each_output(
+                    self.model,
+                    self.weight,
+                    self.skipped + outputs.start,
+                    x,
+                    &mut out[row * stride..][..outputs.len()],
+                );
+                if let Some(bias) = self.bias {
+                    (self.model.simd.add)(&mut out[row * stride..][..outputs.len()], &bias[outputs.clone()]);
+                }
+            }
+            return;
+        }
+        if let Some(packed) = self.packed {
+            // Blocks begin on whole panels.
+            let panels = &packed[outputs.start * self.inputs..][..packed_len(outputs.len(), self.inputs)];
+            return self.product(x, panels, outputs, out, stride);
+        }
+        let simd = self.model.simd;
+        let wanted = self.skipped + outputs.start..self.skipped + outputs.end;
+        for (part, values) in parts(self.model, self.weight, wanted.clone(), self.inputs) {
+            let count = part.len();
+            let panels = &mut panels[..packed_len(count, self.inputs)];
+            match values {
+                Tensor::F32(values) => (simd.pack_f32)(values, count, self.inputs, panels),
+                Tensor::F16(values) => (simd.pack_f16)(values, count, self.inputs, panels),
+                Tensor::Bf16(values) => (simd.pack_bf16)(values, count, self.inputs, panels),
+            }
+            let at = part.start - wanted.start;
+            let outputs = outputs.start + at..outputs.start + at + count;
+            self.product(x, panels, outputs, &mut out[at..], stride);
+        }
+    }
+
+    fn product(&self, x: &[f32], panels: &[f32], outputs: Range<usize>, out: &mut [f32], stride: usize) {
+        let sizes = Product {
+            rows: x.len() / self.inputs,
+            inner: self.inputs,
+            columns: outputs.len(),
+            a_row_stride: self.inputs,
+            a_inner_stride: 1,
+            b: Operand::Panels,
+            c_stride: stride,
+            write: Write::Set,
+        };
+        (self.model.simd.product)(&sizes, x, panels, self.bias.map(|bias| &bias[outputs]), out);
+    }
+}
+
+/// The products of one row with a parameter's rows from `first` on, as stored.
+pub(super) fn each_output(model: &Shared, weight: ParameterId, first: usize, x: &[f32], out: &mut [f32]) {
+    let simd = model.simd;
+    for (part, values) in parts(model, weight, first..first + out.len(), x.len()) {
+        let out = &mut out[part.start - first..part.end - first];
+        match values {
+            Tensor::F32(values) => (simd.gemv_f32)(values, x, out),
+            Tensor::F16(values) => (simd.gemv_f16)(values, x, out),
+            Tensor::Bf16(values) => (simd.gemv_bf16)(values, x, out),
+        }
+    }
+}
+
+/// Where some of a parameter's rows are stored: those that each tensor holds, and their numbers.
+fn parts(
+    model: &Shared,
+    weight: ParameterId,
+    wanted: Range<usize>,
+    inputs: usize,
+) -> impl Iterator<Item = (Range<usize>, Tensor<'_>)> {
+    model.weights.pieces(weight).filter_map(move |(held, values)| {
+        let part = wanted.start.max(held.start)..wanted.end.min(held.end);
+        if part.is_empty() {
+            return None;
+        }
+        let range = (part.start - held.start) * inputs..(part.end - held.start) * inputs;
+        let values = match values {
+            Tensor::F32(values) => Tensor::F32(&values[range]),
+            Tensor::F16(values) => Tensor::F16(&values[range]),
+            Tensor::Bf16(values) => Tensor::Bf16(&values[range]),
+        };
+        Some((part, values))
+    })
+}
