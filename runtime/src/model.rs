@@ -1,6 +1,7 @@
 //! A model on disk, mapped: what every session of it shares.
 
 use crate::heads;
+use crate::residency::{Keeper, Residency};
 use crate::session::{Session, SessionOptions};
 use crate::simd::{Aligned, Simd, packed_len};
 use crate::team::{Crew, Member, Slots, Team};
@@ -31,6 +32,8 @@ pub struct Model {
 pub struct ModelOptions {
     /// Threads that compute; `None` chooses by the size of the weights.
     pub threads: Option<usize>,
+    /// Bytes of experts that may stay in memory; `None` leaves it to the system. The text is the same either way.
+    pub expert_budget: Option<u64>,
 }
 
 /// What all sessions of a model use.
@@ -51,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) small: bool,
     /// See [`heads::frequencies`].
     pub(crate) frequencies: Vec<f32>,
+    /// Which experts stay in memory, if somebody set a bound.
+    keeper: Option<Mutex<Keeper>>,
     threads: usize,
     /// The threads, once a session has asked for them. The lock is how sessions take turns.
     team: Mutex<Option<Team>>,
@@ -127,6 +132,7 @@ impl Model {
         let panels = panels.collect();
         advise(&layout, &weights);
         let frequencies = heads::frequencies(&config);
+        let keeper = options.expert_budget.and_then(|budget| Keeper::new(&layout, &weights, budget));
         let shared = Shared {
             path,
             config,
@@ -139,6 +145,7 @@ impl Model {
             panels,
             small,
             frequencies,
+            keeper: keeper.map(Mutex::new),
             threads,
             team,
         };
@@ -205,6 +212,12 @@ impl Model {
         bytes.sum()
     }
 
+    /// What a budget of experts has come to, over all sessions; `None` without one.
+    pub fn residency(&self) -> Option<Residency> {
+        let keeper = self.shared.keeper.as_ref()?;
+        Some(keeper.lock().unwrap_or_else(PoisonError::into_inner).report())
+    }
+
     /// A session with an f16 cache as long as the model's context.
     pub fn session(&self) -> Result<Session> {
         self.session_with(&SessionOptions::default())
@@ -263,6 +276,14 @@ impl Shared {
     /// A matrix packed when the model was opened, if it was.
     pub(crate) fn packed(&self, id: ParameterId) -> Option<&[f32]> {
         Some(&self.panels[id.index()][..]).filter(|panels| !panels.is_empty())
+    }
+
+    /// The experts of one layer are about to be used.
+    pub(crate) fn use_experts(&self, layer: usize, experts: impl Iterator<Item = u32>) {
+        if let Some(keeper) = &self.keeper {
+            let mut keeper = keeper.lock().unwrap_or_else(PoisonError::into_inner);
+            keeper.choose(&self.layout, &self.weights, layer, experts);
+        }
     }
 
     /// A gain or a bias.

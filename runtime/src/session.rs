@@ -65,6 +65,15 @@ impl Canceller {
     }
 }
 
+/// What a session's rows asked of the experts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExpertStats {
+    /// For each layer how often each expert was chosen; empty for a dense layer.
+    pub counts: Vec<Vec<u64>>,
+    /// Rows that were multiplied with an expert's weights, the shared ones' too.
+    pub expert_rows: u64,
+}
+
 /// The ids fed so far, their keys and values, and room for the work on the next ones.
 pub struct Session {
     model: Model,
@@ -183,6 +192,32 @@ impl Session {
         fork.cache.copy_from(&mut fork.slots, &self.cache, &self.slots, config, positions);
         fork.ids.extend_from_slice(&self.ids);
         Ok(fork)
+    }
+
+    /// What this session's rows asked of each layer's experts.
+    pub fn expert_stats(&self) -> ExpertStats {
+        let config = self.model.config();
+        let count = config.experts.map_or(0, |experts| experts.count);
+        let Some(first) = self.locals.first() else { return ExpertStats::default() };
+        let local = first.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_layer = |layer: usize| match config.experts_of(layer) {
+            Some(_) => local.routed.counts[layer * count..][..count].to_vec(),
+            None => vec![],
+        };
+        ExpertStats {
+            counts: (0..config.layers).map(of_layer).collect(),
+            expert_rows: local.routed.expert_rows,
+        }
+    }
+
+    /// The experts that the rows of the last piece chose in one layer, `[rows, active]`; empty for a dense layer.
+    /// Rows whose results were not wanted chose none in the last layer.
+    pub(crate) fn chosen(&self, layer: usize, rows: usize) -> Vec<u32> {
+        let Some(experts) = self.model.config().experts_of(layer) else { return vec![] };
+        let Some(first) = self.locals.first() else { return vec![] };
+        let local = first.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = self.chunk * experts.active;
+        local.routed.chosen[layer * most..][..rows * experts.active].to_vec()
     }
 
     /// A handle that stops this session's work from another thread.

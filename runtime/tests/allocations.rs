@@ -89,7 +89,7 @@ fn a_generator_allocates_nothing_after_its_first_token() {
     let chain = Sampling { repetition_penalty: 1.1, ..Sampling::default() };
     for threads in [1, 2] {
         for sampling in [Sampling::GREEDY, Sampling::PLAIN, chain] {
-            let options = ModelOptions { threads: Some(threads) };
+            let options = ModelOptions { threads: Some(threads), ..ModelOptions::default() };
             let model = Model::open_with(&path, &options).expect("a model that was written is read");
             let mut session = model.session().expect("a session");
             let options = GenerateOptions {

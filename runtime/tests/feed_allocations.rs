@@ -50,7 +50,7 @@ fn model(config: &Config, threads: usize) -> Model {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.into_bytes());
     file.extend([0x00, 0x20].repeat(end / 2));
-    let options = ModelOptions { threads: Some(threads) };
+    let options = ModelOptions { threads: Some(threads), ..ModelOptions::default() };
     Model::from_bytes_with(&families::config_json(config, Dtype::F16), &file, None, &options)
         .expect("a valid model")
 }

@@ -28,7 +28,17 @@ struct Files {
 }
 
 fn config() -> Config {
-    Config { vocabulary: 5, context: 3, width: 4, layers: 1, heads: 2, feed_forward: 6, ..models::lecture() }
+    Config {
+        vocabulary: 5,
+        context: 3,
+        width: 4,
+        layers: 1,
+        heads: 2,
+        kv_heads: 2,
+        head_size: 2,
+        feed_forward: 6,
+        ..models::lecture()
+    }
 }
 
 fn files() -> &'static Files {

@@ -32,7 +32,8 @@ fn greedy() -> GenerateOptions {
 }
 
 fn open(path: &Path, threads: usize) -> Model {
-    Model::open_with(path, &ModelOptions { threads: Some(threads) }).expect("the model opens")
+    Model::open_with(path, &ModelOptions { threads: Some(threads), ..ModelOptions::default() })
+        .expect("the model opens")
 }
 
 fn session(model: &Model, cache: CacheType, chunk: usize) -> Session {

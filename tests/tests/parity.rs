@@ -2,6 +2,7 @@
 
 use formats::Config;
 use formats::checkpoint::Dtype;
+use formats::config::QueryKeyNorm;
 use runtime::model::{Model, ModelOptions};
 use runtime::session::{CacheType, SessionOptions};
 use std::path::Path;
@@ -18,7 +19,8 @@ const PROMISED: f64 = 1e-5;
 /// The logits after each id, in feeds of `chunk`.
 #[track_caller]
 fn logits(path: &Path, ids: &[u32], cache: CacheType, threads: usize, chunk: usize) -> Vec<f32> {
-    let model = Model::open_with(path, &ModelOptions { threads: Some(threads) }).expect("the model opens");
+    let model = Model::open_with(path, &ModelOptions { threads: Some(threads), ..ModelOptions::default() })
+        .expect("the model opens");
     let options = SessionOptions { cache, chunk, ..SessionOptions::default() };
     let mut session = model.session_with(&options).expect("a session");
     let mut rows = Vec::new();
@@ -57,6 +59,28 @@ fn the_runtime_gives_the_references_logits_for_configs_of_any_shape() {
         let actual = logits(&path, &ids, CacheType::F32, 1 + seed as usize % 3, 1 + seed as usize % 5);
         let tolerance = Tolerance::relative_to(PROMISED, &expected);
         assert_close(&format!("seed {seed}, {config:?}"), &actual, &expected, tolerance);
+    }
+}
+
+#[test]
+fn the_runtime_gives_the_references_logits_for_mixtures_of_any_shape() {
+    for seed in 0..60 {
+        let drawn = models::random_mixture(seed);
+        // The trainer has no norms on queries and keys, the runtime does.
+        let norms = [QueryKeyNorm::None, QueryKeyNorm::Head, QueryKeyNorm::Whole];
+        let config = Config { query_key_norm: norms[seed as usize % 3], ..drawn };
+        let weights = models::random_weights(&config, seed);
+        let ids = Chance::new(seed).ids(config.context, config.vocabulary);
+        let expected = Reference::new(&config, &weights).logits(&ids);
+        let Written { path, folder: _kept } = models::write(&config, &weights, Dtype::F32);
+        let tolerance = Tolerance::relative_to(PROMISED, &expected);
+        let one = logits(&path, &ids, CacheType::F32, 1, 256);
+        for (threads, chunk) in [(1, 256), (2, 256), (3, 7), (2, 1), (1, 4)] {
+            let actual = logits(&path, &ids, CacheType::F32, threads, chunk);
+            let what = format!("seed {seed}, {threads} threads, chunks of {chunk}, {config:?}");
+            assert_close(&what, &actual, &expected, tolerance);
+            assert!(chunk != 256 || actual == one, "another number of threads, other bytes: {what}");
+        }
     }
 }
 
@@ -114,6 +138,8 @@ fn the_trainers_loss_is_the_references() {
     for seed in 0..30 {
         let config = models::random_config(seed);
         trainers_loss(&config, &models::random_weights(&config, seed), seed);
+        let config = models::random_mixture(seed);
+        trainers_loss(&config, &models::random_weights(&config, seed), seed);
     }
     for fixture in fixtures::models() {
         trainers_loss(&fixture.config, &fixture.weights, 1);
@@ -152,8 +178,8 @@ fn the_trainers_logits_are_the_references() {
 
 #[test]
 fn trainer_and_runtime_agree_through_one_checkpoint() {
-    for seed in 0..20 {
-        let config = models::random_config(100 + seed);
+    let mixtures = (0..20).map(|seed| (seed, models::random_mixture(100 + seed)));
+    for (seed, config) in (0..20).map(|seed| (seed, models::random_config(100 + seed))).chain(mixtures) {
         let weights = models::random_weights(&config, seed);
         let Written { path, folder: _kept } = models::write(&config, &weights, Dtype::F32);
         let ids = Chance::new(seed).ids(config.context, config.vocabulary);

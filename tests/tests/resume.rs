@@ -70,6 +70,29 @@ fn every_step_is_a_place_to_resume_from_with_dropout_schedule_and_clipping() {
     from_every_step("dropout", &more);
 }
 
+/// A mixture with everything that draws, counts or keeps something.
+const MIXTURE: [(&str, &str); 14] = [
+    ("experts", "4"),
+    ("active_experts", "2"),
+    ("expert_width", "10"),
+    ("shared_experts", "1"),
+    ("router_score", "\"sigmoid\""),
+    ("router_noise", "true"),
+    ("bias_rate", "0.01"),
+    ("router_jitter", "0.1"),
+    ("expert_dropout", "0.1"),
+    ("output_dropout", "0.1"),
+    ("router_dropout", "0.2"),
+    ("capacity_factor", "1.25"),
+    ("position", "\"rotary\""),
+    ("activation", "\"swiglu\""),
+];
+
+#[test]
+fn every_step_is_a_place_to_resume_from_with_a_mixture() {
+    from_every_step("mixture", &MIXTURE);
+}
+
 #[test]
 fn a_shorter_run_made_longer_is_the_longer_run() {
     // Where a schedule ends is part of what is learned, so the shorter run must be told the longer one's.
@@ -140,7 +163,9 @@ fn a_second_interrupt_leaves_at_once() {
 #[test]
 fn any_number_of_threads_gives_the_same_bytes() {
     // One model of a single shard, and one whose batch is cut into several.
-    for more in [&[][..], &[("batch", "64"), ("block", "12"), ("eval_batches", "7")]] {
+    let large = [("batch", "64"), ("block", "12"), ("eval_batches", "7")];
+    let mixture: Vec<_> = MIXTURE.iter().chain(&large).copied().collect();
+    for more in [&[][..], &large, &mixture] {
         let job = Job::new("threads", &text(), &with(tiny(STEPS), more));
         let one = job.out("1");
         job.train(&one, &["--threads", "1"]).expect(0);

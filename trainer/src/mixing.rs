@@ -3,6 +3,7 @@
 //! Nothing here is part of a stored model.
 
 use formats::{Error, Result};
+use runtime::load;
 use serde::{Deserialize, Serialize};
 
 /// The switches. All zero is a mixture left to itself.
@@ -192,23 +193,17 @@ impl Load {
 
     /// Each expert's share of all choices.
     pub fn shares(&self) -> impl Iterator<Item = f64> + '_ {
-        let all = self.counts.iter().sum::<f64>().max(1.0);
-        self.counts.iter().map(move |count| count / all)
+        load::shares(&self.counts)
     }
 
-    /// Entropy of the shares over that of an even load: 1 is even, 0 is one expert for all.
+    /// See [`load::entropy`].
     pub fn load_entropy(&self) -> f64 {
-        if self.counts.len() < 2 {
-            return 1.0;
-        }
-        let entropy: f64 =
-            self.shares().map(|share| if share > 0.0 { -share * share.ln() } else { 0.0 }).sum();
-        entropy / (self.counts.len() as f64).ln()
+        load::entropy(&self.counts)
     }
 
-    /// By how much the largest share exceeds an even one, relative to that: MaxVio (Wang et al. 2024, eq. 4).
+    /// See [`load::max_violation`].
     pub fn max_violation(&self) -> f64 {
-        self.shares().fold(0.0, f64::max) * self.counts.len() as f64 - 1.0
+        load::max_violation(&self.counts)
     }
 
     /// Experts that no row chose.
@@ -246,13 +241,9 @@ mod tests {
     }
 
     #[test]
-    fn an_even_load_and_a_collapsed_one() {
-        let even = load(&[5.0; 4]);
-        assert_eq!((even.load_entropy(), even.max_violation(), even.dead()), (1.0, 0.0, 0));
-        let collapsed = load(&[0.0, 20.0, 0.0, 0.0]);
-        assert_eq!((collapsed.load_entropy(), collapsed.max_violation(), collapsed.dead()), (0.0, 3.0, 3));
-        assert_eq!(load(&[7.0]).load_entropy(), 1.0);
-        assert!(load(&[0.0; 3]).max_violation().is_finite());
+    fn experts_without_rows_are_dead() {
+        assert_eq!((load(&[5.0; 4]).dead(), load(&[0.0, 20.0, 0.0, 0.0]).dead()), (0, 3));
+        assert!((load(&[5.0; 4]).balance_loss()).abs() < 1e-12, "no probability was counted");
     }
 
     #[test]

@@ -547,6 +547,7 @@ mod tests {
             preset: Some("nano".to_owned()),
             config: None,
             data: vec![folder.join("text")],
+            upcycle: None,
             flags: Flags::of(&[&small[..], &[("block", "16"), ("decay_steps", "12")], flags].concat()),
         }
     }

@@ -65,7 +65,7 @@ pub struct Generate {
     /// What is written to stdout
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
-    /// Tell on stderr how long it took
+    /// Tell on stderr how long it took, and how experts were used
     #[arg(long)]
     stats: bool,
 }
@@ -121,8 +121,10 @@ impl Generate {
         }
         let reason = generator.finish_reason().unwrap_or(FinishReason::Length);
         writer.end(generator.tail(), reason, &options)?;
+        drop(generator);
         if self.stats {
             clock.tell(reason);
+            super::experts::tell(&model, &session);
         }
         Ok(if reason == FinishReason::Cancelled { interrupt.exit_code() } else { 0 })
     }

@@ -1,6 +1,7 @@
 //! The command line: what it takes, where its output goes, and what its exit code says. One room a command.
 
 mod bench;
+mod experts;
 mod generate;
 mod input;
 mod inspect;
@@ -99,11 +100,15 @@ struct Opening {
     /// Threads that compute; by default as many as the model is worth
     #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<usize>,
+    /// Bytes of experts that may stay in memory, such as 2GiB; the text is the same, whatever it is
+    #[arg(long, alias = "expert_budget", value_name = "BYTES", value_parser = bytes)]
+    expert_budget: Option<u64>,
 }
 
 impl Opening {
     fn open(&self) -> Result<Model> {
-        Model::open_with(&self.model, &ModelOptions { threads: self.threads })
+        let options = ModelOptions { threads: self.threads, expert_budget: self.expert_budget };
+        Model::open_with(&self.model, &options)
     }
 
     /// The error of a model that computed something that is no number: what is wrong is its file.
@@ -164,6 +169,27 @@ fn parse_ids(text: &str) -> Result<Vec<u32>> {
             })
         })
         .collect()
+}
+
+/// A number of bytes, with a unit or without.
+fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("kB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("K", 1 << 10),
+        ("M", 1 << 20),
+        ("G", 1 << 30),
+    ];
+    let unit = UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size)));
+    let (digits, size) = unit.unwrap_or((text, 1));
+    let count: Option<u64> = digits.trim().parse().ok();
+    count
+        .and_then(|count| count.checked_mul(size))
+        .ok_or_else(|| "expected a number of bytes, such as 500000000, 512MiB or 2G".into())
 }
 
 fn positive(text: &str) -> Result<usize, String> {

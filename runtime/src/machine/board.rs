@@ -138,7 +138,7 @@ pub(crate) struct Local {
     /// One widened embedding.
     pub(super) embedding: Vec<f32>,
     /// For layers of experts.
-    pub(super) routed: Routed,
+    pub(crate) routed: Routed,
 }
 
 /// What a projection needs besides its operands.
@@ -154,7 +154,7 @@ pub(super) struct Scratch {
 
 /// Where the rows of one layer go. Every thread has all of it, and the same.
 #[derive(Debug)]
-pub(super) struct Routed {
+pub(crate) struct Routed {
     /// The router's logits of one row, then its scores.
     pub(super) logits: Vec<f32>,
     /// As long, see [`super::router::Router`].

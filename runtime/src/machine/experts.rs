@@ -63,25 +63,31 @@ impl Worker<'_, '_> {
         }
         self.local.routed.finish(bank, rows.len());
         if self.member.index() == 0 {
-            self.local.routed.count(bank, layer, rows.len());
+            let routed = &mut self.local.routed;
+            routed.count(bank, layer, rows.len());
+            let assigned = routed.experts[..rows.len() * slots].iter().copied();
+            // The shared ones are part of what every token needs.
+            self.model.use_experts(layer, assigned.filter(|expert| (*expert as usize) < bank.count));
         }
         Ok(())
     }
 
     /// The weighted sum of each row's experts.
     pub(super) fn mix(&mut self, x: Rows, bank: &Bank) -> Result<Rows> {
-        let (rows, out) = self.take()?;
-        match x {
-            Rows::Local => self.mix_few(bank, out)?,
-            Rows::Nowhere => {}
-            _ if self.rows().is_empty() => {}
-            _ => {
-                let x = self.shared(&x)?;
-                self.mix_many(bank, x, out)?;
-            }
-        }
-        // The rows went in for the last time.
+        let from = match x {
+            Rows::Stream(_) => Some(self.shared(&x)?),
+            _ => None,
+        };
+        let few = matches!(x, Rows::Local);
+        // Where the rows came in the sum goes out: they are read before any of it is written.
         self.release(x);
+        let (rows, out) = self.take()?;
+        match from {
+            _ if self.rows().is_empty() => {}
+            Some(from) => self.mix_many(bank, from, out)?,
+            None if few => self.mix_few(bank, out)?,
+            None => {}
+        }
         Ok(rows)
     }
 

@@ -104,7 +104,7 @@ fn random(config: &Config, dtype: Dtype) -> (Vec<u8>, Vec<f32>) {
 
 fn open(config: &Config, dtype: Dtype, threads: usize) -> Model {
     let (file, _) = random(config, dtype);
-    let options = ModelOptions { threads: Some(threads) };
+    let options = ModelOptions { threads: Some(threads), ..ModelOptions::default() };
     Model::from_bytes_with(&families::config_json(config, dtype), &file, None, &options)
         .expect("a valid model")
 }
@@ -459,7 +459,7 @@ fn impossible_options_are_refused() {
     }
     let (file, _) = random(&config, Dtype::F16);
     for threads in [0, 1 << 20] {
-        let options = ModelOptions { threads: Some(threads) };
+        let options = ModelOptions { threads: Some(threads), ..ModelOptions::default() };
         let json = families::config_json(&config, Dtype::F16);
         assert!(matches!(Model::from_bytes_with(&json, &file, None, &options), Err(Error::Usage(_))));
     }
