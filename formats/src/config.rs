@@ -2,7 +2,7 @@
 //! values, not code. Holds every bound a model must keep; never holds how it is trained.
 
 use crate::error::{Error, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Largest vocabulary a config may ask for.
 pub const MAX_VOCABULARY: usize = 1 << 24;
@@ -44,6 +44,7 @@ pub struct Config {
     /// Hidden width of a dense feed-forward layer.
     pub feed_forward: usize,
     /// The mixture of experts that stands in for it, in some or all layers.
+    #[serde(deserialize_with = "stated")]
     pub experts: Option<Experts>,
     /// How positions enter.
     pub position: Position,
@@ -73,6 +74,11 @@ pub struct Config {
     pub head_bias: bool,
     /// Probability of zeroing, in training only: embeddings, attention weights, both residual branches.
     pub dropout: f32,
+}
+
+/// A value that may be null and may not be left out.
+fn stated<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Experts>, D::Error> {
+    Option::deserialize(deserializer)
 }
 
 /// How a token's place in the window enters the model.

@@ -42,6 +42,7 @@
 
 mod attention;
 mod cache;
+pub mod census;
 pub mod generate;
 mod heads;
 pub mod load;

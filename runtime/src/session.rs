@@ -211,13 +211,17 @@ impl Session {
     }
 
     /// The experts that the rows of the last piece chose in one layer, `[rows, active]`; empty for a dense layer.
-    /// Rows whose results were not wanted chose none in the last layer.
     pub(crate) fn chosen(&self, layer: usize, rows: usize) -> Vec<u32> {
         let Some(experts) = self.model.config().experts_of(layer) else { return vec![] };
         let Some(first) = self.locals.first() else { return vec![] };
         let local = first.lock().unwrap_or_else(PoisonError::into_inner);
         let most = self.chunk * experts.active;
         local.routed.chosen[layer * most..][..rows * experts.active].to_vec()
+    }
+
+    /// Most rows that one piece of [`Session::feed_each`] has.
+    pub(crate) fn piece(&self) -> usize {
+        self.chunk.min(self.board.logit_rows)
     }
 
     /// A handle that stops this session's work from another thread.

@@ -1,7 +1,7 @@
 //! `runtime inspect`: what a model is.
 
-use super::Format;
 use super::output::{Outcome, Output, number};
+use super::{Format, experts};
 use clap::Args;
 use formats::checkpoint::{Directory, Dtype};
 use serde_json::{Map, Value, json};
@@ -13,6 +13,9 @@ pub struct Inspect {
     /// A run, its model directory, or a directory in Hugging Face's convention
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// A text: tells which of its tokens go to which experts
+    #[arg(long, value_name = "TEXT")]
+    data: Option<PathBuf>,
     /// How the result is told
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
@@ -32,6 +35,10 @@ impl Inspect {
         let dtypes = Dtype::ALL.map(|dtype| (dtype.name(), stored(dtype)));
         let dtypes = dtypes.into_iter().filter(|(_, count)| *count > 0);
         let path = directory.path.display().to_string();
+        let censuses = match &self.data {
+            Some(text) => experts::of_text(&self.model, text)?,
+            None => vec![],
+        };
 
         let mut output = Output::new();
         match self.format {
@@ -42,7 +49,7 @@ impl Inspect {
                 shape["norm_eps"] = number(config.norm_eps);
                 shape["dropout"] = number(config.dropout);
                 shape["rotary_base"] = number(config.rotary_base);
-                output.json(&json!({
+                let mut object = json!({
                     "path": path,
                     "parameters": parameters,
                     "active_parameters": active,
@@ -55,7 +62,11 @@ impl Inspect {
                     "vocabulary": config.vocabulary,
                     "tokenizer": directory.tokenizer.is_some(),
                     "config": shape,
-                }))?;
+                });
+                if self.data.is_some() {
+                    object["layers"] = experts::object(&censuses);
+                }
+                output.json(&object)?;
             }
             Format::Text => {
                 let dtypes: Vec<String> = dtypes.map(|(name, count)| format!("{count} in {name}")).collect();
@@ -69,7 +80,7 @@ impl Inspect {
                     ("active", format!("{active} for one token")),
                     ("bytes", weights.bytes().to_string()),
                     ("dtypes", dtypes.join(", ")),
-                    ("experts", "none".into()),
+                    ("experts", experts::sentence(config)),
                     ("context", config.context.to_string()),
                     ("vocabulary", config.vocabulary.to_string()),
                     ("tokenizer", tokenizer),
@@ -78,6 +89,8 @@ impl Inspect {
                     ("heads", config.heads.to_string()),
                     ("feed-forward", config.feed_forward.to_string()),
                 ])?;
+                output.write(experts::lines(&censuses).as_bytes())?;
+                output.flush()?;
             }
         }
         Ok(0)
