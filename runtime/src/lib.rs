@@ -51,6 +51,7 @@ mod memory;
 pub mod model;
 pub mod random;
 pub mod residency;
+pub mod rotary;
 pub mod sampler;
 pub mod score;
 pub mod session;

@@ -17,8 +17,9 @@ pub(crate) use board::{Board, Local};
 
 use crate::attention::{Attention, Cached, Room};
 use crate::cache::{Cache, Past};
-use crate::heads::{self, Preparation, QueryKeyGains};
+use crate::heads::{Preparation, QueryKeyGains};
 use crate::model::Shared;
+use crate::rotary;
 use crate::simd::{PANEL, Simd};
 use crate::team::{Cut, Member, Mine, Place, Whole};
 use formats::architecture::{Machine, forward};
@@ -82,7 +83,7 @@ pub(crate) fn compute(
 ) -> Result<()> {
     if !model.frequencies.is_empty() {
         let len = step.ids.len() * model.config.head_size;
-        heads::angles(&model.frequencies, step.first, &mut local.angles[..len]);
+        rotary::angles(&model.frequencies, step.first, &mut local.angles[..len]);
     }
     let mut worker = Worker {
         member,

@@ -1,7 +1,7 @@
 //! A model on disk, mapped: what every session of it shares.
 
-use crate::heads;
 use crate::residency::{Keeper, Residency};
+use crate::rotary;
 use crate::session::{Session, SessionOptions};
 use crate::simd::{Aligned, Simd, packed_len};
 use crate::team::{Crew, Member, Slots, Team};
@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     panels: Vec<Aligned>,
     /// Whether that is so.
     pub(crate) small: bool,
-    /// See [`heads::frequencies`].
+    /// See [`rotary::frequencies`].
     pub(crate) frequencies: Vec<f32>,
     /// Which experts stay in memory, if somebody set a bound.
     keeper: Option<Mutex<Keeper>>,
@@ -131,7 +131,7 @@ impl Model {
         });
         let panels = panels.collect();
         advise(&layout, &weights);
-        let frequencies = heads::frequencies(&config);
+        let frequencies = rotary::frequencies(&config);
         let keeper = options.expert_budget.and_then(|budget| Keeper::new(&layout, &weights, budget));
         let shared = Shared {
             path,

@@ -139,7 +139,7 @@ fn random_checkpoints_of_odd_sizes_in_three_types() {
     ];
     for (seed, (family, keys)) in shapes.iter().enumerate() {
         for dtype in ["float32", "float16", "bfloat16"] {
-            let path = folder.join(&format!("{family}-{seed}-{dtype}"));
+            let path = folder.join(format!("{family}-{seed}-{dtype}"));
             let mut command = Command::new("python3");
             command.arg(script("hf_checkpoint.py")).arg(family).arg(&path).args(["--dtype", dtype]);
             command.args(["--seed", &seed.to_string()]);

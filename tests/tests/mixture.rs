@@ -9,6 +9,7 @@ use runtime::model::{Model, ModelOptions};
 use runtime::session::{CacheType, Session, SessionOptions};
 use tests::Chance;
 use tests::models::{self, Written};
+use tests::programs::Program;
 
 fn mixture(count: usize, active: usize) -> Config {
     let experts = Experts {
@@ -122,6 +123,112 @@ fn a_budget_of_half_the_experts_changes_no_token() {
         assert!(residency.misses > 0 && residency.read == residency.misses * expert as u64, "{residency:?}");
         assert!(residency.hits + residency.misses > 0);
     }
+}
+
+/// A model whose experts are a MiB each and too many to be packed.
+fn heavy() -> (Config, u64) {
+    let config = Config {
+        vocabulary: 11,
+        context: 16,
+        width: 256,
+        head_size: 64,
+        heads: 4,
+        kv_heads: 4,
+        feed_forward_bias: false,
+        ..mixture(16, 2)
+    };
+    let experts = Experts { width: 512, ..config.experts.expect("experts") };
+    let config = Config { experts: Some(experts), ..config };
+    let layout = Layout::new(&config);
+    let FeedForward::Experts(bank) = &layout.layers[0].feed_forward else { panic!("a mixture") };
+    let expert =
+        4 * (layout.parameter(bank.up(0).weight).len() + layout.parameter(bank.down(0).weight).len());
+    (config, expert as u64)
+}
+
+/// Bytes of a mapped file that this process holds.
+fn resident(path: &std::path::Path) -> Option<u64> {
+    let path = path.canonicalize().ok()?;
+    let maps = std::fs::read_to_string("/proc/self/smaps").ok()?;
+    // Advice splits a map: each part stands for itself, under the same path.
+    let (mut total, mut inside, mut found) = (0, false, false);
+    for line in maps.lines() {
+        if line.split_whitespace().next().is_some_and(|word| word.contains('-')) {
+            inside = line.ends_with(path.to_str()?);
+            found |= inside;
+        } else if let Some(size) = line.strip_prefix("Rss:").filter(|_| inside) {
+            total += size.split_whitespace().next()?.parse::<u64>().ok()? << 10;
+        }
+    }
+    found.then_some(total)
+}
+
+#[test]
+fn one_token_makes_only_its_experts_resident() {
+    let (config, expert) = heavy();
+    let written = models::write(&config, &models::random_weights(&config, 8), Dtype::F32);
+    // What was just written lies in the system's cache in large pieces, which newer kernels map whole.
+    let file = written.path.join("model.safetensors");
+    let mut forget = std::process::Command::new("dd");
+    forget.arg(format!("if={}", file.display())).args(["iflag=nocache", "count=0"]);
+    if !forget.output().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: the system's cache cannot be emptied of a file here");
+        return;
+    }
+    let mut session = session(&written, 2);
+    session.feed(&[3]).expect("a token");
+    let Some(found) = resident(&file) else {
+        eprintln!("skipped: this system does not tell what is resident of a map");
+        return;
+    };
+    let chosen: u64 =
+        session.expert_stats().counts.iter().flatten().filter(|count| **count > 0).count() as u64;
+    assert_eq!(chosen, 2 * config.layers as u64);
+    let layout = Layout::new(&config);
+    let dense = 4 * layout.parameters() as u64 - config.layers as u64 * 16 * expert;
+    let allowed = dense + chosen * (expert + (256 << 10));
+    assert!(found <= allowed, "{found} bytes are resident, {allowed} allowed");
+    assert!(
+        found >= chosen * expert,
+        "{found} bytes are resident of {chosen} experts of {expert}: not measured"
+    );
+}
+
+#[test]
+fn under_a_limit_of_memory_the_text_is_the_same() {
+    let (config, expert) = heavy();
+    let written = models::write(&config, &models::random_weights(&config, 8), Dtype::F32);
+    let budget = (config.layers as u64 * 16 * expert / 2).to_string();
+    let path = written.path.to_str().expect("a path");
+    let arguments =
+        ["generate", "--model", path, "--ids", "1,2,3", "-n", "40", "--seed", "4", "--format", "ids"];
+    let free = Program::Runtime.run(&arguments).expect(0);
+    let bound = [&arguments[..], &["--expert-budget", &budget]].concat();
+    assert_eq!(Program::Runtime.run(&bound).expect(0).stdout, free.stdout, "a budget changes the text");
+
+    // Half of the model's file, and what a process needs besides.
+    let group = std::path::PathBuf::from(format!("/sys/fs/cgroup/lectern-{}", std::process::id()));
+    let limit = 4 * Layout::new(&config).parameters() as u64 / 2 + (24 << 20);
+    let made = std::fs::create_dir(&group)
+        .and_then(|()| std::fs::write(group.join("memory.max"), limit.to_string()))
+        .and_then(|()| std::fs::write(group.join("memory.swap.max"), "0").or(Ok(())));
+    if let Err(error) = made {
+        let _ = std::fs::remove_dir(&group);
+        eprintln!("skipped: no control group can be made here: {error}");
+        return;
+    }
+    let script = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", group.display());
+    let mut command = std::process::Command::new("sh");
+    command.arg("-c").arg(script).arg(Program::Runtime.path()).args(&bound);
+    let output = command.output().expect("a shell");
+    let _ = std::fs::remove_dir(&group);
+    let told = String::from_utf8_lossy(&output.stderr);
+    if told.contains("cgroup.procs") {
+        eprintln!("skipped: no process can be put into a control group here: {told}");
+        return;
+    }
+    assert!(output.status.success(), "{told}");
+    assert_eq!(output.stdout, free.stdout, "a limit of memory changes the text");
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Work for Forward<'_> {
                 for (row, out) in x.chunks_exact(2 * s.width).zip(out.chunks_exact_mut(s.width)) {
                     let (gate, x) = row.split_at(s.width);
                     for ((out, &gate), x) in out.iter_mut().zip(gate).zip(x) {
-                        *out = gate * logistic(unit, gate) * x;
+                        *out = gate * unit.sigmoid(gate) * x;
                     }
                 }
             }
@@ -109,7 +109,7 @@ impl Work for Backward<'_> {
                 let ((gate, x), (d_gate, d_x)) = (row.split_at(s.width), d_row.split_at_mut(s.width));
                 for lane in 0..s.width {
                     let (g, d) = (gate[lane], d_out[lane]);
-                    let pass = logistic(unit, g);
+                    let pass = unit.sigmoid(g);
                     d_x[lane] = d * g * pass;
                     d_gate[lane] = d * x[lane] * pass * unit.multiply_add(g, 1.0 - pass, 1.0);
                 }
@@ -137,12 +137,6 @@ impl Work for Backward<'_> {
             Activation::SwiGlu => {}
         }
     }
-}
-
-/// `1 / (1 + e^-x)`.
-#[inline(always)]
-fn logistic(unit: Unit, x: f32) -> f32 {
-    1.0 / (1.0 + unit.exp(-x))
 }
 
 #[inline(always)]

@@ -22,41 +22,14 @@ pub fn forward(
     out: &mut [f32],
     moments: &mut [f32],
 ) {
-    if s.kind == NormKind::RmsNorm {
-        return simd.run(RootMeanSquare { s, x, gain, out, moments });
-    }
     let rows = x.chunks_exact(s.width).zip(out.chunks_exact_mut(s.width)).zip(moments.chunks_exact_mut(2));
     for ((x, out), moments) in rows {
-        let (mean, scale) = (simd.layer_norm)(x, gain, bias, s.eps, out);
+        let (mean, scale) = match s.kind {
+            NormKind::LayerNorm => (simd.layer_norm)(x, gain, bias, s.eps, out),
+            NormKind::RmsNorm => (0.0, (simd.rms_norm)(x, gain, s.eps, out)),
+        };
         moments[0] = mean;
         moments[1] = scale;
-    }
-}
-
-struct RootMeanSquare<'a> {
-    s: &'a Rows,
-    x: &'a [f32],
-    gain: &'a [f32],
-    out: &'a mut [f32],
-    moments: &'a mut [f32],
-}
-
-impl Work for RootMeanSquare<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self, unit: Unit) {
-        let RootMeanSquare { s, x, gain, out, moments } = self;
-        let rows = x.chunks_exact(s.width).zip(out.chunks_exact_mut(s.width));
-        for ((x, out), moments) in rows.zip(moments.chunks_exact_mut(2)) {
-            let square = unit.sum(x, |value| value * value) / s.width as f32;
-            let scale = 1.0 / (square + s.eps).sqrt();
-            for ((out, x), gain) in out.iter_mut().zip(x).zip(gain) {
-                *out = x * scale * gain;
-            }
-            moments[0] = 0.0;
-            moments[1] = scale;
-        }
     }
 }
 

@@ -6,23 +6,17 @@
 //! Backward: the rotation by `-a`.
 
 use super::attention::Heads;
+use formats::Config;
+use runtime::rotary;
 use runtime::simd::routines::Unit;
 use runtime::simd::{Simd, Work};
 
-/// Length of [`table`].
-pub fn table_len(block: usize, size: usize) -> usize {
-    block * size
-}
-
-/// `[block, size]`: the cosines of a place's pairs, then their sines. Angles are f32, as the published models have
-/// them.
-pub fn table(block: usize, size: usize, base: f32) -> Vec<f32> {
-    let half = size / 2;
-    let mut table = Vec::with_capacity(table_len(block, size));
-    for place in 0..block {
-        let angle = |pair: usize| place as f32 * (1.0 / base.powf(2.0 * pair as f32 / size as f32));
-        table.extend((0..half).map(|pair| angle(pair).cos()));
-        table.extend((0..half).map(|pair| angle(pair).sin()));
+/// `[block, head size]`: the cosines of a place's pairs, then their sines; empty without rotary positions.
+pub fn table(config: &Config, block: usize) -> Vec<f32> {
+    let frequencies = rotary::frequencies(config);
+    let mut table = vec![0.0; block * 2 * frequencies.len()];
+    if !frequencies.is_empty() {
+        rotary::angles(&frequencies, 0, &mut table);
     }
     table
 }
@@ -71,6 +65,12 @@ mod tests {
     use super::*;
     use crate::ops::check::{gradient, values};
 
+    fn turns(block: usize, head_size: usize, rotary_base: f32) -> Vec<f32> {
+        let options = crate::presets::find("moe-nano").expect("a preset");
+        let config = options.model(1).expect("a config");
+        table(&Config { head_size, rotary_base, ..config }, block)
+    }
+
     fn shape(block: usize, heads: usize, kv_heads: usize, size: usize) -> Heads {
         Heads { sequences: 2, block, heads, kv_heads, size, scale: 1.0 }
     }
@@ -80,7 +80,7 @@ mod tests {
         let s = shape(3, 2, 1, 4);
         let x = values(6 * s.row(), 1);
         let mut y = vec![f32::NAN; x.len()];
-        rotate(Simd::best(), &s, &table(3, 4, 10_000.0), false, &x, &mut y);
+        rotate(Simd::best(), &s, &turns(3, 4, 10_000.0), false, &x, &mut y);
         for row in 0..6 {
             for head in 0..4 {
                 for pair in 0..2 {
@@ -100,7 +100,7 @@ mod tests {
     fn gradients_match_finite_differences() {
         for simd in Simd::available() {
             for s in [shape(1, 1, 1, 2), shape(3, 2, 1, 6), shape(2, 2, 2, 34)] {
-                let table = table(s.block, s.size, 100.0);
+                let table = turns(s.block, s.size, 100.0);
                 let (x, d_out) = (values(s.rows() * s.row(), 1), values(s.rows() * s.row(), 2));
                 let mut d_x = vec![f32::NAN; x.len()];
                 rotate(simd, &s, &table, true, &d_out, &mut d_x);

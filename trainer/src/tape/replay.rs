@@ -11,7 +11,6 @@ use crate::ops::rotary;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
 use formats::Result;
-use formats::config::Position;
 
 /// One program with its buffers.
 pub struct Replay<B: Backend> {
@@ -43,12 +42,7 @@ impl<B: Backend> Replay<B> {
     /// A program's buffers.
     pub fn new(backend: &B, program: Program) -> Result<Replay<B>> {
         let rows = program.shape.rows();
-        let table = match program.config.position {
-            Position::Learned => vec![],
-            Position::Rotary => {
-                rotary::table(program.shape.block, program.config.head_size, program.config.rotary_base)
-            }
-        };
+        let table = rotary::table(&program.config, program.shape.block);
         let mut turns = backend.floats(table.len())?;
         backend.upload(&table, &mut turns);
         let routers = program.routers.iter();
