@@ -248,14 +248,12 @@ impl Config {
             let expected = format!("a divisor of heads ({})", self.heads);
             return Err(Error::config(origin, "kv_heads", self.kv_heads, expected));
         }
-        if self.position == Position::Rotary {
-            if !self.head_size.is_multiple_of(2) {
-                let expected = "an even number with rotary positions";
-                return Err(Error::config(origin, "head_size", self.head_size, expected));
-            }
-            if !(self.rotary_base.is_finite() && self.rotary_base > 1.0) {
-                return Err(Error::config(origin, "rotary_base", self.rotary_base, "a number above 1"));
-            }
+        if self.position == Position::Rotary && !self.head_size.is_multiple_of(2) {
+            let expected = "an even number with rotary positions";
+            return Err(Error::config(origin, "head_size", self.head_size, expected));
+        }
+        if !(self.rotary_base.is_finite() && self.rotary_base > 1.0) {
+            return Err(Error::config(origin, "rotary_base", self.rotary_base, "a number above 1"));
         }
         if let Some(experts) = &self.experts {
             experts.validate(origin, self.layers)?;

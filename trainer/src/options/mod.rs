@@ -605,6 +605,7 @@ mod tests {
             let other = match key.name {
                 "heads" => "2".to_owned(),
                 "rng" => "torch".to_owned(),
+                "rotary_base" => "500".to_owned(),
                 _ => match key.kind {
                     keys::Kind::Count(least, _) => (least + 1).to_string(),
                     keys::Kind::Switch => (!table[key.name].as_bool().expect("a switch")).to_string(),
