@@ -31,7 +31,8 @@ import json, sys
 told = json.load(sys.stdin)
 worst = max(layer["max_violation"] for layer in told["experts"])
 share = max(max(layer["load"]) for layer in told["experts"])
-print(f"{sys.argv[1]:28s} val loss {told["val_loss"]:.4f}   worst MaxVio {worst:.3f}   largest share {share:.3f}")' "$name"
+loss = told["val_loss"]
+print(f"{sys.argv[1]:28s} val loss {loss:.4f}   worst MaxVio {worst:.3f}   largest share {share:.3f}")' "$name"
 }
 
 balance loss
