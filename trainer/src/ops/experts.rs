@@ -9,9 +9,28 @@
 
 use super::linear;
 use super::route::{DROPPED, Router, Routing};
-use formats::layout::Linear;
+use formats::layout::{Bank, Linear};
 use runtime::simd::Simd;
 use runtime::simd::product::Write;
+
+/// Into an expert, or out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To the hidden width.
+    In,
+    /// Back to the residual stream's.
+    Out,
+}
+
+impl Way {
+    /// One expert's map.
+    pub fn of(self, bank: &Bank, expert: usize) -> Linear {
+        match self {
+            Way::In => bank.up(expert),
+            Way::Out => bank.down(expert),
+        }
+    }
+}
 
 /// `out` `[rows slots, width]`: each assignment's row.
 pub fn dispatch(s: &Router, routing: &Routing, x: &[f32], out: &mut [f32]) {

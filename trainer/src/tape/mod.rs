@@ -11,6 +11,7 @@ pub mod replay;
 use crate::backend::Write;
 use crate::mixing::Mixing;
 use crate::ops::activation::Hidden;
+use crate::ops::experts::Way;
 use crate::ops::route::Router;
 use formats::Config;
 use formats::layout::{Bank, Linear, Norm};
@@ -161,25 +162,6 @@ pub enum Op {
         /// Parameters.
         head: Linear,
     },
-}
-
-/// Into an expert, or out of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// To the hidden width.
-    In,
-    /// Back to the residual stream's.
-    Out,
-}
-
-impl Way {
-    /// One expert's map.
-    pub fn of(self, bank: &Bank, expert: usize) -> Linear {
-        match self {
-            Way::In => bank.up(expert),
-            Way::Out => bank.down(expert),
-        }
-    }
 }
 
 impl Op {

@@ -3,11 +3,12 @@
 //! Dropout enters here, inside the verbs that have it: embedding, attention, the residual branches.
 
 use super::plan::Plan;
-use super::{Act, Mode, Op, Program, Shape, Stat, Step, Way};
+use super::{Act, Mode, Op, Program, Shape, Stat, Step};
 use crate::backend::Write;
 use crate::mixing::Mixing;
 use crate::ops::activation::Hidden;
 use crate::ops::attention::Heads;
+use crate::ops::experts::Way;
 use crate::ops::loss::Classes;
 use crate::ops::route::Router;
 use formats::architecture::{Machine, forward};
