@@ -3,7 +3,9 @@
 //! A program of its own, because it counts every allocation of the process.
 
 use formats::checkpoint::Dtype;
-use formats::config::{Activation, AttentionScale, NormKind, Position, QueryKeyNorm};
+use formats::config::{
+    Activation, AttentionScale, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight,
+};
 use formats::{Config, Layout, families};
 use runtime::model::{Model, ModelOptions};
 use runtime::session::SessionOptions;
@@ -50,7 +52,7 @@ fn model(config: &Config, threads: usize) -> Model {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.into_bytes());
     file.extend([0x00, 0x20].repeat(end / 2));
-    let options = ModelOptions { threads: Some(threads), ..ModelOptions::default() };
+    let options = ModelOptions { threads: Some(threads), expert_budget: Some(1 << 14) };
     Model::from_bytes_with(&families::config_json(config, Dtype::F16), &file, None, &options)
         .expect("a valid model")
 }
@@ -82,8 +84,29 @@ fn feeding_allocates_nothing() {
         head_bias: false,
         dropout: 0.0,
     };
-    for threads in [1, 3] {
-        let model = model(&config, threads);
+    let experts = Experts {
+        count: 5,
+        active: 2,
+        width: 48,
+        every: 1,
+        shared: 1,
+        score: RouterScore::Softmax,
+        weight: RouterWeight::Renormalised,
+        selection_bias: true,
+        noise: false,
+    };
+    let mixture = Config {
+        experts: Some(experts),
+        position: Position::Rotary,
+        norm: NormKind::RmsNorm,
+        norm_bias: false,
+        query_key_norm: QueryKeyNorm::Whole,
+        activation: Activation::SwiGlu,
+        kv_heads: 2,
+        ..config.clone()
+    };
+    for (config, threads) in [(&config, 1), (&config, 3), (&mixture, 1), (&mixture, 3)] {
+        let model = model(config, threads);
         let options = SessionOptions { chunk: 8, ..SessionOptions::default() };
         let mut session = model.session_with(&options).expect("memory");
         let prompt = [7; 21];
