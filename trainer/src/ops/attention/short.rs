@@ -138,14 +138,19 @@ impl Triangle for Queries {
     }
 }
 
-/// Adds source row `SOURCE` to the sums it is part of; its number is constant so that the sums are registers.
+/// Adds source row `SOURCE`, if the window has it, to the sums it is part of; its number is constant so that the
+/// sums are registers.
 #[inline(always)]
 fn spread<const SOURCE: usize, T: Triangle, O: Octet>(
     octets: Octets<O>,
+    s: &Heads,
     weights: &[f32; SQUARE],
     row: &[f32],
     sums: &mut [O; OCTET],
 ) {
+    if SOURCE >= s.block {
+        return;
+    }
     let row = octets.load(row);
     for target in 0..OCTET {
         if T::has(SOURCE, target) {
@@ -170,14 +175,14 @@ fn mix<T: Triangle, O: Octet>(
     for column in (0..s.size).step_by(OCTET) {
         let mut sums = [octets.splat(0.0); OCTET];
         let part = |row: usize| &rows.0[row][column..];
-        spread::<0, T, O>(octets, weights, part(0), &mut sums);
-        spread::<1, T, O>(octets, weights, part(1), &mut sums);
-        spread::<2, T, O>(octets, weights, part(2), &mut sums);
-        spread::<3, T, O>(octets, weights, part(3), &mut sums);
-        spread::<4, T, O>(octets, weights, part(4), &mut sums);
-        spread::<5, T, O>(octets, weights, part(5), &mut sums);
-        spread::<6, T, O>(octets, weights, part(6), &mut sums);
-        spread::<7, T, O>(octets, weights, part(7), &mut sums);
+        spread::<0, T, O>(octets, s, weights, part(0), &mut sums);
+        spread::<1, T, O>(octets, s, weights, part(1), &mut sums);
+        spread::<2, T, O>(octets, s, weights, part(2), &mut sums);
+        spread::<3, T, O>(octets, s, weights, part(3), &mut sums);
+        spread::<4, T, O>(octets, s, weights, part(4), &mut sums);
+        spread::<5, T, O>(octets, s, weights, part(5), &mut sums);
+        spread::<6, T, O>(octets, s, weights, part(6), &mut sums);
+        spread::<7, T, O>(octets, s, weights, part(7), &mut sums);
         for (row, sum) in sums.into_iter().enumerate() {
             if row < s.block {
                 octets.store(sum, &mut to[first + row * stride + column..]);
