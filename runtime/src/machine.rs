@@ -274,7 +274,7 @@ impl Machine for Worker<'_, '_> {
             let model = worker.model;
             let (gain, bias) = (model.vector(norm.gain), norm.bias.map(|id| model.vector(id)));
             let normalise = |x: &[f32], out: &mut [f32]| match model.config.norm {
-                NormKind::LayerNorm => _ = (model.simd.layer_norm)(x, gain, bias, eps, out),
+                NormKind::LayerNorm => (model.simd.layer_norm)(x, gain, bias, eps, out, &mut [0.0; 2]),
                 NormKind::RmsNorm => _ = (model.simd.rms_norm)(x, gain, eps, out),
             };
             let rows = worker.rows();

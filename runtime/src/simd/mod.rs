@@ -72,8 +72,9 @@ pub struct Simd {
     pub pack_f16: fn(&[f16], usize, usize, &mut [f32]),
     /// The same from bfloat16.
     pub pack_bf16: fn(&[bf16], usize, usize, &mut [f32]),
-    /// LayerNorm of one row, `(x - mean) / sqrt(var + eps) * gain + bias`; returns mean and `1 / sqrt(var + eps)`.
-    pub layer_norm: fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32]) -> (f32, f32),
+    /// LayerNorm of rows, `(x - mean) / sqrt(var + eps) * gain + bias`; the last slice takes mean and
+    /// `1 / sqrt(var + eps)` of each.
+    pub layer_norm: fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32], &mut [f32]),
     /// RMSNorm of one row, `x / sqrt(mean(x^2) + eps) * gain`; returns `1 / sqrt(mean(x^2) + eps)`.
     pub rms_norm: fn(&[f32], &[f32], f32, &mut [f32]) -> f32,
     /// `max(x, 0)` in place.
@@ -86,8 +87,8 @@ pub struct Simd {
     pub swiglu: fn(&mut [f32], &[f32]),
     /// `x += y`.
     pub add: fn(&mut [f32], &[f32]),
-    /// Softmax of one row in place; returns its maximum and the sum of `exp(x - maximum)`.
-    pub softmax: fn(&mut [f32]) -> (f32, f32),
+    /// Softmax of rows in place; the second slice takes the maximum and the sum of `exp(x - maximum)` of each.
+    pub softmax: fn(&mut [f32], &mut [f32]),
     /// `log sum exp` of one row.
     pub log_sum_exp: fn(&[f32]) -> f32,
     /// `sum k q` with keys in half precision.
@@ -234,8 +235,14 @@ macro_rules! vector_table {
                 = product::pack::<$lanes, f16>(w, outputs, inputs, panels);
             fn pack_bf16(w: &[bf16], outputs: usize, inputs: usize, panels: &mut [f32])
                 = product::pack::<$lanes, bf16>(w, outputs, inputs, panels);
-            fn layer_norm(x: &[f32], gain: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) -> (f32, f32)
-                = routines::layer_norm(routines::Unit::FUSED, x, gain, bias, eps, out);
+            fn layer_norm(
+                x: &[f32],
+                gain: &[f32],
+                bias: Option<&[f32]>,
+                eps: f32,
+                out: &mut [f32],
+                moments: &mut [f32]
+            ) = routines::layer_norm(routines::Unit::FUSED, x, gain, bias, eps, out, moments);
             fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) -> f32
                 = routines::rms_norm(routines::Unit::FUSED, x, gain, eps, out);
             fn relu(x: &mut [f32]) = routines::relu(x);
@@ -243,7 +250,8 @@ macro_rules! vector_table {
             fn gelu_tanh(x: &mut [f32]) = routines::gelu_tanh(routines::Unit::FUSED, x);
             fn swiglu(gate: &mut [f32], up: &[f32]) = routines::swiglu(routines::Unit::FUSED, gate, up);
             fn add(x: &mut [f32], y: &[f32]) = routines::add(x, y);
-            fn softmax(x: &mut [f32]) -> (f32, f32) = routines::softmax(routines::Unit::FUSED, x);
+            fn softmax(x: &mut [f32], moments: &mut [f32])
+                = routines::softmax(routines::Unit::FUSED, x, moments);
             fn log_sum_exp(x: &[f32]) -> f32 = routines::log_sum_exp(routines::Unit::FUSED, x);
             fn dot_f16(k: &[f16], q: &[f32]) -> f32 = gemv::dot::<$lanes, f16>(k, q);
             fn dot_f32(k: &[f32], q: &[f32]) -> f32 = gemv::dot::<$lanes, f32>(k, q);

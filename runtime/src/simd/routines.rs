@@ -219,8 +219,11 @@ fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
     }
 }
 
-/// LayerNorm of one row: `(x - mean) r gain + bias` with `r = 1 / sqrt(mean((x - mean)^2) + eps)`
-/// (Ba et al. 2016, eq. 4). Returns `mean` and `r`.
+/// Rows whose steps are taken together: what a row's next step waits for, its neighbours' do not.
+const TOGETHER: usize = 8;
+
+/// LayerNorm of rows as long as `gain`: `(x - mean) r gain + bias` with `r = 1 / sqrt(mean((x - mean)^2) + eps)`
+/// (Ba et al. 2016, eq. 4). `moments` takes `mean` and `r` of each.
 #[inline(always)]
 pub fn layer_norm(
     unit: Unit,
@@ -229,26 +232,40 @@ pub fn layer_norm(
     bias: Option<&[f32]>,
     eps: f32,
     out: &mut [f32],
-) -> (f32, f32) {
-    let count = x.len() as f32;
-    let (x, gain, out) = (x, &gain[..x.len()], &mut out[..x.len()]);
-    let mean = unit.sum(x, |value| value) / count;
-    let variance = unit.sum(x, |value| (value - mean) * (value - mean)) / count;
-    let scale = 1.0 / (variance + eps).sqrt();
-    match bias {
-        Some(bias) => {
-            let bias = &bias[..x.len()];
-            for index in 0..x.len() {
-                out[index] = unit.multiply_add((x[index] - mean) * scale, gain[index], bias[index]);
-            }
+    moments: &mut [f32],
+) {
+    let (width, count) = (gain.len(), gain.len() as f32);
+    assert_eq!((x.len(), out.len()), (moments.len() / 2 * width, x.len()), "rows of one width");
+    let several = x.chunks(TOGETHER * width).zip(out.chunks_mut(TOGETHER * width));
+    for ((x, out), moments) in several.zip(moments.chunks_mut(2 * TOGETHER)) {
+        for (x, moments) in x.chunks_exact(width).zip(moments.chunks_exact_mut(2)) {
+            moments[0] = unit.sum(x, |value| value) / count;
         }
-        None => {
-            for index in 0..x.len() {
-                out[index] = (x[index] - mean) * scale * gain[index];
+        for (x, moments) in x.chunks_exact(width).zip(moments.chunks_exact_mut(2)) {
+            let mean = moments[0];
+            moments[1] = unit.sum(x, |value| (value - mean) * (value - mean)) / count;
+        }
+        for moments in moments.chunks_exact_mut(2) {
+            moments[1] = 1.0 / (moments[1] + eps).sqrt();
+        }
+        let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
+        for ((x, out), moments) in rows.zip(moments.chunks_exact(2)) {
+            let (mean, scale) = (moments[0], moments[1]);
+            match bias {
+                Some(bias) => {
+                    let bias = &bias[..width];
+                    for index in 0..width {
+                        out[index] = unit.multiply_add((x[index] - mean) * scale, gain[index], bias[index]);
+                    }
+                }
+                None => {
+                    for index in 0..width {
+                        out[index] = (x[index] - mean) * scale * gain[index];
+                    }
+                }
             }
         }
     }
-    (mean, scale)
 }
 
 /// RMSNorm of one row: `x r gain` with `r = 1 / sqrt(mean(x^2) + eps)` (Zhang and Sennrich 2019, eq. 4). Returns `r`.
@@ -304,29 +321,43 @@ pub fn add(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// Softmax in place; returns the maximum and the sum of `e^(x - maximum)`.
+/// Softmax of rows in place; `moments` takes the maximum and the sum of `e^(x - maximum)` of each.
 #[inline(always)]
-pub fn softmax(unit: Unit, x: &mut [f32]) -> (f32, f32) {
-    let maximum = unit.maximum(x);
-    let (whole, rest) = x.as_chunks_mut::<LANES>();
-    for chunk in whole {
-        for value in chunk {
-            *value = unit.exp(*value - maximum);
+pub fn softmax(unit: Unit, x: &mut [f32], moments: &mut [f32]) {
+    let rows = moments.len() / 2;
+    if x.is_empty() || rows == 0 {
+        return;
+    }
+    let width = x.len() / rows;
+    assert_eq!(x.len(), rows * width, "rows of one width");
+    for (x, moments) in x.chunks_mut(TOGETHER * width).zip(moments.chunks_mut(2 * TOGETHER)) {
+        for (x, moments) in x.chunks_exact(width).zip(moments.chunks_exact_mut(2)) {
+            moments[0] = unit.maximum(x);
+        }
+        for (x, moments) in x.chunks_exact_mut(width).zip(moments.chunks_exact(2)) {
+            let maximum = moments[0];
+            let (whole, rest) = x.as_chunks_mut::<LANES>();
+            for value in whole.as_flattened_mut() {
+                *value = unit.exp(*value - maximum);
+            }
+            // What is left takes one vector too, not an exponential each.
+            let mut last = [maximum; LANES];
+            last[..rest.len()].copy_from_slice(rest);
+            for value in &mut last {
+                *value = unit.exp(*value - maximum);
+            }
+            rest.copy_from_slice(&last[..rest.len()]);
+        }
+        for (x, moments) in x.chunks_exact(width).zip(moments.chunks_exact_mut(2)) {
+            moments[1] = unit.sum(x, |value| value);
+        }
+        for (x, moments) in x.chunks_exact_mut(width).zip(moments.chunks_exact(2)) {
+            let scale = 1.0 / moments[1];
+            for value in x {
+                *value *= scale;
+            }
         }
     }
-    // What is left takes one vector too, not an exponential each.
-    let mut last = [maximum; LANES];
-    last[..rest.len()].copy_from_slice(rest);
-    for value in &mut last {
-        *value = unit.exp(*value - maximum);
-    }
-    rest.copy_from_slice(&last[..rest.len()]);
-    let sum = unit.sum(x, |value| value);
-    let scale = 1.0 / sum;
-    for value in x.iter_mut() {
-        *value *= scale;
-    }
-    (maximum, sum)
 }
 
 /// `maximum + ln sum e^(x - maximum)`.

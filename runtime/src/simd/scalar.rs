@@ -15,14 +15,16 @@ pub(super) static TABLE: Simd = Simd {
     pack_f32: |weight, outputs, inputs, panels| pack(weight, |value| value, outputs, inputs, panels),
     pack_f16: |weight, outputs, inputs, panels| pack(weight, f16::to_f32, outputs, inputs, panels),
     pack_bf16: |weight, outputs, inputs, panels| pack(weight, bf16::to_f32, outputs, inputs, panels),
-    layer_norm: |x, gain, bias, eps, out| routines::layer_norm(Unit::PLAIN, x, gain, bias, eps, out),
+    layer_norm: |x, gain, bias, eps, out, moments| {
+        routines::layer_norm(Unit::PLAIN, x, gain, bias, eps, out, moments)
+    },
     rms_norm: |x, gain, eps, out| routines::rms_norm(Unit::PLAIN, x, gain, eps, out),
     relu: routines::relu,
     gelu_erf: |x| routines::gelu_erf(Unit::PLAIN, x),
     gelu_tanh: |x| routines::gelu_tanh(Unit::PLAIN, x),
     swiglu: |gate, up| routines::swiglu(Unit::PLAIN, gate, up),
     add: routines::add,
-    softmax: |x| routines::softmax(Unit::PLAIN, x),
+    softmax: |x, moments| routines::softmax(Unit::PLAIN, x, moments),
     log_sum_exp: |x| routines::log_sum_exp(Unit::PLAIN, x),
     dot_f16: |k, q| dot(k, f16::to_f32, q),
     dot_f32: |k, q| dot(k, |value| value, q),

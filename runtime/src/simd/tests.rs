@@ -196,7 +196,9 @@ fn rows_match_float64_at_every_length() {
             let maximum = exact.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = exact.iter().map(|v| (v - maximum).exp()).sum();
             let mut out = x.clone();
-            let (got_maximum, got_sum) = (table.softmax)(&mut out);
+            let mut moments = [f32::NAN; 2];
+            (table.softmax)(&mut out, &mut moments);
+            let [got_maximum, got_sum] = moments;
             let want: Vec<f64> = exact.iter().map(|v| (v - maximum).exp() / sum).collect();
             close(&out, &want, 2e-6, 1e-9, &format!("{name} softmax"));
             close(&[got_maximum, got_sum], &[maximum, sum], 1e-6, 0.0, &format!("{name} softmax"));
@@ -206,7 +208,7 @@ fn rows_match_float64_at_every_length() {
             let mean = exact.iter().sum::<f64>() / len as f64;
             let variance = exact.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / len as f64;
             for bias in [None, Some(&bias[..])] {
-                (table.layer_norm)(&x, &gain, bias, 1e-5, &mut out);
+                (table.layer_norm)(&x, &gain, bias, 1e-5, &mut out, &mut [f32::NAN; 2]);
                 let want: Vec<f64> = (0..len)
                     .map(|i| {
                         (exact[i] - mean) / (variance + 1e-5).sqrt() * f64::from(gain[i])
@@ -238,6 +240,32 @@ fn rows_match_float64_at_every_length() {
                 0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v * v * v)).tanh())
             });
             close(&out, &want.collect::<Vec<_>>(), 1e-6, 1e-6, &format!("{name} gelu tanh"));
+        }
+    }
+}
+
+#[test]
+fn rows_together_are_what_each_is_alone() {
+    for table in Simd::available() {
+        for (rows, width) in [(1, 5), (7, 65), (8, 16), (19, 33)] {
+            let (x, gain) = (values(rows * width, 61), values(width, 62));
+            let (mut normed, mut weighed) = (vec![f32::NAN; x.len()], x.clone());
+            let (mut moments, mut sums) = (vec![f32::NAN; 2 * rows], vec![f32::NAN; 2 * rows]);
+            (table.layer_norm)(&x, &gain, Some(&gain), 1e-5, &mut normed, &mut moments);
+            (table.softmax)(&mut weighed, &mut sums);
+            for row in 0..rows {
+                let (at, two) = (row * width..(row + 1) * width, 2 * row..2 * row + 2);
+                let (mut out, mut one) = (x[at.clone()].to_vec(), [f32::NAN; 2]);
+                (table.softmax)(&mut out, &mut one);
+                assert_eq!(
+                    (&out[..], &one[..]),
+                    (&weighed[at.clone()], &sums[two.clone()]),
+                    "{}",
+                    table.name
+                );
+                (table.layer_norm)(&x[at.clone()], &gain, Some(&gain), 1e-5, &mut out, &mut one);
+                assert_eq!((&out[..], &one[..]), (&normed[at], &moments[two]), "{}", table.name);
+            }
         }
     }
 }
@@ -290,7 +318,7 @@ fn softmax_of_a_row_with_nan_is_nan() {
             for at in [0, len / 2, len - 1] {
                 let mut x = values(len, 51);
                 x[at] = f32::NAN;
-                (table.softmax)(&mut x);
+                (table.softmax)(&mut x, &mut [0.0; 2]);
                 assert!(x.iter().all(|value| value.is_nan()), "{} hid a NaN", table.name);
             }
         }
