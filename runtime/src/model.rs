@@ -94,7 +94,7 @@ impl Model {
                 origin.display().to_string(),
                 "vocabulary",
                 tokenizer.vocabulary(),
-                format!("the {} of config.json", config.vocabulary),
+                format!("at most the {} of config.json", config.vocabulary),
             ));
         }
         let layout = Layout::new(&config);
