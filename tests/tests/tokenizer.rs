@@ -286,6 +286,30 @@ fn a_learned_vocabulary_of_1024_has_the_merges_of_hugging_face() {
     }
 }
 
+#[test]
+fn hugging_face_opens_what_we_write() {
+    if !python("tokenizers") {
+        return;
+    }
+    let (folder, mut chance) = (Folder::new("written"), Chance::new(21));
+    let mut strings: Vec<String> = (0..2000).map(|_| fuzz(&mut chance, 30)).collect();
+    strings.extend(["a<|endoftext|> b<|endoftext|>", "<é x>"].map(String::from));
+    let source = folder.write("strings.json", serde_json::to_string(&strings).expect("JSON"));
+    for split in Split::ALL {
+        let lesson = Lesson { special: vec!["<|endoftext|>".into(), "<é x>".into()], ..lesson(320, split) };
+        let tokenizer = learn(&lesson, &[fixture("text.txt")], &mut |_| ()).expect("learned");
+        let file = folder.write("tokenizer.json", tokenizer.to_json());
+        let output = Command::new("python3").arg(script("hf_encode.py")).arg(&file).arg(&source).output();
+        let output = output.expect("python3");
+        assert!(output.status.success(), "{split:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let rows: Vec<Vec<u32>> = serde_json::from_slice(&output.stdout).expect("ids");
+        assert_eq!(rows.len(), strings.len());
+        for (text, theirs) in strings.iter().zip(rows) {
+            assert_eq!(tokenizer.encode_prompt(text).expect("text"), theirs, "{split:?}: {text:?}");
+        }
+    }
+}
+
 /// At least ten million bytes: code, many scripts, emoji, white space, bytes that are no text replaced.
 fn mixed_text() -> String {
     let mut chance = Chance::new(11);
