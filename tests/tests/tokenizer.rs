@@ -196,7 +196,7 @@ fn the_command_learns_what_the_library_does() {
     let options = [&arguments[..], &["--no-special", "--split", "llama3", "--threads", "1"]].concat();
     Program::Trainer.run(&options).expect(0);
     let bare = Lesson { special: vec![], ..lesson(300, Split::Llama3) };
-    assert_eq!(open(&out), learn(&bare, &[text.clone()], &mut |_| ()).expect("learned"));
+    assert_eq!(open(&out), learn(&bare, std::slice::from_ref(&text), &mut |_| ()).expect("learned"));
     let files = std::fs::read_dir(folder.path()).expect("a folder").count();
     assert_eq!(files, 1, "nothing is left beside it");
 
