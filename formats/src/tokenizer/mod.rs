@@ -79,6 +79,13 @@ impl Tokenizer {
         merges: Vec<(u32, u32)>,
         special: &[String],
     ) -> Result<Tokenizer> {
+        // A file lists both kinds in one map, so no special token may be spelled as another.
+        let spelled = |text: &&String| byte_table::read(text).is_ok_and(|bytes| tokens.contains(&bytes));
+        if let Some(text) = special.iter().find(spelled) {
+            return Err(Error::Usage(format!(
+                "the special token {text:?} is spelled as one that merges make; choose another text for it"
+            )));
+        }
         let learned = tokens.len() as u32;
         let added = (learned..).zip(special).map(|(id, _)| Added { id, special: true }).collect();
         tokens.extend(special.iter().map(|text| text.as_bytes().to_vec()));

@@ -66,7 +66,11 @@ fn special_tokens_come_on_top_and_the_split_is_kept() {
     assert_eq!((tokenizer.id_of("<|endoftext|>"), tokenizer.id_of("<x>")), (Some(257), Some(258)));
     assert_eq!((tokenizer.end_of_text(), tokenizer.split()), (Some(257), Some(Split::Llama3)));
     let twice = Lesson { special: vec!["<x>".into(), "<x>".into()], ..lesson.clone() };
-    assert!(learned("twice", &twice, &[b"aa"]).is_err());
+    assert_eq!(learned("twice", &twice, &[b"aa"]).expect_err("twice").exit_code(), 2);
+    for spelled in ["aa", "Ġ", "é", ""] {
+        let taken = Lesson { special: vec![spelled.into()], ..lesson.clone() };
+        assert_eq!(learned("spelled", &taken, &[b"aa aa"]).expect_err("taken").exit_code(), 2);
+    }
 }
 
 #[test]
