@@ -1,7 +1,11 @@
 //! A model that learns: steps and losses over a backend.
 //!
-//! A batch is cut into shards by its size alone; each shard replays the program on its own, with its own
-//! gradient, and the gradients are summed in shard order. No number of threads enters a result.
+//! A batch is cut into shards by its size and the model's alone; each shard replays the program on its own, with its own
+//! gradient, and the gradients are summed in shard order. A large model has one shard, whose operations are split
+//! instead. No number of threads enters a result.
+//!
+//! A step may have several micro-batches, one after the other: their cross-entropies are summed over all tokens and
+//! divided once, so that they are the large batch. The balancing terms of mixtures are each micro-batch's own.
 
 use crate::backend::Backend;
 use crate::memory::MemoryPlan;
@@ -22,6 +26,8 @@ use std::cmp::Ordering;
 const MAX_SHARDS: usize = 4;
 /// Fewest rows of a shard; smaller products waste their packing.
 const MIN_SHARD_ROWS: usize = 64;
+/// Most parameters of a model that is cut into shards: of more, several gradients cost more than they save.
+const MAX_SHARD_PARAMETERS: usize = 1 << 24;
 /// Most rows a shard computes at once, unless one window is longer: what it saves stays near the caches.
 const MAX_PASS_ROWS: usize = 1024;
 /// Rows of one evaluation pass, unless one window is longer.
@@ -53,10 +59,13 @@ impl BatchShape {
         self.sequences * self.block
     }
 
-    /// The cut of this batch, a function of its size alone.
-    pub fn cut(&self) -> Cut {
+    /// The cut of this batch for a model of so many parameters, a function of these sizes alone.
+    pub fn cut(&self, parameters: usize) -> Cut {
         let divides = |count: &usize| self.sequences.is_multiple_of(*count);
-        let most = (self.rows() / MIN_SHARD_ROWS).clamp(1, MAX_SHARDS);
+        let most = match parameters {
+            0..=MAX_SHARD_PARAMETERS => (self.rows() / MIN_SHARD_ROWS).clamp(1, MAX_SHARDS),
+            _ => 1,
+        };
         let shards = (1..=most).rev().find(divides).unwrap_or(1);
         let each = self.sequences / shards;
         let fits =
@@ -151,7 +160,7 @@ impl<B: Backend> Learner<B> {
         }
         let layout = Layout::new(config);
         let parameters = layout.parameters();
-        let cut = shape.cut();
+        let cut = shape.cut(parameters);
         let windows = Shape { sequences: cut.sequences, block: shape.block };
         let program = record(config, &layout, windows, Mode::Train, mixing);
         let loads = program.routers.iter().map(|router| Load::new(router.layer, router.active, router.count));
@@ -185,7 +194,8 @@ impl<B: Backend> Learner<B> {
     /// What [`Learner::new`] and evaluation will take with `lanes` lanes.
     pub fn memory(config: &Config, shape: BatchShape, lanes: usize) -> MemoryPlan {
         let layout = Layout::new(config);
-        let (parameters, cut) = (layout.parameters() as u64, shape.cut());
+        let cut = shape.cut(layout.parameters());
+        let parameters = layout.parameters() as u64;
         let bytes = |sequences: usize, mode: Mode| {
             record(config, &layout, Shape { sequences, block: shape.block }, mode, &Mixing::default()).bytes()
         };
@@ -245,7 +255,7 @@ impl<B: Backend> Learner<B> {
         host
     }
 
-    /// One update from `sequences x block` ids and their successors. A loss or gradient that is not finite
+    /// One update from one or more micro-batches of `sequences x block` ids and their successors. A loss or gradient that is not finite
     /// changes nothing and is [`Error::Diverged`].
     pub fn step(&mut self, inputs: &[u32], targets: &[u32], rates: Rates) -> Result<Outcome> {
         let noise = Noise::new(rates.seed, rates.step, self.config.dropout);
@@ -272,7 +282,7 @@ impl<B: Backend> Learner<B> {
         Ok(outcome)
     }
 
-    /// Mean loss and the gradient of every parameter, with no update and no noise.
+    /// Mean loss and the gradient of every parameter over as many, with no update and no noise.
     pub fn gradients(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(f64, Vec<f32>)> {
         let outcome = self.accumulate(inputs, targets, None)?;
         let grads = self.shards.first().map(|shard| self.arena(&shard.grads)).unwrap_or_default();
@@ -280,19 +290,21 @@ impl<B: Backend> Learner<B> {
         Ok((outcome.loss, grads))
     }
 
-    /// Forward and backward over every shard; the summed gradient is left with the first.
+    /// Forward and backward over every micro-batch and every shard; the summed gradient is left with the first.
     fn accumulate(&mut self, inputs: &[u32], targets: &[u32], noise: Option<Noise>) -> Result<Outcome> {
         self.check(inputs, targets)?;
-        let total = self.shape.rows();
-        if inputs.len() != total {
-            return Err(Error::Internal(format!("a batch of {} ids for {total} rows", inputs.len())));
+        let (total, batch) = (inputs.len(), self.shape.rows());
+        if total == 0 || !total.is_multiple_of(batch) {
+            return Err(Error::Internal(format!("{total} ids are no whole batches of {batch} rows")));
         }
         self.loads.iter_mut().for_each(Load::clear);
         let Learner { backend, params, shards, cut, shape, loads, mixing, .. } = self;
         shards.iter_mut().for_each(|shard| shard.loss = 0.0);
         let rows = cut.sequences * shape.block;
-        for pass in 0..cut.passes {
-            let first_sequence = |index: usize| (index * cut.passes + pass) * cut.sequences;
+        let passes = (0..total / batch).flat_map(|micro| (0..cut.passes).map(move |pass| (micro, pass)));
+        for (micro, pass) in passes {
+            let first_sequence =
+                |index: usize| micro * shape.sequences + (index * cut.passes + pass) * cut.sequences;
             let ahead = |index: usize, shard: &mut Shard<B>| {
                 let first_sequence = first_sequence(index);
                 let at = first_sequence * shape.block..(first_sequence + cut.sequences) * shape.block;
@@ -487,15 +499,19 @@ mod tests {
         for sequences in 1..=70 {
             for block in [1, 8, 64, 256, 1024, 2000] {
                 let shape = BatchShape { sequences, block };
-                let cut = shape.cut();
+                let cut = shape.cut(1);
                 assert_eq!(cut.shards * cut.passes * cut.sequences, sequences, "{shape:?}");
                 assert!(cut.sequences * block <= MAX_PASS_ROWS.max(block), "{shape:?} {cut:?}");
             }
         }
-        assert_eq!(BatchShape { sequences: 16, block: 8 }.cut(), Cut { shards: 2, passes: 1, sequences: 8 });
+        assert_eq!(BatchShape { sequences: 16, block: 8 }.cut(1), Cut { shards: 2, passes: 1, sequences: 8 });
         assert_eq!(
-            BatchShape { sequences: 64, block: 256 }.cut(),
+            BatchShape { sequences: 64, block: 256 }.cut(MAX_SHARD_PARAMETERS),
             Cut { shards: 4, passes: 4, sequences: 4 }
+        );
+        assert_eq!(
+            BatchShape { sequences: 64, block: 256 }.cut(MAX_SHARD_PARAMETERS + 1),
+            Cut { shards: 1, passes: 16, sequences: 4 }
         );
     }
 }

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod dropout;
 pub mod embedding;
 pub mod experts;
+pub mod hands;
 pub mod linear;
 pub mod loss;
 pub mod norm;

@@ -144,7 +144,9 @@ impl Machine for Recorder<'_> {
 
     fn attention(&mut self, qkv: Act, _: usize) -> Act {
         let heads = heads(self.config, self.shape);
-        self.scratch = self.scratch.max(heads.scratch());
+        // Where windows are split among threads, each has scores of its own.
+        let windows = if self.mode == Mode::Train { heads.sequences } else { 1 };
+        self.scratch = self.scratch.max(windows * heads.scratch());
         let (out, site) = (self.act(heads.width()), self.site());
         let kept = self.stat(heads.kept());
         self.ops.push(Op::Attention { qkv, out, kept, site });
