@@ -12,6 +12,7 @@ pub mod hands;
 pub mod linear;
 pub mod loss;
 pub mod norm;
+pub mod query_key_norm;
 pub mod rotary;
 pub mod route;
 
