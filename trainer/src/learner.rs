@@ -11,9 +11,11 @@ use crate::backend::Backend;
 use crate::memory::MemoryPlan;
 use crate::mixing::{Load, Mixing};
 use crate::ops::dropout::Noise;
+use crate::ops::hands::Crowd;
 use crate::ops::route::Router;
 use crate::optimizer::{Optimizer, OptimizerOptions};
 use crate::params::Params;
+use crate::tape::recompute::Recompute;
 use crate::tape::record::record;
 use crate::tape::replay::{Place, Replay};
 use crate::tape::{Mode, Shape};
@@ -59,12 +61,18 @@ impl BatchShape {
     }
 
     /// The cut of this batch for a model of so many parameters, a function of these sizes alone.
-    pub fn cut(&self, parameters: usize) -> Cut {
+    pub fn cut_for(&self, parameters: usize) -> Cut {
+        if parameters > MAX_SHARD_PARAMETERS { self.cut_into(1) } else { self.cut() }
+    }
+
+    /// The cut of this batch for a small model.
+    pub fn cut(&self) -> Cut {
+        self.cut_into((self.rows() / MIN_SHARD_ROWS).clamp(1, MAX_SHARDS))
+    }
+
+    /// Into at most so many shards.
+    fn cut_into(&self, most: usize) -> Cut {
         let divides = |count: &usize| self.sequences.is_multiple_of(*count);
-        let most = match parameters {
-            0..=MAX_SHARD_PARAMETERS => (self.rows() / MIN_SHARD_ROWS).clamp(1, MAX_SHARDS),
-            _ => 1,
-        };
         let shards = (1..=most).rev().find(divides).unwrap_or(1);
         let each = self.sequences / shards;
         let fits =
@@ -139,22 +147,23 @@ impl<B: Backend> Learner<B> {
         shape: BatchShape,
         optimizer: &OptimizerOptions,
     ) -> Result<Learner<B>> {
-        Learner::with_mixing(backend, config, shape, optimizer, &Mixing::default())
+        Learner::with(backend, config, shape, optimizer, &Mixing::default(), Recompute::Nothing)
     }
 
-    /// The same with what keeps experts alive.
-    pub fn with_mixing(
+    /// The same with what keeps experts alive, and with what the backward pass makes again.
+    pub fn with(
         backend: B,
         config: &Config,
         shape: BatchShape,
         optimizer: &OptimizerOptions,
         mixing: &Mixing,
+        recompute: Recompute,
     ) -> Result<Learner<B>> {
         let layout = Layout::new(config);
         let parameters = layout.parameters();
-        let cut = shape.cut(parameters);
+        let cut = shape.cut_for(parameters);
         let windows = Shape { sequences: cut.sequences, block: shape.block };
-        let program = record(config, &layout, windows, Mode::Train, mixing);
+        let program = record(config, &layout, windows, Mode::Train, mixing, recompute);
         let loads = program.routers.iter().map(|router| Load::new(router.layer, router.active, router.count));
         let loads = loads.collect();
         let shards = (0..cut.shards)
@@ -184,19 +193,30 @@ impl<B: Backend> Learner<B> {
     }
 
     /// What [`Learner::new`] and evaluation will take with `lanes` lanes.
-    pub fn memory(config: &Config, shape: BatchShape, lanes: usize) -> MemoryPlan {
+    pub fn memory(config: &Config, shape: BatchShape, lanes: usize, recompute: Recompute) -> MemoryPlan {
         let layout = Layout::new(config);
-        let cut = shape.cut(layout.parameters());
+        let cut = shape.cut_for(layout.parameters());
         let parameters = layout.parameters() as u64;
         let bytes = |sequences: usize, mode: Mode| {
-            record(config, &layout, Shape { sequences, block: shape.block }, mode, &Mixing::default()).bytes()
+            record(
+                config,
+                &layout,
+                Shape { sequences, block: shape.block },
+                mode,
+                &Mixing::default(),
+                recompute,
+            )
+            .bytes()
         };
         let evaluation = bytes(evaluation_sequences(shape.block), Mode::Evaluate);
         MemoryPlan {
             weights: 2 * 4 * parameters,
             gradients: 4 * parameters * cut.shards as u64,
             moments: 2 * 4 * parameters,
-            activations: bytes(cut.sequences, Mode::Train) * cut.shards as u64 + evaluation * lanes as u64,
+            activations: bytes(cut.sequences, Mode::Train) * cut.shards as u64
+                + evaluation * lanes as u64
+                + if cut.shards == 1 { Crowd::BYTES } else { 0 },
+            copies: 3 * 4 * parameters,
         }
     }
 
@@ -435,7 +455,8 @@ impl<B: Backend> Learner<B> {
             return Err(Error::Internal(format!("{} ids are no whole windows of {block}", inputs.len())));
         }
         let shape = Shape { sequences: inputs.len() / block, block };
-        let program = record(&self.config, &self.params.layout, shape, Mode::Logits, &self.mixing);
+        let program =
+            record(&self.config, &self.params.layout, shape, Mode::Logits, &self.mixing, Recompute::Nothing);
         let mut replay = Replay::new(&self.backend, program)?;
         replay.upload(&self.backend, inputs, &[]);
         replay.forward(&self.backend, &self.params, Place::default())?;
@@ -447,7 +468,14 @@ impl<B: Backend> Learner<B> {
     fn make_lanes(&mut self) -> Result<()> {
         let shape = Shape { sequences: evaluation_sequences(self.shape.block), block: self.shape.block };
         while self.lanes.len() < self.backend.lanes() {
-            let program = record(&self.config, &self.params.layout, shape, Mode::Evaluate, &self.mixing);
+            let program = record(
+                &self.config,
+                &self.params.layout,
+                shape,
+                Mode::Evaluate,
+                &self.mixing,
+                Recompute::Nothing,
+            );
             self.lanes.push(Lane {
                 loads: empty_loads(&program.routers),
                 losses: vec![0.0; shape.rows()],
@@ -491,18 +519,18 @@ mod tests {
         for sequences in 1..=70 {
             for block in [1, 8, 64, 256, 1024, 2000] {
                 let shape = BatchShape { sequences, block };
-                let cut = shape.cut(1);
+                let cut = shape.cut();
                 assert_eq!(cut.shards * cut.passes * cut.sequences, sequences, "{shape:?}");
                 assert!(cut.sequences * block <= MAX_PASS_ROWS.max(block), "{shape:?} {cut:?}");
             }
         }
-        assert_eq!(BatchShape { sequences: 16, block: 8 }.cut(1), Cut { shards: 2, passes: 1, sequences: 8 });
+        assert_eq!(BatchShape { sequences: 16, block: 8 }.cut(), Cut { shards: 2, passes: 1, sequences: 8 });
         assert_eq!(
-            BatchShape { sequences: 64, block: 256 }.cut(MAX_SHARD_PARAMETERS),
+            BatchShape { sequences: 64, block: 256 }.cut_for(MAX_SHARD_PARAMETERS),
             Cut { shards: 4, passes: 4, sequences: 4 }
         );
         assert_eq!(
-            BatchShape { sequences: 64, block: 256 }.cut(MAX_SHARD_PARAMETERS + 1),
+            BatchShape { sequences: 64, block: 256 }.cut_for(MAX_SHARD_PARAMETERS + 1),
             Cut { shards: 1, passes: 16, sequences: 4 }
         );
     }

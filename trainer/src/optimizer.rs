@@ -1,4 +1,4 @@
-//! The optimiser's options and its state: AdamW over the whole arena, with the gradient's norm clipped.
+//! The optimiser's options and its state: Adam or AdamW over the whole arena, with the gradient's norm clipped.
 
 use crate::backend::Backend;
 use crate::ops::adamw::Adam;
@@ -13,6 +13,8 @@ const CLIP_EPS: f64 = 1e-6;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerOptions {
+    /// What weight decay acts on.
+    pub kind: OptimizerKind,
     /// The peak of the schedule.
     pub learning_rate: f32,
     /// Decay of the first moment.
@@ -21,12 +23,23 @@ pub struct OptimizerOptions {
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
-    /// Decoupled weight decay.
+    /// Weight decay.
     pub weight_decay: f32,
     /// What decays.
     pub decay: Decay,
     /// Largest norm of the gradient; 0 does not clip.
     pub clip: f32,
+}
+
+/// Whose update it is; without weight decay the two are one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimizerKind {
+    /// Kingma and Ba 2015: decay is a term of the gradient, and so of both moments.
+    Adam,
+    /// Loshchilov and Hutter 2019: weights decay beside the gradient's step.
+    #[default]
+    Adamw,
 }
 
 /// Which parameters decay.
@@ -98,6 +111,7 @@ impl<B: Backend> Optimizer<B> {
             eps: decimal(self.options.eps),
             weight_decay: decimal(self.options.weight_decay),
             decay_vectors: self.options.decay == Decay::Everything,
+            coupled: self.options.kind == OptimizerKind::Adam,
             step,
             gradient_scale,
         };

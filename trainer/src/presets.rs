@@ -1,11 +1,12 @@
 //! Named runs: complete sets of options, from which a config file and flags depart.
 
 use crate::data::Alphabet;
-use crate::optimizer::Decay;
+use crate::optimizer::{Decay, OptimizerKind};
 use crate::options::{Options, nearest};
 use crate::progress::ProgressMode;
 use crate::random::RngKind;
 use crate::schedule::Curve;
+use crate::tape::recompute::Recompute;
 use formats::checkpoint::Dtype;
 use formats::config::{Activation, AttentionScale, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore};
 use formats::layout::InitScheme;
@@ -13,6 +14,8 @@ use formats::{Error, Result};
 
 /// TinyShakespeare's characters.
 const CHARACTERS: usize = 65;
+/// GPT-1's byte pairs and its special tokens.
+const GPT1_TOKENS: usize = 40_478;
 /// GPT-2's and GPT-3's byte pairs and their end of text.
 const GPT2_TOKENS: usize = 50_257;
 
@@ -37,6 +40,12 @@ pub const PRESETS: &[Preset] = &[
     of_characters("moe-zero", "gpt-zero with 4 experts, top-1; its dense twin is gpt-zero", moe_zero),
     of_characters("moe-nano", "nano-cpu's shape as a small Mixtral: 8 experts, top-2", moe_nano),
     of_characters("moe-nano-dense", "moe-nano's dense twin: equal active FLOPs", moe_nano_dense),
+    Preset {
+        name: "gpt1",
+        about: "GPT-1, 117M: norms follow (Radford et al. 2018)",
+        vocabulary: GPT1_TOKENS,
+        options: gpt1,
+    },
     of_byte_pairs("gpt2", "GPT-2, 124M (Radford et al. 2019)", || gpt2("gpt2", 12, 768, 12, 6e-4)),
     of_byte_pairs("gpt2-medium", "GPT-2, 355M", || gpt2("gpt2-medium", 24, 1024, 16, 3e-4)),
     of_byte_pairs("gpt2-large", "GPT-2, 774M", || gpt2("gpt2-large", 36, 1280, 20, 2.5e-4)),
@@ -132,7 +141,9 @@ fn gpt_zero() -> Options {
         dropout: 0.0,
         init: InitScheme::Torch,
         batch: 16,
+        accumulate: 1,
         steps: 5000,
+        optimizer: OptimizerKind::Adamw,
         learning_rate: 1e-3,
         schedule: Curve::Constant,
         final_learning_rate: 1e-4,
@@ -158,6 +169,7 @@ fn gpt_zero() -> Options {
         rng: RngKind::Counter,
         device: crate::options::Device::Auto,
         threads: None,
+        recompute: Recompute::Nothing,
         dtype: Dtype::F16,
         save_every: 1000,
         keep: 2,
@@ -254,6 +266,22 @@ fn moe_nano() -> Options {
     }
 }
 
+/// GPT-1 (Radford et al. 2018, section 4.1): 64 windows of 512 tokens, a hundred epochs of its books. What it calls
+/// modified L2 is the decay that AdamW decouples, on all but biases and gains.
+fn gpt1() -> Options {
+    Options {
+        preset: "gpt1".to_owned(),
+        block: 512,
+        norm_order: NormOrder::Post,
+        batch: 64,
+        steps: 2_400_000,
+        final_learning_rate: 0.0,
+        beta2: 0.999,
+        weight_decay: 0.01,
+        ..gpt2("gpt1", 12, 768, 12, 2.5e-4)
+    }
+}
+
 /// GPT-2 of one of its sizes, trained as its reproductions are (nanoGPT, llm.c): half a million tokens a step, a
 /// cosine to a tenth. The dropout is its published config's.
 fn gpt2(name: &str, layers: usize, width: usize, heads: usize, learning_rate: f64) -> Options {
@@ -338,6 +366,7 @@ mod tests {
     #[test]
     fn published_models_have_their_published_sizes() {
         for (name, count) in [
+            ("gpt1", 116_534_784),
             ("gpt2", 124_439_808),
             ("gpt2-medium", 354_823_168),
             ("gpt2-large", 774_030_080),

@@ -601,6 +601,8 @@ impl Backend for Cpu {
         });
         self.crowd().crew.deal(pieces, |(parameter, weights, first, second, grads, panels)| {
             let decays = parameter.is_learned() && (parameter.is_matrix() || adam.decay_vectors);
+            let coupled = adam.coupled.then(|| adamw::couple(self.simd, adam, decays, weights, grads));
+            let adam = coupled.as_ref().unwrap_or(adam);
             adamw::update(self.simd, adam, decays, weights, first, second, grads);
             if let Some(panels) = panels {
                 let rows = weights.len() / parameter.columns;

@@ -55,10 +55,16 @@ impl Bench {
         let shape = BatchShape { sequences: options.batch, block: options.block };
         let backend = cpu(&options)?;
         let threads = backend.threads();
-        let plan = Learner::<Cpu>::memory(&config, shape, threads);
+        let plan = Learner::<Cpu>::memory(&config, shape, threads, options.recompute);
         plan.require(trainer::memory::available().unwrap_or(u64::MAX))?;
-        let mut learner =
-            Learner::with_mixing(backend, &config, shape, &options.optimizer(), &options.mixing())?;
+        let mut learner = Learner::with(
+            backend,
+            &config,
+            shape,
+            &options.optimizer(),
+            &options.mixing(),
+            options.recompute,
+        )?;
         let mut weights = vec![0.0; layout.parameters()];
         Generator::new(options.rng, options.seed).initialise(&mut weights, &layout, &config, options.init);
         let zero = vec![0.0; weights.len()];

@@ -3,8 +3,8 @@
 //! Dropout enters here, inside the verbs that have it: embedding, attention, the residual branches.
 
 use super::plan::Plan;
-use super::{Act, Mode, Op, Program, Shape, Stat, Step};
-use crate::backend::Write;
+use super::recompute::{self, Recompute};
+use super::{Act, Mode, Op, Program, Shape, Stat};
 use crate::mixing::Mixing;
 use crate::ops::activation::Hidden;
 use crate::ops::attention::Heads;
@@ -19,8 +19,16 @@ use formats::{Config, Layout};
 /// Places of noise that one router has: jitter, noise, masks of outputs and of experts.
 const NOISE_SITES: usize = 4;
 
-/// Records `config`'s model over `shape` for `mode`; `mixing` is how its mixtures are trained.
-pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode, mixing: &Mixing) -> Program {
+/// Records `config`'s model over `shape` for `mode`; `mixing` is how its mixtures are trained, `recompute` what a backward
+/// pass makes again.
+pub fn record(
+    config: &Config,
+    layout: &Layout,
+    shape: Shape,
+    mode: Mode,
+    mixing: &Mixing,
+    recompute: Recompute,
+) -> Program {
     // Nothing is lost or disturbed but in training.
     let mixing = if mode == Mode::Train { *mixing } else { Mixing::default() };
     let mut recorder = Recorder {
@@ -36,10 +44,14 @@ pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode, mixing
         scratch: 0,
     };
     let result = forward(&mut recorder, layout);
-    let Recorder { widths, stats, ops, routers, scratch, .. } = recorder;
-    let backward = if mode == Mode::Train { reverse(&ops, widths.len()) } else { vec![] };
+    let Recorder { mut widths, stats, ops, routers, scratch, .. } = recorder;
+    let backward = match mode {
+        Mode::Train => recompute::backward(&ops, layout, recompute, &mut widths),
+        Mode::Evaluate | Mode::Logits => recompute::Backward::default(),
+    };
     let lens: Vec<usize> = widths.iter().map(|width| width * shape.rows()).collect();
-    let plan = Plan::new(&ops, &backward, &lens, result);
+    let recompute::Backward { again, steps: backward } = backward;
+    let plan = Plan::new(&ops, &again, &backward, &lens, result);
     Program {
         mode,
         shape,
@@ -47,6 +59,7 @@ pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode, mixing
         widths,
         stats,
         forward: ops,
+        again,
         backward,
         result,
         routers,
@@ -54,16 +67,6 @@ pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode, mixing
         scratch,
         plan,
     }
-}
-
-/// The backward pass: every operation, last first, the first writer of a gradient setting it.
-fn reverse(ops: &[Op], activations: usize) -> Vec<Step> {
-    let mut written = vec![false; activations];
-    let mut first_write = |input: Option<Act>| match input {
-        Some(act) if !std::mem::replace(&mut written[act.index()], true) => Write::Set,
-        _ => Write::Accumulate,
-    };
-    (0..ops.len()).rev().map(|op| Step { op, writes: ops[op].inputs().map(&mut first_write) }).collect()
 }
 
 struct Recorder<'a> {
@@ -244,28 +247,38 @@ pub fn classes(config: &Config, shape: Shape) -> Classes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Write;
     use crate::presets;
+    use crate::tape::Step;
 
     #[test]
     fn every_gradient_is_set_exactly_once_and_before_it_is_read() {
-        let config =
-            presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
-        let layout = Layout::new(&config);
-        let program =
-            record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train, &Mixing::default());
-        let mut set = vec![false; program.widths.len()];
-        for step in &program.backward {
-            let op = program.forward[step.op];
-            if let Some(out) = op.out() {
-                assert!(set[out.index()], "{op:?} reads a gradient nobody wrote");
-            }
-            for (input, write) in op.inputs().into_iter().zip(step.writes) {
-                if let Some(input) = input {
-                    assert_eq!(write == Write::Set, !set[input.index()], "{op:?}");
-                    set[input.index()] = true;
+        for (preset, recompute) in [
+            ("gpt-zero", Recompute::Nothing),
+            ("gpt-zero", Recompute::Layers),
+            ("moe-nano", Recompute::Layers),
+            ("gpt1", Recompute::Layers),
+        ] {
+            let config =
+                presets::find(preset).and_then(|options| options.model(65)).expect("a preset is valid");
+            let (layout, shape) = (Layout::new(&config), Shape { sequences: 2, block: 8 });
+            let program = record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute);
+            let (mut set, mut reversed) = (vec![false; program.widths.len()], 0);
+            for step in &program.backward {
+                let Step::Reverse { op, writes } = *step else { continue };
+                let op = program.op(op);
+                reversed += 1;
+                if let Some(out) = op.out() {
+                    assert!(set[out.index()], "{op:?} reads a gradient nobody wrote");
+                }
+                for (input, write) in op.inputs().into_iter().zip(writes) {
+                    if let Some(input) = input {
+                        assert_eq!(write == Write::Set, !set[input.index()], "{op:?}");
+                        set[input.index()] = true;
+                    }
                 }
             }
+            assert_eq!(reversed, program.forward.len());
         }
-        assert_eq!(program.backward.len(), program.forward.len());
     }
 }
