@@ -5,6 +5,7 @@ use crate::ops::adamw::Adam;
 use crate::params::Params;
 use formats::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::fmt::Write;
 
 /// Added to the norm that divides when clipping, as PyTorch does.
 const CLIP_EPS: f64 = 1e-6;
@@ -83,7 +84,25 @@ pub struct Optimizer<B: Backend> {
 
 /// `value` as the decimal number it was written as: 0.9, not the f32 next to it, so that `1 - beta` is right.
 fn decimal(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
+    let mut digits = Digits { text: [0; 64], len: 0 };
+    let written = write!(digits, "{value}").is_ok();
+    let text = std::str::from_utf8(&digits.text[..digits.len]).unwrap_or_default();
+    text.parse().ok().filter(|_| written).unwrap_or(f64::from(value))
+}
+
+/// A short text that needs no memory of its own: updates allocate nothing.
+struct Digits {
+    text: [u8; 64],
+    len: usize,
+}
+
+impl Write for Digits {
+    fn write_str(&mut self, part: &str) -> std::fmt::Result {
+        let room = self.text.get_mut(self.len..self.len + part.len()).ok_or(std::fmt::Error)?;
+        room.copy_from_slice(part.as_bytes());
+        self.len += part.len();
+        Ok(())
+    }
 }
 
 impl<B: Backend> Optimizer<B> {
@@ -116,5 +135,19 @@ impl<B: Backend> Optimizer<B> {
             gradient_scale,
         };
         backend.adamw(&adam, params, &mut self.first, &mut self.second, grads);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_the_decimal_it_was_written_as() {
+        for (value, expected) in [(0.9, 0.9), (2.5e-4, 2.5e-4), (1e-8, 1e-8), (0.0, 0.0), (1e-45, 1e-45)] {
+            assert_eq!(decimal(value), expected);
+        }
+        assert_eq!(decimal(f32::MAX), f32::MAX.to_string().parse::<f64>().unwrap_or(0.0));
+        assert_eq!(decimal(f32::INFINITY), f64::INFINITY);
     }
 }
