@@ -1,6 +1,8 @@
 //! The CPU as a backend: one thread a shard, or all of them one shard's; slices of f32, the runtime's SIMD table; one
 //! line a verb.
 
+mod arena;
+
 use super::{Backend, Embed, Rows, Write};
 use crate::ops::activation::Hidden;
 use crate::ops::adamw::{self, Adam};
@@ -8,14 +10,15 @@ use crate::ops::attention::{self, Heads};
 use crate::ops::dropout::{Mask, after};
 use crate::ops::experts::Way;
 use crate::ops::hands::{Crowd, Hands};
-use crate::ops::loss::{self, Classes, Gradients, Head};
+use crate::ops::loss::{self, Classes, Gradients};
 use crate::ops::query_key_norm::Stretches;
-use crate::ops::route::{Balance, Disturbance, Router, Routing, Weights};
+use crate::ops::route::{Balance, Disturbance, Router, Routing};
 use crate::ops::{activation, add, embedding, experts, linear, norm, query_key_norm, rotary, route};
 use crate::params::Params;
+use arena::{grad, grad_pair, head_of, part, piece_rows, router_of, split_off};
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Error, Layout, Result};
-use runtime::simd::{Aligned, PANEL, Simd, packed_len};
+use runtime::simd::{Aligned, Simd, packed_len};
 use runtime::team::Crew;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -97,29 +100,6 @@ fn out_of_memory(len: usize) -> Error {
         available: 0,
         help: "lower --batch or choose a smaller preset".to_owned(),
     }
-}
-
-/// A parameter's values.
-fn part(params: &Params<Cpu>, id: ParameterId) -> &[f32] {
-    &params.master[params.layout.parameter(id).range()]
-}
-
-/// A parameter's gradient.
-fn grad<'a>(layout: &Layout, grads: &'a mut [f32], id: ParameterId) -> &'a mut [f32] {
-    &mut grads[layout.parameter(id).range()]
-}
-
-/// The gradients of two parameters at once; the first stands before the second in the arena.
-fn grad_pair<'a>(
-    layout: &Layout,
-    grads: &'a mut [f32],
-    first: ParameterId,
-    second: Option<ParameterId>,
-) -> (&'a mut [f32], Option<&'a mut [f32]>) {
-    let Some(second) = second else { return (grad(layout, grads, first), None) };
-    let (low, high) = (layout.parameter(first).range(), layout.parameter(second).range());
-    let (left, right) = grads.split_at_mut(high.start);
-    (&mut left[low], Some(&mut right[..high.len()]))
 }
 
 impl Backend for Cpu {
@@ -627,38 +607,5 @@ impl Backend for Cpu {
                 (self.simd.pack_f32)(&master[p.range()], p.rows, p.columns, panels);
             }
         });
-    }
-}
-
-/// Rows of a parameter that are updated and packed in one go: whole panels of about [`STRETCH`] values.
-fn piece_rows(columns: usize) -> usize {
-    (STRETCH / columns / PANEL).max(1) * PANEL
-}
-
-/// The first `len` values, which `rest` then begins after.
-fn split_off<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
-    let (part, after) = std::mem::take(rest).split_at_mut(len);
-    *rest = after;
-    part
-}
-
-/// A router's parameters.
-fn router_of<'a>(params: &'a Params<Cpu>, bank: &Bank) -> Weights<'a> {
-    let packed = |id: ParameterId| &params.working[id.index()][..];
-    Weights {
-        panels: packed(bank.router.weight),
-        router: part(params, bank.router.weight),
-        selection_bias: bank.selection_bias.map(|id| part(params, id)),
-        noise: bank.noise.map(|id| (part(params, id), packed(id))),
-    }
-}
-
-/// The head as the loss reads it.
-fn head_of<'a>(params: &'a Params<Cpu>, head: &'a Linear) -> Head<'a> {
-    Head {
-        linear: head,
-        panels: &params.working[head.weight.index()],
-        weight: part(params, head.weight),
-        bias: head.bias.map(|bias| part(params, bias)),
     }
 }
