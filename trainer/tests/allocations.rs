@@ -41,7 +41,8 @@ unsafe impl GlobalAlloc for Counting {
 #[test]
 fn a_step_allocates_nothing_after_the_first() {
     let gpt = presets::find("gpt-zero").expect("a preset");
-    let large = Options { block: 64, width: 1024, batch: 4, tied: true, head_bias: false, ..gpt.clone() };
+    let large =
+        Options { block: 64, width: 1024, layers: 1, batch: 2, tied: true, head_bias: false, ..gpt.clone() };
     for (options, vocabulary, micro_batches) in [(gpt, 65, 1), (large, 16_400, 2)] {
         let config = options.model(vocabulary).expect("a model");
         let shape = BatchShape { sequences: options.batch, block: options.block };
@@ -66,7 +67,6 @@ fn a_step_allocates_nothing_after_the_first() {
             ALLOCATIONS.load(Ordering::Relaxed) - before
         };
         step(1);
-        step(2);
-        assert_eq!((step(3), step(4)), (0, 0), "{parameters} parameters");
+        assert_eq!((step(2), step(3)), (0, 0), "{parameters} parameters");
     }
 }
