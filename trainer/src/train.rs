@@ -53,7 +53,7 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
     text.require(options.block)?;
     let config = options.model(tokenizer.vocabulary())?;
     let backend = cpu(options)?;
-    let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes());
+    let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes(), options.recompute);
     plan.require(memory::available().unwrap_or(u64::MAX))?;
     let run = match run {
         Some(run) => run,
@@ -126,7 +126,7 @@ impl<B: Backend> Trainer<B> {
         text: Text,
     ) -> Result<Trainer<B>> {
         let options = &recipe.options;
-        let plan = Learner::<B>::memory(&config, shape(options), backend.lanes());
+        let plan = Learner::<B>::memory(&config, shape(options), backend.lanes(), options.recompute);
         let layout = Layout::new(&config);
         let checkpoints = run.checkpoints();
         let mut problems = vec![];
@@ -149,8 +149,14 @@ impl<B: Backend> Trainer<B> {
                 Error::file(run.path(), "holds a damaged generator state", "resume from another checkpoint")
             })?;
         }
-        let mut learner =
-            Learner::with_mixing(backend, &config, shape(options), &options.optimizer(), &options.mixing())?;
+        let mut learner = Learner::with(
+            backend,
+            &config,
+            shape(options),
+            &options.optimizer(),
+            &options.mixing(),
+            options.recompute,
+        )?;
         learner.load(&state.weights, &state.first_moment, &state.second_moment)?;
 
         let mut progress = Progress::new(options.progress, options.steps, state.step);
@@ -201,7 +207,7 @@ impl<B: Backend> Trainer<B> {
             begin: Instant::now(),
             inputs: vec![],
             targets: vec![],
-            offsets: vec![0; options.batch],
+            offsets: vec![0; options.sequences()],
             starved: vec![],
             step: state.step,
             saved: found.map(|(step, _)| step),
@@ -222,7 +228,7 @@ impl<B: Backend> Trainer<B> {
         let options = self.recipe.options.clone();
         let curve = options.curve();
         let show_every = if self.progress.is_live() { LIVE_EVERY } else { PLAIN_EVERY };
-        let tokens = (options.batch * options.block) as f64;
+        let tokens = (options.sequences() * options.block) as f64;
         // Throughput since the last row and since the last line shown.
         let (mut row, mut shown) = ((Instant::now(), self.step), (Instant::now(), self.step));
         // What the steps since then asked of the experts.
@@ -350,8 +356,9 @@ impl<B: Backend> Trainer<B> {
                 let count = at_once.min(options.eval_batches - done);
                 let (mut inputs, mut targets) = (vec![], vec![]);
                 for batch in first + done..first + done + count {
-                    self.generator.evaluation_offsets(step, batch, range, &mut self.offsets);
-                    data::gather(split, &self.offsets, options.block, &mut self.inputs, &mut self.targets);
+                    let offsets = &mut self.offsets[..options.batch];
+                    self.generator.evaluation_offsets(step, batch, range, offsets);
+                    data::gather(split, offsets, options.block, &mut self.inputs, &mut self.targets);
                     inputs.extend_from_slice(&self.inputs);
                     targets.extend_from_slice(&self.targets);
                 }
