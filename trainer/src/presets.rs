@@ -1,6 +1,6 @@
 //! Named runs: complete sets of options, from which a config file and flags depart.
 
-use crate::data::Alphabet;
+use crate::data::{HELD_OUT, TokenizerSource};
 use crate::optimizer::Decay;
 use crate::options::{Options, nearest};
 use crate::progress::ProgressMode;
@@ -72,7 +72,7 @@ pub fn names() -> String {
 fn gpt_zero() -> Options {
     Options {
         preset: "gpt-zero".to_owned(),
-        tokenizer: Alphabet::Characters,
+        tokenizer: TokenizerSource::Characters,
         block: 8,
         width: 64,
         layers: 4,
@@ -103,6 +103,7 @@ fn gpt_zero() -> Options {
         dropout: 0.0,
         init: InitScheme::Torch,
         batch: 16,
+        held_out: HELD_OUT,
         steps: 5000,
         learning_rate: 1e-3,
         schedule: Curve::Constant,
