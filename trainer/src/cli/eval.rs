@@ -8,7 +8,6 @@ use serde_json::json;
 use std::f64::consts::LN_2;
 use std::path::PathBuf;
 use trainer::backend::cpu::Cpu;
-use trainer::data::encode::end_of_text;
 use trainer::data::{Batch, Corpus, Data, HELD_OUT, Request, Side, windows};
 use trainer::learner::{BatchShape, Learner};
 use trainer::mixing::{Health, Load};
@@ -119,7 +118,7 @@ fn of_corpus(
     side: Side,
     block: usize,
 ) -> Result<Exact> {
-    let end = end_of_text(tokenizer);
+    let end = tokenizer.end_of_text();
     let (windows, at_once) = (corpus.windows(side), (TOKENS_AT_ONCE / block as u64).max(1));
     let mut exact = Exact { loss: 0.0, tokens: 0, bytes: 0, loads: vec![] };
     let (mut batch, mut window) = (Batch::default(), 0);

@@ -40,7 +40,7 @@ enum Command {
     Eval(eval::Eval),
     /// The presets with their sizes
     Presets(presets::Presets),
-    /// Make and use tokenizers
+    /// Learn a vocabulary, or turn text into ids with one
     Tokenizer(tokenizer::Tokenizer),
     /// Look at what a run would learn from
     Inspect(inspect::Inspect),

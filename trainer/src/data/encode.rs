@@ -3,16 +3,16 @@
 //! A text is read in parts and each part encoded alone, some side by side. Parts are cut only where the ids of the
 //! whole are those of its parts, whatever follows:
 //!
-//! - where no token is longer than a character (a vocabulary of characters or bytes): between any two characters;
-//! - otherwise: before a space that follows a character that is no white space. The pre-tokenizers of GPT-2, cl100k and
-//!   Llama 3 never put the two into one piece (only runs of white space hold a space that is not their first
-//!   character), look behind nothing, and look ahead only from white space; and merges stay within pieces.
+//! - of a vocabulary of characters between any two characters, of one of single bytes anywhere;
+//! - of another where its pre-tokenizer ends a piece whatever follows ([`Split::boundary`]): between a letter and white
+//!   space, both of ASCII. Merges stay within pieces, and no composition of characters crosses that place. Where an
+//!   added token crosses one, or text is not cut into pieces at all, a document is one part.
 //!
 //! Where parts end depends on the text alone, so ids depend on no number of threads. A text without any such place is
 //! one part.
 
 use formats::checkpoint::source;
-use formats::tokenizer::Tokenizer;
+use formats::tokenizer::{Split, TokenKind, Tokenizer};
 use formats::{Error, Result};
 use std::fs::File;
 use std::io::Read;
@@ -20,15 +20,8 @@ use std::path::{Path, PathBuf};
 
 /// Bytes of a part, unless its text has no place to cut.
 const PART_BYTES: usize = 1 << 20;
-/// The field's name of the token that ends a document.
-const END_OF_TEXT: &[u8] = b"<|endoftext|>";
-
-/// The id of the token that ends a document, where a tokenizer has one.
-pub fn end_of_text(tokenizer: &Tokenizer) -> Option<u32> {
-    let ids = 0..u32::try_from(tokenizer.vocabulary()).unwrap_or(u32::MAX);
-    // Added tokens stand last.
-    ids.rev().find(|&id| tokenizer.token(id) == Some(END_OF_TEXT))
-}
+/// How far from the end of a part a place to cut is looked for first.
+const NEAR: usize = 1 << 12;
 
 /// How texts are read and cut.
 #[derive(Clone, Debug)]
@@ -45,7 +38,8 @@ pub struct Encoder<'a> {
 enum Cutting {
     Bytes,
     Characters,
-    Spaces,
+    Pieces(Split),
+    Nowhere,
 }
 
 /// Ids of one part of a document.
@@ -63,16 +57,17 @@ impl<'a> Encoder<'a> {
     /// Encodes with `tokenizer`. Each file is a document; a `separator`, where one is given, stands between documents
     /// of one file and in none of them.
     pub fn new(tokenizer: &'a Tokenizer, separator: Option<&str>, threads: usize) -> Encoder<'a> {
-        let longest_is_a_character = || {
+        let crossed = |split: Split| {
             let ids = 0..u32::try_from(tokenizer.vocabulary()).unwrap_or(u32::MAX);
-            ids.filter_map(|id| tokenizer.token(id)).all(|token| {
-                token.len() <= 1 || std::str::from_utf8(token).is_ok_and(|text| text.chars().count() == 1)
-            })
+            let mut added = ids.filter(|&id| tokenizer.kind(id) == Some(TokenKind::Added));
+            added.any(|id| tokenizer.token(id).is_some_and(|token| split.boundary(token, 0).is_some()))
         };
-        let cutting = match () {
-            () if *tokenizer == Tokenizer::bytes() => Cutting::Bytes,
-            () if longest_is_a_character() => Cutting::Characters,
-            () => Cutting::Spaces,
+        let cutting = match tokenizer.split() {
+            None => Cutting::Characters,
+            Some(_) if *tokenizer == Tokenizer::bytes() => Cutting::Bytes,
+            Some(Split::None) => Cutting::Nowhere,
+            Some(split) if crossed(split) => Cutting::Nowhere,
+            Some(split) => Cutting::Pieces(split),
         };
         Encoder {
             tokenizer,
@@ -118,8 +113,8 @@ impl<'a> Encoder<'a> {
     }
 
     fn encode_part(&self, path: &Path, part: &Part) -> Result<Vec<u32>> {
-        if self.cutting == Cutting::Bytes {
-            return Ok(part.text.iter().map(|&byte| u32::from(byte)).collect());
+        if self.cutting != Cutting::Characters {
+            return self.tokenizer.encode_bytes(&part.text);
         }
         let text = std::str::from_utf8(&part.text).map_err(|error| {
             let place = part.at + error.valid_up_to() as u64;
@@ -143,12 +138,14 @@ impl<'a> Encoder<'a> {
             Cutting::Characters => {
                 (text.len().saturating_sub(4)..text.len()).rev().find(starts).unwrap_or(text.len())
             }
-            Cutting::Spaces => {
-                let fits = |&place: &usize| {
-                    text[place] == b' ' && last_character(&text[..place]).is_some_and(|c| !c.is_whitespace())
+            Cutting::Pieces(split) => {
+                let last_from = |from: usize| {
+                    std::iter::successors(split.boundary(text, from), |&place| split.boundary(text, place + 1))
+                        .last()
                 };
-                (1..text.len()).rev().find(fits)?
+                last_from(text.len().saturating_sub(NEAR)).or_else(|| last_from(0))?
             }
+            Cutting::Nowhere => return None,
         };
         (place > 0).then_some(place)
     }
@@ -156,13 +153,6 @@ impl<'a> Encoder<'a> {
 
 fn is_continuation(byte: u8) -> bool {
     byte & 0b1100_0000 == 0b1000_0000
-}
-
-/// The character that `text` ends with, if it ends with a whole one.
-fn last_character(text: &[u8]) -> Option<char> {
-    let begin =
-        (text.len().saturating_sub(4)..text.len()).rev().find(|&place| !is_continuation(text[place]))?;
-    std::str::from_utf8(&text[begin..]).ok()?.chars().next_back()
 }
 
 /// A part of a document that is encoded alone.
@@ -330,23 +320,39 @@ mod tests {
         assert!(none.is_empty() && documents(&tokenizer, b"", None, 4, 1).expect("bytes").is_empty());
     }
 
-    #[test]
-    fn cuts_stand_before_spaces_that_follow_no_space() {
-        let tokenizer = Tokenizer::bytes();
-        let encoder = Encoder { cutting: Cutting::Spaces, ..Encoder::new(&tokenizer, None, 1) };
-        for (text, cut) in [
-            ("one two three", Some(7)),
-            ("one two  ", Some(7)),
-            ("one \n x", Some(3)),
-            (" one", None),
-            ("one\u{3000} two", None),
-            ("日本語 x", Some(9)),
-            ("", None),
-            ("  ", None),
-        ] {
-            assert_eq!(encoder.cut(text.as_bytes()), cut, "{text:?}");
+    /// A byte-level vocabulary whose merges reach over words, lines and runs of spaces where its split lets them.
+    fn merging(split: Split) -> Tokenizer {
+        let mut tokens: Vec<Vec<u8>> = Tokenizer::byte_order().map(|byte| vec![byte]).to_vec();
+        let mut merges = vec![];
+        let pairs = ["t h", "th e", "  the", "a n", "an d", "  t", "e  ", "\n \n", ". \n", "e \n", "x  "];
+        for pair in pairs.iter().map(|pair| pair.as_bytes()).chain([&b"   "[..], b" \x20\n"]) {
+            let at = (1..pair.len() - 1).find(|&place| pair[place] == b' ').expect("two parts");
+            let (left, right) = (&pair[..at], &pair[at + 1..]);
+            let id = |part: &[u8]| tokens.iter().position(|token| token == part).expect("was made") as u32;
+            merges.push((id(left), id(right)));
+            tokens.push([left, right].concat());
         }
-        assert_eq!(encoder.cut(b"\xff x"), None, "what precedes is no character");
+        Tokenizer::byte_level(split, tokens, merges, &["<|endoftext|>".into()]).expect("a vocabulary")
+    }
+
+    #[test]
+    fn parts_of_merged_text_give_the_ids_of_the_whole() {
+        let text = "the end and the  x  \n\n  then the.\n\n(the) they'll the \r\n th\u{3000}the \u{301}e the1 2 and <|endoftext|> \
+                    the e\n"
+            .repeat(4);
+        for split in [Split::Gpt2, Split::Llama3, Split::Cl100k, Split::Qwen2] {
+            let tokenizer = merging(split);
+            let whole = tokenizer.encode(&text).expect("bytes");
+            assert!(whole.len() < text.len() * 9 / 10, "{split:?} merges nothing");
+            for part_bytes in (1..60).chain([100, 1000]) {
+                let found = documents(&tokenizer, text.as_bytes(), None, part_bytes, 2).expect("bytes");
+                assert_eq!(found, [&whole[..]], "{split:?}, {part_bytes} bytes");
+            }
+        }
+        // Text that is not cut into pieces is encoded whole, whatever merges reach over.
+        let tokenizer = merging(Split::None);
+        let whole = tokenizer.encode(&text).expect("bytes");
+        assert_eq!(documents(&tokenizer, text.as_bytes(), None, 7, 2).expect("bytes"), [whole]);
     }
 
     #[test]

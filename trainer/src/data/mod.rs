@@ -24,8 +24,6 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The file that holds a tokenizer in a model directory.
-const TOKENIZER_FILE: &str = "tokenizer.json";
 /// From here on a text in memory is worth a word.
 const LARGE_TEXT: u64 = 64 << 20;
 

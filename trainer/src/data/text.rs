@@ -52,10 +52,10 @@ impl Source {
 
     /// The ids of the text.
     fn ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        if *tokenizer == Tokenizer::bytes() {
-            Ok(self.bytes.iter().map(|&byte| u32::from(byte)).collect())
-        } else {
-            tokenizer.encode(self.utf8()?)
+        match tokenizer.split() {
+            // Of bytes, which need be no UTF-8.
+            Some(_) => tokenizer.encode_bytes(&self.bytes),
+            None => tokenizer.encode(self.utf8()?),
         }
     }
 
@@ -126,7 +126,7 @@ impl Text {
     pub fn require(&self, block: usize) -> Result<()> {
         let long_enough = |tokens: usize| {
             let cut = cut(tokens, self.held_out);
-            cut > block && tokens - cut > block
+            cut > block && tokens.saturating_sub(cut) > block
         };
         if long_enough(self.tokens.len()) {
             return Ok(());

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use trainer::data::encode::{Encoder, end_of_text};
+use trainer::data::encode::Encoder;
 use trainer::data::shard::ShardWriter;
 use trainer::data::{TokenizerSource, shard};
 use trainer::train::grouped;
@@ -88,7 +88,7 @@ impl Encode {
             (Format::Ids, Some(_)) => usage("--out is for --format shard; ids go to standard output"),
             (Format::Shard, None) => usage("--format shard needs --out SHARD, the file to write"),
             (Format::Shard, Some(out)) => {
-                let mut writer = ShardWriter::create(out, &tokenizer, end_of_text(&tokenizer))?;
+                let mut writer = ShardWriter::create(out, &tokenizer, tokenizer.end_of_text())?;
                 encoder.encode(&self.texts, &mut |part| {
                     told.add(part.bytes);
                     writer.push(part.ids, part.bytes)?;

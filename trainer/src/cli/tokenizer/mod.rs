@@ -1,7 +1,9 @@
-//! `trainer tokenizer`: what makes and uses tokenizers.
+//! `trainer tokenizer`: vocabularies learned and used.
 
 mod encode;
+mod train;
 
+use clap::Subcommand;
 use formats::Result;
 
 /// What `trainer tokenizer` takes.
@@ -11,8 +13,10 @@ pub struct Tokenizer {
     what: What,
 }
 
-#[derive(clap::Subcommand)]
+#[derive(Subcommand)]
 enum What {
+    /// Learn a byte-level vocabulary from text
+    Train(train::Train),
     /// Turn text into token ids: numbers on standard output, or a shard to train from
     Encode(encode::Encode),
 }
@@ -21,6 +25,7 @@ impl Tokenizer {
     /// Does it.
     pub fn run(&self) -> Result<()> {
         match &self.what {
+            What::Train(command) => command.run(),
             What::Encode(command) => command.run(),
         }
     }
