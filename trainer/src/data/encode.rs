@@ -140,8 +140,10 @@ impl<'a> Encoder<'a> {
             }
             Cutting::Pieces(split) => {
                 let last_from = |from: usize| {
-                    std::iter::successors(split.boundary(text, from), |&place| split.boundary(text, place + 1))
-                        .last()
+                    std::iter::successors(split.boundary(text, from), |&place| {
+                        split.boundary(text, place + 1)
+                    })
+                    .last()
                 };
                 last_from(text.len().saturating_sub(NEAR)).or_else(|| last_from(0))?
             }
@@ -324,13 +326,25 @@ mod tests {
     fn merging(split: Split) -> Tokenizer {
         let mut tokens: Vec<Vec<u8>> = Tokenizer::byte_order().map(|byte| vec![byte]).to_vec();
         let mut merges = vec![];
-        let pairs = ["t h", "th e", "  the", "a n", "an d", "  t", "e  ", "\n \n", ". \n", "e \n", "x  "];
-        for pair in pairs.iter().map(|pair| pair.as_bytes()).chain([&b"   "[..], b" \x20\n"]) {
-            let at = (1..pair.len() - 1).find(|&place| pair[place] == b' ').expect("two parts");
-            let (left, right) = (&pair[..at], &pair[at + 1..]);
-            let id = |part: &[u8]| tokens.iter().position(|token| token == part).expect("was made") as u32;
-            merges.push((id(left), id(right)));
-            tokens.push([left, right].concat());
+        let pairs = [
+            ("t", "h"),
+            ("th", "e"),
+            (" ", "the"),
+            ("a", "n"),
+            ("an", "d"),
+            (" ", "t"),
+            ("e", " "),
+            ("\n", "\n"),
+            (".", "\n"),
+            ("e", "\n"),
+            ("x", " "),
+            (" ", " "),
+            (" ", "\n"),
+        ];
+        for (left, right) in pairs {
+            let id = |part: &str| tokens.iter().position(|token| token == part.as_bytes());
+            merges.push((id(left).expect("was made") as u32, id(right).expect("was made") as u32));
+            tokens.push([left, right].concat().into_bytes());
         }
         Tokenizer::byte_level(split, tokens, merges, &["<|endoftext|>".into()]).expect("a vocabulary")
     }

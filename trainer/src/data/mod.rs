@@ -92,15 +92,12 @@ pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
         }
         return Tokenizer::open(path);
     }
-    let files = [path.join(TOKENIZER_FILE), path.join("model").join(TOKENIZER_FILE)];
-    let found = files.iter().find(|file| file.symlink_metadata().is_ok());
-    Tokenizer::open(found.ok_or_else(|| {
-        Error::file(
-            path,
-            format!("holds no {TOKENIZER_FILE}"),
-            "name a model's directory, or the file itself",
-        )
-    })?)
+    // A run's model is below it.
+    let below = || Tokenizer::find(&path.join("model")).transpose();
+    match Tokenizer::find(path).transpose().or_else(below) {
+        Some(found) => found.map(|(tokenizer, _)| tokenizer),
+        None => Tokenizer::open(path),
+    }
 }
 
 /// Which text a run learns from, whatever its files are called.
