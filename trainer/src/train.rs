@@ -11,7 +11,7 @@ use crate::memory;
 use crate::mixing::{Load, Worst};
 use crate::options::{Device, Options, Recipe, Request};
 use crate::progress::{Progress, StepReport};
-use crate::random::Generator;
+use crate::random::{Generator, RngKind};
 use crate::report::{self, ReportInput};
 use crate::run::{EvaluationRow, Metrics, Run, StepRow};
 use crate::sample;
@@ -62,6 +62,10 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
     let Recipe { data: paths, data_weight: weights, .. } = &recipe;
     let asked = data::Request { paths, weights, held_out: options.held_out, block: options.block };
     let (tokenizer, data) = Data::open(&asked, given)?;
+    if let (Data::Corpus(_), RngKind::Torch) = (&data, options.rng) {
+        let expected = "counter for shards and weighted data, whose order PyTorch's generator does not draw";
+        return Err(Error::config("options", "rng", "torch", expected));
+    }
     let config = options.model(tokenizer.vocabulary())?;
     let backend = cpu(options)?;
     let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes());
