@@ -473,7 +473,7 @@ pub(super) mod tests {
         shard.require(&Tokenizer::bytes()).expect("its own");
         let other = Tokenizer::characters("abc").expect("not empty");
         assert_eq!(shard.require(&other).expect_err("another").exit_code(), 3);
-        for range in [0..781, 700..u64::MAX, 5..4] {
+        for range in [0..781, 700..u64::MAX, 781..782] {
             assert!(shard.copy(range, &mut vec![]).is_err());
         }
         assert!(shard.document(39).is_err());
