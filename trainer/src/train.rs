@@ -68,7 +68,7 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
     }
     let config = options.model(tokenizer.vocabulary())?;
     let backend = cpu(options)?;
-    let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes());
+    let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes(), options.recompute);
     plan.require(memory::available().unwrap_or(u64::MAX))?;
     let run = match run {
         Some(run) => run,
@@ -141,7 +141,7 @@ impl<B: Backend> Trainer<B> {
         data: Data,
     ) -> Result<Trainer<B>> {
         let options = &recipe.options;
-        let plan = Learner::<B>::memory(&config, shape(options), backend.lanes());
+        let plan = Learner::<B>::memory(&config, shape(options), backend.lanes(), options.recompute);
         let layout = Layout::new(&config);
         let mut generator = Generator::new(options.rng, options.seed);
         let state = match &newest {
@@ -156,8 +156,14 @@ impl<B: Backend> Trainer<B> {
                 Error::file(run.path(), "holds a damaged generator state", "resume from another checkpoint")
             })?;
         }
-        let mut learner =
-            Learner::with_mixing(backend, &config, shape(options), &options.optimizer(), &options.mixing())?;
+        let mut learner = Learner::with(
+            backend,
+            &config,
+            shape(options),
+            &options.optimizer(),
+            &options.mixing(),
+            options.recompute,
+        )?;
         learner.load(&state.weights, &state.first_moment, &state.second_moment)?;
 
         let mut progress = Progress::new(options.progress, options.steps, state.step);
@@ -235,7 +241,7 @@ impl<B: Backend> Trainer<B> {
         let options = self.recipe.options.clone();
         let curve = options.curve();
         let show_every = if self.progress.is_live() { LIVE_EVERY } else { PLAIN_EVERY };
-        let tokens = (options.batch * options.block) as f64;
+        let tokens = (options.sequences() * options.block) as f64;
         // Throughput since the last row and since the last line shown.
         let (mut row, mut shown) = ((Instant::now(), self.step), (Instant::now(), self.step));
         // What the steps since then asked of the experts.
@@ -251,7 +257,7 @@ impl<B: Backend> Trainer<B> {
                 // What evaluation took is not training's.
                 (row.0, shown.0) = (row.0 + paused.elapsed(), shown.0 + paused.elapsed());
             }
-            let windows = (options.batch, options.block);
+            let windows = (options.sequences(), options.block);
             self.data.training(&mut self.generator, options.seed, step, windows, &mut self.batch)?;
             let learning_rate = curve.learning_rate(step);
             let rates = Rates { learning_rate: learning_rate as f32, step: step + 1, seed: options.seed };

@@ -13,6 +13,8 @@ use std::io::{self, Write};
 
 /// Values encoded at a time.
 const CHUNK: usize = 4096;
+/// Columns of a transposed matrix gathered at a time: whole cache lines are read.
+const COLUMNS: usize = 16;
 
 /// One tensor to be written.
 pub(super) struct Outgoing<'a> {
@@ -28,21 +30,40 @@ pub(super) enum Values<'a> {
     Encoded(&'a [u8]),
     /// To be rounded to the tensor's dtype on the way.
     Floats(&'a [f32]),
+    /// The same, of a matrix with so many columns that is written column by column.
+    Transposed(&'a [f32], usize),
 }
 
 impl Outgoing<'_> {
     fn bytes(&self) -> usize {
         match self.values {
             Values::Encoded(bytes) => bytes.len(),
-            Values::Floats(values) => values.len() * self.dtype.size(),
+            Values::Floats(values) | Values::Transposed(values, _) => values.len() * self.dtype.size(),
         }
     }
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let values = match self.values {
-            Values::Encoded(bytes) => return out.write_all(bytes),
-            Values::Floats(values) => values,
-        };
+        match self.values {
+            Values::Encoded(bytes) => out.write_all(bytes),
+            Values::Floats(values) => self.write_floats(values, out),
+            Values::Transposed(values, columns) => {
+                let rows = values.len() / columns;
+                let mut turned = vec![0.0; rows * COLUMNS.min(columns)];
+                for first in (0..columns).step_by(COLUMNS) {
+                    let count = COLUMNS.min(columns - first);
+                    for (row, line) in values.chunks_exact(columns).enumerate() {
+                        for (column, value) in line[first..first + count].iter().enumerate() {
+                            turned[column * rows + row] = *value;
+                        }
+                    }
+                    self.write_floats(&turned[..rows * count], out)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn write_floats(&self, values: &[f32], out: &mut impl Write) -> io::Result<()> {
         let mut encoded = Vec::with_capacity(CHUNK * self.dtype.size());
         for chunk in values.chunks(CHUNK) {
             encoded.clear();
@@ -62,7 +83,7 @@ impl Outgoing<'_> {
 
     /// Refuses numbers that the file would not hold: none that is not finite, none beyond the dtype's range.
     fn check_values(&self) -> Result<()> {
-        let Values::Floats(values) = self.values else { return Ok(()) };
+        let (Values::Floats(values) | Values::Transposed(values, _)) = self.values else { return Ok(()) };
         let fits = |value: f32| match self.dtype {
             Dtype::F32 => value.is_finite(),
             Dtype::F16 => f16::from_f32(value).is_finite(),
@@ -183,6 +204,22 @@ mod tests {
                     Dtype::Bf16 => bf16::from_f32(value).to_f32(),
                 };
                 assert_eq!(tensor.get(index), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_transposed_matrix_is_written_column_by_column() {
+        for (rows, columns) in [(1, 1), (3, 5), (7, 16), (2, 33), (40, 17)] {
+            let values: Vec<f32> = (0..rows * columns).map(|index| index as f32).collect();
+            let shape = [columns, rows];
+            let bytes =
+                written(&mut [outgoing("a", Dtype::F32, &shape, Values::Transposed(&values, columns))]);
+            let file = TensorFile::from_bytes(bytes.expect("finite").into(), Path::new("memory"));
+            let file = file.expect("our own file");
+            let tensor = file.get("a").expect("is there").values;
+            for index in 0..tensor.len() {
+                assert_eq!(tensor.get(index), values[index % rows * columns + index / rows]);
             }
         }
     }

@@ -4,13 +4,15 @@
 //! Backward with `d_loss_r = scale`: `d_z_rv = scale (exp(z_rv) / sum_u exp(z_ru) - [v = target])`, then the
 //! gradients of [`super::linear`].
 
+use super::hands::Hands;
 use super::linear;
 use formats::layout::Linear;
-use runtime::simd::Simd;
 use runtime::simd::product::Write;
 
 /// Logits held at once: they stay in the second-level cache while they are turned into gradients.
 const LOGITS: usize = 1 << 17;
+/// Fewest rows of a chunk, however long they are: the head is read and its gradient written once a chunk.
+const FEWEST_ROWS: usize = 256;
 
 /// The shape of a loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub struct Classes {
 impl Classes {
     /// Rows of one chunk.
     fn chunk(&self) -> usize {
-        (LOGITS / self.vocabulary).clamp(8, 1024).min(self.rows)
+        (LOGITS / self.vocabulary).clamp(FEWEST_ROWS, 1024).min(self.rows)
     }
 
     /// Length of the scratch one pass needs.
@@ -62,7 +64,7 @@ pub struct Gradients<'a> {
 
 /// Each row's loss and, where asked for, the gradients of their scaled sum.
 pub fn forward(
-    simd: &Simd,
+    hands: &mut Hands<'_>,
     s: &Classes,
     x: &[f32],
     head: &Head<'_>,
@@ -75,25 +77,28 @@ pub fn forward(
         let rows = s.chunk().min(s.rows - first);
         let x = &x[first * s.width..][..rows * s.width];
         let logits = &mut scratch[..rows * s.vocabulary];
-        linear::forward(simd, head.linear, rows, x, head.panels, head.bias, logits);
+        linear::forward(hands, head.linear, rows, x, head.panels, head.bias, logits);
         let scale = gradients.as_ref().map_or(0.0, |gradients| gradients.scale);
-        let each = logits.chunks_exact_mut(s.vocabulary).zip(&targets[first..]).zip(&mut losses[first..]);
-        for ((logits, &target), loss) in each {
-            let wanted = logits[target as usize];
-            let (maximum, sum) = (simd.softmax)(logits);
-            *loss = maximum + sum.ln() - wanted;
-            if gradients.is_some() {
-                logits[target as usize] -= 1.0;
-                logits.iter_mut().for_each(|d| *d *= scale);
+        let (simd, turns, piece) = (hands.simd, gradients.is_some(), hands.piece(rows, logits.len()));
+        let pieces = logits.chunks_mut(piece * s.vocabulary).zip(targets[first..].chunks(piece));
+        hands.deal(pieces.zip(losses[first..].chunks_mut(piece)), |((logits, targets), losses)| {
+            for ((logits, &target), loss) in logits.chunks_exact_mut(s.vocabulary).zip(targets).zip(losses) {
+                let wanted = logits[target as usize];
+                let (maximum, sum) = (simd.softmax)(logits);
+                *loss = maximum + sum.ln() - wanted;
+                if turns {
+                    logits[target as usize] -= 1.0;
+                    logits.iter_mut().for_each(|d| *d *= scale);
+                }
             }
-        }
+        });
         if let Some(gradients) = &mut gradients {
             let (d_x, write) = &mut gradients.d_x;
             let d_x = &mut d_x[first * s.width..][..rows * s.width];
-            linear::backward_input(simd, head.linear, rows, head.weight, logits, (d_x, *write));
-            linear::backward_weight(simd, head.linear, rows, x, logits, gradients.d_weight);
+            linear::backward_input(hands, head.linear, rows, head.weight, logits, (d_x, *write));
+            linear::backward_weight(hands, head.linear, rows, x, logits, gradients.d_weight);
             if let Some(d_bias) = &mut gradients.d_bias {
-                linear::backward_bias(simd, logits, d_bias);
+                linear::backward_bias(hands, logits, d_bias);
             }
         }
     }
@@ -103,12 +108,13 @@ pub fn forward(
 mod tests {
     use super::*;
     use crate::ops::check::{gradient, linear_of, values};
-    use runtime::simd::packed_len;
+    use runtime::simd::{Simd, packed_len};
 
     #[test]
     fn gradients_match_finite_differences() {
         for simd in Simd::available() {
-            for (rows, width, vocabulary) in [(1, 1, 2), (3, 5, 7), (9, 16, 65), (20, 3, 17_000)] {
+            for (rows, width, vocabulary) in [(1, 1, 2), (3, 5, 7), (9, 16, 65), (FEWEST_ROWS + 20, 3, 1700)]
+            {
                 let s = Classes { rows, width, vocabulary };
                 let linear = linear_of(width, vocabulary);
                 let (x, weight, bias) =
@@ -120,7 +126,8 @@ mod tests {
                     let head = Head { linear: &linear, panels: &panels, weight, bias: Some(bias) };
                     let mut losses = vec![f32::NAN; rows];
                     let mut scratch = vec![f32::NAN; s.scratch()];
-                    forward(simd, &s, x, &head, &targets, &mut losses, gradients, &mut scratch);
+                    let hands = &mut Hands::alone(simd);
+                    forward(hands, &s, x, &head, &targets, &mut losses, gradients, &mut scratch);
                     losses
                 };
                 let scale = 0.25;

@@ -10,14 +10,16 @@ pub use keys::{Flags, nearest};
 
 use crate::data::TokenizerSource;
 use crate::mixing::Mixing;
-use crate::optimizer::{Decay, OptimizerOptions};
+use crate::optimizer::{Decay, OptimizerKind, OptimizerOptions};
 use crate::presets;
 use crate::progress::ProgressMode;
 use crate::random::RngKind;
 use crate::schedule::{Curve, Schedule};
+use crate::tape::recompute::Recompute;
 use formats::checkpoint::{Dtype, source};
 use formats::config::{
-    Activation, AttentionScale, Config, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight,
+    Activation, AttentionScale, Config, Experts, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore,
+    RouterWeight,
 };
 use formats::layout::InitScheme;
 use formats::{Error, Result};
@@ -53,6 +55,8 @@ pub struct Options {
     pub preset: String,
     pub tokenizer: TokenizerSource,
     pub block: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<usize>,
     pub width: usize,
     pub layers: usize,
     pub heads: usize,
@@ -75,6 +79,8 @@ pub struct Options {
     pub position: Position,
     pub rotary_base: f64,
     pub norm: NormKind,
+    pub norm_order: NormOrder,
+    pub query_key_norm: QueryKeyNorm,
     pub activation: Activation,
     pub attention_scale: AttentionScale,
     pub norm_eps: f64,
@@ -88,7 +94,9 @@ pub struct Options {
     pub init: InitScheme,
     pub batch: usize,
     pub held_out: f64,
+    pub accumulate: usize,
     pub steps: u64,
+    pub optimizer: OptimizerKind,
     pub learning_rate: f64,
     pub schedule: Curve,
     pub final_learning_rate: f64,
@@ -116,6 +124,7 @@ pub struct Options {
     pub device: Device,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    pub recompute: Recompute,
     pub dtype: Dtype,
     pub save_every: u64,
     pub keep: usize,
@@ -129,7 +138,7 @@ impl Options {
     pub fn model(&self, vocabulary: usize) -> Result<Config> {
         let config = Config {
             vocabulary,
-            context: self.block,
+            context: self.context.unwrap_or(self.block),
             width: self.width,
             layers: self.layers,
             heads: self.heads,
@@ -140,7 +149,8 @@ impl Options {
             position: self.position,
             rotary_base: self.rotary_base as f32,
             norm: self.norm,
-            query_key_norm: QueryKeyNorm::None,
+            norm_order: self.norm_order,
+            query_key_norm: self.query_key_norm,
             activation: self.activation,
             attention_scale: self.attention_scale,
             norm_eps: self.norm_eps as f32,
@@ -197,6 +207,11 @@ impl Options {
         })
     }
 
+    /// Sequences of a step, all its micro-batches together.
+    pub fn sequences(&self) -> usize {
+        self.batch.saturating_mul(self.accumulate)
+    }
+
     /// What keeps the experts alive.
     pub fn mixing(&self) -> Mixing {
         Mixing {
@@ -214,6 +229,7 @@ impl Options {
     /// What the optimiser is told.
     pub fn optimizer(&self) -> OptimizerOptions {
         OptimizerOptions {
+            kind: self.optimizer,
             learning_rate: self.learning_rate as f32,
             beta1: self.beta1 as f32,
             beta2: self.beta2 as f32,
@@ -241,8 +257,8 @@ impl Options {
         Options {
             feed_forward: Some(self.hidden()),
             decay_steps: match self.schedule {
-                Curve::Constant => self.decay_steps,
-                Curve::Cosine => Some(self.decay_steps.unwrap_or(self.steps)),
+                Curve::Constant | Curve::InverseSqrt => self.decay_steps,
+                Curve::Cosine | Curve::Linear => Some(self.decay_steps.unwrap_or(self.steps)),
             },
             ..self
         }
@@ -251,10 +267,15 @@ impl Options {
     /// Checks what the bounds of single keys cannot. `origin` names where the values came from.
     pub fn validate(&self, origin: &str) -> Result<()> {
         self.model(1)?;
-        let tokens = self.batch as u64 * self.block as u64;
+        let tokens = self.sequences() as u64 * self.block as u64;
         if tokens > MAX_STEP_TOKENS {
             let expected = format!("at most {MAX_STEP_TOKENS}");
-            return Err(Error::config(origin, "batch x block", format!("{tokens} tokens"), expected));
+            return Err(Error::config(
+                origin,
+                "batch x accumulate x block",
+                format!("{tokens} tokens"),
+                expected,
+            ));
         }
         let disturbances = [
             ("dropout", self.dropout),
@@ -282,7 +303,8 @@ impl Options {
             return Err(Error::config(origin, "router_weight", "renormalised", expected));
         }
         self.mixing().validate(origin)?;
-        if self.schedule == Curve::Cosine && self.final_learning_rate > self.learning_rate {
+        let falls = matches!(self.schedule, Curve::Cosine | Curve::Linear);
+        if falls && self.final_learning_rate > self.learning_rate {
             let expected = format!("at most learning_rate ({})", self.learning_rate);
             return Err(Error::config(origin, "final_learning_rate", self.final_learning_rate, expected));
         }
@@ -537,7 +559,8 @@ fn parse(text: &str, origin: &str) -> Result<Given> {
                 None => return Err(Error::config(origin, name, value, "a model directory")),
             },
             (_, Some(key)) => {
-                given.values.insert(name.clone(), key.check(origin, name, value)?);
+                let (key, value) = key.meant(value);
+                given.values.insert(key.name.to_owned(), key.check(origin, name, &value)?);
             }
             (_, None) => {
                 let known =

@@ -77,7 +77,7 @@ fn contradictions_are_refused_by_name() {
         (&[("rng", "torch"), ("router_jitter", "0.1")], "router_jitter"),
         (&[("rng", "torch"), ("router_noise", "true")], "router_noise"),
         (&[("schedule", "cosine"), ("final_learning_rate", "1")], "final_learning_rate"),
-        (&[("batch", "1048576"), ("block", "1048576")], "batch x block"),
+        (&[("batch", "1048576"), ("block", "1048576")], "batch x accumulate x block"),
     ] {
         let error = request(Some("gpt-zero"), flags).resolve().expect_err(name);
         assert!(error.exit_code() == 4 && error.to_string().contains(name), "{error}");
@@ -85,11 +85,18 @@ fn contradictions_are_refused_by_name() {
 }
 
 #[test]
-fn a_resumed_run_may_change_five_things() {
+fn a_resumed_run_may_change_what_changes_no_result() {
     let options = presets::find("nano-cpu").expect("a preset").settled();
     let recorded = Recipe { options, data: vec!["text".into()], data_weight: vec![], upcycle: None };
     let run = Path::new("runs/one");
-    let allowed = [("steps", "9"), ("threads", "3"), ("save_every", "7"), ("keep", "4"), ("progress", "off")];
+    let allowed = [
+        ("steps", "9"),
+        ("threads", "3"),
+        ("save_every", "7"),
+        ("keep", "4"),
+        ("recompute", "layers"),
+        ("progress", "off"),
+    ];
     let resumed = request(None, &allowed).resume(&recorded, run).expect("changeable");
     assert_eq!((resumed.options.steps, resumed.options.keep), (9, 4));
     assert_eq!(resumed.options.decay_steps, Some(2000));
