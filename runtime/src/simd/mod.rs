@@ -7,13 +7,15 @@
 //!
 //! [`product`] is the general matrix product and its packing, written once over [`lanes::Lanes`];
 //! [`routines`] are row-wise functions in plain Rust, compiled again for each instruction set by
-//! [`Simd::run`]; `avx2` and `avx512` say what a vector is there.
+//! [`Simd::run`]; [`octets`] is what kernels too small for that are written over; `avx2` and `avx512` say what a
+//! vector is there.
 //!
 //! The order of every sum is fixed by the sizes alone, never by a thread count.
 
 mod aligned;
 mod gemv;
 pub mod lanes;
+pub mod octets;
 mod peak;
 pub mod product;
 pub mod routines;
@@ -27,6 +29,7 @@ mod avx512;
 pub use aligned::Aligned;
 
 use half::{bf16, f16};
+use octets::{OctetWork, Octets};
 use product::Product;
 use std::sync::OnceLock;
 
@@ -176,6 +179,21 @@ impl Simd {
         }
     }
 
+    /// Carries out `work` over vectors of eight lanes.
+    #[inline(always)]
+    pub fn run_octets<W: OctetWork>(&self, work: W) -> W::Output {
+        match self.set {
+            // SAFETY: these vectors need nothing.
+            InstructionSet::Scalar => work.run::<octets::Portable>(unsafe { Octets::new() }),
+            // SAFETY: the table was handed out after its features were detected.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => unsafe { avx2::run_octets(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => unsafe { avx512::run_octets(work) },
+        }
+    }
+
     /// This machine's own rate of fused multiply-adds in 10^9 operations a second, by `threads` threads
     /// working from registers for about `seconds`: the roof every product stands under.
     pub fn peak_gflops(&self, threads: usize, seconds: f64) -> f64 {
@@ -207,6 +225,13 @@ macro_rules! vector_table {
         #[target_feature(enable = $features)]
         pub(super) fn run<W: $crate::simd::Work>(work: W) -> W::Output {
             work.run(routines::Unit::FUSED)
+        }
+
+        /// The same over eight lanes.
+        #[target_feature(enable = $features)]
+        pub(super) fn run_octets<W: $crate::simd::octets::OctetWork>(work: W) -> W::Output {
+            // SAFETY: this function carries AVX2 and FMA, which are all that these vectors use.
+            work.run::<$crate::simd::avx2::Avx2>(unsafe { $crate::simd::octets::Octets::new() })
         }
 
         shims! { $features,
