@@ -1,6 +1,6 @@
 //! Named runs: complete sets of options, from which a config file and flags depart.
 
-use crate::data::Alphabet;
+use crate::data::{HELD_OUT, TokenizerSource};
 use crate::optimizer::{Decay, OptimizerKind};
 use crate::options::{Options, nearest};
 use crate::progress::ProgressMode;
@@ -107,7 +107,7 @@ pub fn names() -> String {
 fn gpt_zero() -> Options {
     Options {
         preset: "gpt-zero".to_owned(),
-        tokenizer: Alphabet::Characters,
+        tokenizer: TokenizerSource::Characters,
         block: 8,
         context: None,
         width: 64,
@@ -141,6 +141,7 @@ fn gpt_zero() -> Options {
         dropout: 0.0,
         init: InitScheme::Torch,
         batch: 16,
+        held_out: HELD_OUT,
         accumulate: 1,
         steps: 5000,
         optimizer: OptimizerKind::Adamw,
@@ -287,7 +288,7 @@ fn gpt1() -> Options {
 fn gpt2(name: &str, layers: usize, width: usize, heads: usize, learning_rate: f64) -> Options {
     Options {
         preset: name.to_owned(),
-        tokenizer: Alphabet::Bytes,
+        tokenizer: TokenizerSource::Bytes,
         block: 1024,
         width,
         layers,

@@ -5,18 +5,18 @@
 
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
-use crate::data::{self, Source, Text};
+use crate::data::{self, Batch, Data, Side, TokenizerSource};
 use crate::learner::{BatchShape, Learner, Rates};
 use crate::memory;
 use crate::mixing::{Load, Worst};
 use crate::options::{Device, Options, Recipe, Request};
 use crate::progress::{Progress, StepReport};
-use crate::random::Generator;
+use crate::random::{Generator, RngKind};
 use crate::report::{self, ReportInput};
 use crate::run::{EvaluationRow, Metrics, Run, StepRow};
 use crate::sample;
 use crate::signals::Interrupt;
-use crate::start::{fresh, restore, settle};
+use crate::start::{fresh, restore, settle, tokenizer};
 use crate::state::TrainState;
 use formats::checkpoint::{self, Commit, GenerationConfig, ModelFiles};
 use formats::tokenizer::Tokenizer;
@@ -47,10 +47,25 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
     // A directory that is there is taken before it is looked at; one that is not is made only once everything
     // asked for is known to be possible, so that a mistyped flag leaves nothing behind.
     let run = if out.is_dir() { Some(Run::lock(out)?) } else { None };
-    let recipe = settle(request, run.as_ref(), out, resume)?;
+    let (recipe, recorded) = settle(request, run.as_ref(), out, resume)?;
     let options = &recipe.options;
-    let (tokenizer, text) = Text::learn(options.tokenizer, &Source::read(&recipe.data)?)?;
-    text.require(options.block)?;
+    let mut problems = vec![];
+    let newest = match run.as_ref().map(Run::checkpoints).filter(|checkpoints| checkpoints.is_dir()) {
+        Some(checkpoints) => {
+            checkpoint::clean(&checkpoints)?;
+            checkpoint::newest(&checkpoints, &mut problems)?
+        }
+        None => None,
+    };
+    let at = newest.as_ref().map(|(_, path)| path.as_path());
+    let given = tokenizer(&recipe, recorded.as_ref(), at, out)?;
+    let Recipe { data: paths, data_weight: weights, .. } = &recipe;
+    let asked = data::Request { paths, weights, held_out: options.held_out, block: options.block };
+    let (tokenizer, data) = Data::open(&asked, given)?;
+    if let (Data::Corpus(_), RngKind::Torch) = (&data, options.rng) {
+        let expected = "counter for shards and weighted data, whose order PyTorch's generator does not draw";
+        return Err(Error::config("options", "rng", "torch", expected));
+    }
     let config = options.model(tokenizer.vocabulary())?;
     let backend = cpu(options)?;
     let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes(), options.recompute);
@@ -60,7 +75,7 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
         None => Run::lock(out)?,
     };
     let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
-    Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out()
+    Trainer::begin(backend, device, run, recipe, (newest, problems), config, tokenizer, data)?.carry_out()
 }
 
 /// The CPU, unless another device is asked for.
@@ -97,7 +112,7 @@ struct Trainer<B: Backend> {
     recipe: Recipe,
     config: Config,
     tokenizer: Tokenizer,
-    text: Text,
+    data: Data,
     generator: Generator,
     learner: Learner<B>,
     step: u64,
@@ -107,41 +122,33 @@ struct Trainer<B: Backend> {
     progress: Progress,
     interrupt: Interrupt,
     begin: Instant,
-    inputs: Vec<u32>,
-    targets: Vec<u32>,
-    offsets: Vec<usize>,
+    batch: Batch,
     /// Layer and number of each expert that was warned of.
     starved: Vec<(usize, usize)>,
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Plans the memory, then starts from the newest checkpoint that verifies, or from fresh weights.
+    /// Plans the memory, then starts from the newest checkpoint that verifies, or from fresh weights. `newest` comes with
+    /// what was wrong with newer ones.
     fn begin(
         backend: B,
         device: String,
         run: Run,
         recipe: Recipe,
+        (newest, problems): (Option<(u64, PathBuf)>, Vec<Error>),
         config: Config,
         tokenizer: Tokenizer,
-        text: Text,
+        data: Data,
     ) -> Result<Trainer<B>> {
         let options = &recipe.options;
         let plan = Learner::<B>::memory(&config, shape(options), backend.lanes(), options.recompute);
         let layout = Layout::new(&config);
-        let checkpoints = run.checkpoints();
-        let mut problems = vec![];
-        let found = if checkpoints.is_dir() {
-            checkpoint::clean(&checkpoints)?;
-            checkpoint::newest(&checkpoints, &mut problems)?
-        } else {
-            None
-        };
         let mut generator = Generator::new(options.rng, options.seed);
-        let state = match &found {
-            Some((_, path)) => restore(path, &run, options, &text, &layout)?,
+        let state = match &newest {
+            Some((_, path)) => restore(path, &run, &recipe, &data, &layout)?,
             None => {
                 let dense = recipe.upcycle.as_deref().map(|dense| (dense, &tokenizer));
-                fresh(&mut generator, options, &text, &layout, &config, dense)?
+                fresh(&mut generator, &recipe, &data, &layout, &config, dense)?
             }
         };
         if let Some(kept) = &state.generator {
@@ -183,10 +190,11 @@ impl<B: Backend> Trainer<B> {
         }
         progress.message(&format!(
             "data    {} training and {} validation tokens, vocabulary {}",
-            grouped(text.training().len() as u64),
-            grouped(text.validation().len() as u64),
+            grouped(data.tokens(Side::Training)),
+            grouped(data.tokens(Side::Validation)),
             config.vocabulary
         ));
+        data.notes().iter().for_each(|note| progress.message(note));
         progress.message(&format!(
             "device  {device}; needs {} MiB{}",
             plan.total().div_ceil(1 << 20),
@@ -197,25 +205,30 @@ impl<B: Backend> Trainer<B> {
             progress.message(&format!("resumed from step {}", state.step));
         }
         // Whole paths, so that the run can be resumed from any directory.
-        let data = recipe.data.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
-        let upcycle =
-            recipe.upcycle.as_ref().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
-        run.record(&Recipe { options: options.clone(), data: data.collect(), upcycle })?;
+        let whole = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        let tokenizer_source = match &options.tokenizer {
+            TokenizerSource::File(path) => TokenizerSource::File(whole(path)),
+            word => word.clone(),
+        };
+        run.record(&Recipe {
+            options: Options { tokenizer: tokenizer_source, ..options.clone() },
+            data: recipe.data.iter().map(whole).collect(),
+            data_weight: recipe.data_weight.clone(),
+            upcycle: recipe.upcycle.as_ref().map(whole),
+        })?;
         Ok(Trainer {
             metrics: run.metrics(state.step)?,
             interrupt: Interrupt::listen()?,
             begin: Instant::now(),
-            inputs: vec![],
-            targets: vec![],
-            offsets: vec![0; options.sequences()],
+            batch: Batch::default(),
             starved: vec![],
             step: state.step,
-            saved: found.map(|(step, _)| step),
+            saved: newest.map(|(step, _)| step),
             best_validation: state.best_validation,
             run,
             config,
             tokenizer,
-            text,
+            data,
             generator,
             learner,
             progress,
@@ -244,12 +257,11 @@ impl<B: Backend> Trainer<B> {
                 // What evaluation took is not training's.
                 (row.0, shown.0) = (row.0 + paused.elapsed(), shown.0 + paused.elapsed());
             }
-            let training = self.text.training();
-            self.generator.training_offsets(step, training.len() - options.block, &mut self.offsets);
-            data::gather(training, &self.offsets, options.block, &mut self.inputs, &mut self.targets);
+            let windows = (options.sequences(), options.block);
+            self.data.training(&mut self.generator, options.seed, step, windows, &mut self.batch)?;
             let learning_rate = curve.learning_rate(step);
             let rates = Rates { learning_rate: learning_rate as f32, step: step + 1, seed: options.seed };
-            let outcome = match self.learner.step(&self.inputs, &self.targets, rates) {
+            let outcome = match self.learner.step(&self.batch.inputs, &self.batch.targets, rates) {
                 Ok(outcome) => outcome,
                 Err(error) => {
                     self.progress.finish();
@@ -344,9 +356,8 @@ impl<B: Backend> Trainer<B> {
         let before = self.generator.clone();
         let tokens = (options.batch * options.block) as u64;
         let (at_once, mut losses) = ((EVALUATED_AT_ONCE / tokens).max(1), [0.0; 2]);
-        let splits = [self.text.training(), self.text.validation()];
-        for (index, (loss, split)) in (0..).zip(losses.iter_mut().zip(splits)) {
-            let (range, first) = (split.len() - options.block, index * options.eval_batches);
+        let windows = (options.batch, options.block);
+        for (loss, side) in losses.iter_mut().zip(Side::ALL) {
             let mut done = 0;
             while done < options.eval_batches {
                 if let Some(exit_code) = self.interrupt.exit_code() {
@@ -354,15 +365,13 @@ impl<B: Backend> Trainer<B> {
                     return Ok(Some(exit_code));
                 }
                 let count = at_once.min(options.eval_batches - done);
-                let (mut inputs, mut targets) = (vec![], vec![]);
-                for batch in first + done..first + done + count {
-                    let offsets = &mut self.offsets[..options.batch];
-                    self.generator.evaluation_offsets(step, batch, range, offsets);
-                    data::gather(split, offsets, options.block, &mut self.inputs, &mut self.targets);
-                    inputs.extend_from_slice(&self.inputs);
-                    targets.extend_from_slice(&self.targets);
+                self.batch.clear();
+                for number in done..done + count {
+                    let place = (step, side, options.eval_batches, number);
+                    let Trainer { data, generator, batch, .. } = self;
+                    data.evaluation(generator, options.seed, place, windows, batch)?;
                 }
-                *loss += self.learner.evaluate(&inputs, &targets)? * count as f64;
+                *loss += self.learner.evaluate(&self.batch.inputs, &self.batch.targets)? * count as f64;
                 done += count;
             }
             *loss /= options.eval_batches as f64;
@@ -415,8 +424,8 @@ impl<B: Backend> Trainer<B> {
             weights,
             generator: self.generator.state(),
             best_validation: self.best_validation,
-            text: self.text.fingerprint().clone(),
-            options: options.fixed()?,
+            text: self.data.fingerprint().clone(),
+            options: self.recipe.fixed()?,
         };
         state.write(&mut commit)?;
         commit.finish()?;

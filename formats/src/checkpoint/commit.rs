@@ -5,6 +5,7 @@
 //! checkpoints as they were and a leftover that [`super::clean`] removes.
 
 use super::Dtype;
+use super::atomic;
 use super::history::{self, step_path};
 use super::manifest::{self, Manifest, Sum};
 use super::writer::{self, Outgoing, Values};
@@ -179,10 +180,7 @@ fn write_file(
     write(&mut sink, &failed)?;
     let Sink { file, hash, bytes } = sink;
     let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-    let mut permissions = file.metadata().map_err(failed)?.permissions();
-    permissions.set_readonly(true);
-    file.set_permissions(permissions).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
+    atomic::seal(&file).map_err(failed)?;
     Ok(Sum { checksum: hash.digest(), bytes })
 }
 

@@ -5,12 +5,11 @@
 //! Then the safetensors crate must agree. The header is copied before it is read, so a file that changes
 //! meanwhile cannot pass one check and fail another. `writer` is the other direction.
 
-use super::source;
+use super::map::Map;
 use super::{Advice, Dtype, Tensor};
 use crate::error::{Error, Result};
 use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
-use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
@@ -43,7 +42,7 @@ pub struct TensorFile {
 
 /// Where the bytes live. All of them stay put while the value lives.
 enum Storage {
-    Mapped(Mmap),
+    Mapped(Map),
     Shared(Arc<[u8]>),
     /// Bytes that came unaligned, copied; the length in bytes.
     Copied(Vec<u64>, usize),
@@ -79,14 +78,7 @@ pub struct StoredTensor<'a> {
 impl TensorFile {
     /// Maps a file. Nothing of it is read but the header.
     pub fn open(path: &Path) -> Result<TensorFile> {
-        let (file, len) = source::open(path)?;
-        if len < LENGTH_BYTES as u64 {
-            return Err(too_short(path, len));
-        }
-        // SAFETY: the file is regular and the map is read-only. Writers of ours never modify a file in place, so
-        // the bytes under the map do not change; a foreign writer that does can change numbers, which are
-        // checked nowhere after this, but no length or offset, which are taken from a copy of the header.
-        let map = unsafe { Mmap::map(&file) }.map_err(|error| source::unreadable(path, &error))?;
+        let map = Map::open(path)?;
         TensorFile::check(Storage::Mapped(map), path)
     }
 
@@ -171,10 +163,8 @@ impl TensorFile {
 impl TensorFile {
     /// Tells the system how the numbers at a place are going to be used; nothing where the file is not mapped.
     pub(super) fn advise(&self, place: &Place, advice: Advice) {
-        match &self.storage {
-            #[cfg(unix)]
-            Storage::Mapped(map) => super::advice::advise(map, place.range.clone(), advice),
-            _ => _ = (place, advice),
+        if let Storage::Mapped(map) = &self.storage {
+            map.advise(place.range.clone(), advice);
         }
     }
 }
@@ -188,7 +178,7 @@ impl fmt::Debug for TensorFile {
 impl Storage {
     fn bytes(&self) -> &[u8] {
         match self {
-            Storage::Mapped(map) => map,
+            Storage::Mapped(map) => map.bytes(),
             Storage::Shared(bytes) => bytes,
             Storage::Copied(words, len) => &bytemuck::cast_slice(words)[..*len],
         }

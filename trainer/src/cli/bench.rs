@@ -45,6 +45,7 @@ impl Bench {
             preset: Some(self.preset.clone()),
             config: None,
             data: Vec::<PathBuf>::new(),
+            data_weight: vec![],
             upcycle: None,
             flags: self.flags.clone(),
         };

@@ -3,6 +3,7 @@
 //! A key stands in a config file as it is written here and on the command line with dashes; both are checked against
 //! the same bounds. What a key means belongs to [`super::Options`].
 
+use crate::data::TokenizerSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use formats::config::{
     MAX_CONTEXT, MAX_EXPERTS, MAX_FEED_FORWARD, MAX_HEAD_SIZE, MAX_HEADS, MAX_LAYERS, MAX_WIDTH,
@@ -25,6 +26,8 @@ pub enum Kind {
     Switch,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// One of these words, or a path.
+    WordOrPath(&'static [&'static str]),
 }
 
 /// One thing that can be set.
@@ -48,9 +51,14 @@ const RUN: &str = "Run";
 /// Keys that may change when a run is resumed: none of them changes what is learned up to a step.
 pub const CHANGEABLE: &[&str] = &["steps", "threads", "save_every", "keep", "recompute", "progress"];
 
-/// Every key but `preset` and `data`.
+/// Every key but `preset` and those of the data.
 pub const KEYS: &[Key] = &[
-    key(MODEL, "tokenizer", Kind::Choice(&["characters", "bytes"]), "how text becomes tokens"),
+    key(
+        MODEL,
+        "tokenizer",
+        Kind::WordOrPath(TokenizerSource::WORDS),
+        "how text becomes tokens; a path is a tokenizer.json, or a model that has one",
+    ),
     key(MODEL, "block", Kind::Count(1, MAX_CONTEXT as u64), "tokens the model sees at once"),
     key(
         MODEL,
@@ -163,6 +171,12 @@ pub const KEYS: &[Key] = &[
         Kind::Count(1, 1 << 20),
         "micro-batches of a step: as one batch of them all, but for the balancing terms, which are each one's own",
     ),
+    key(
+        TRAINING,
+        "held_out",
+        Kind::Fraction,
+        "part of the data that validates: of shards whole documents, of a text its end",
+    ),
     key(TRAINING, "steps", Kind::Count(1, 9_999_999_999), "steps in all"),
     key(TRAINING, "learning_rate", Kind::Positive(100.0), "the highest learning rate"),
     key(
@@ -261,6 +275,7 @@ impl Key {
             Kind::Amount(most) => format!("a number from 0 to {most}"),
             Kind::Switch => "true or false".to_owned(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::WordOrPath(words) => format!("one of {}, or a path", words.join(", ")),
         }
     }
 
@@ -281,6 +296,7 @@ impl Key {
             Kind::Amount(most) => real(|x, most| (0.0..=most).contains(&x), most),
             Kind::Switch => value.as_bool().map(Value::Boolean),
             Kind::Choice(words) => value.as_str().filter(|word| words.contains(word)).map(|_| value.clone()),
+            Kind::WordOrPath(_) => value.as_str().filter(|text| !text.is_empty()).map(|_| value.clone()),
         };
         checked.ok_or_else(|| Error::config(origin, shown, value, self.expected()))
     }
@@ -291,7 +307,7 @@ impl Key {
             Kind::Count(..) => text.parse().ok().map(Value::Integer),
             Kind::Fraction | Kind::Positive(_) | Kind::Amount(_) => text.parse().ok().map(Value::Float),
             Kind::Switch => text.parse().ok().map(Value::Boolean),
-            Kind::Choice(_) => None,
+            Kind::Choice(_) | Kind::WordOrPath(_) => None,
         };
         let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
         let (key, value) = self.meant(&value);
@@ -358,6 +374,7 @@ impl clap::Args for Flags {
                 // `--tied` alone means true.
                 Kind::Switch => arg.value_name("BOOL").num_args(0..=1).default_missing_value("true"),
                 Kind::Choice(_) => arg.value_name("WORD"),
+                Kind::WordOrPath(_) => arg.value_name("WORD|PATH"),
                 _ => arg.value_name("N"),
             })
         })
@@ -426,6 +443,7 @@ mod tests {
                 Kind::Positive(_) | Kind::Amount(_) => &["-1e-9", "nan", "inf", "1e9", "-inf"],
                 Kind::Switch => &["1", "yes", ""],
                 Kind::Choice(_) => &["", "something", "3"],
+                Kind::WordOrPath(_) => &[""],
             };
             for text in refused {
                 let error = key.parse(text).expect_err(key.name);
@@ -439,6 +457,7 @@ mod tests {
                 Kind::Positive(most) | Kind::Amount(most) => vec!["1e-12".to_owned(), most.to_string()],
                 Kind::Switch => vec!["true".to_owned(), "false".to_owned()],
                 Kind::Choice(words) => words.iter().map(|word| (*word).to_owned()).collect(),
+                Kind::WordOrPath(words) => vec![words[0].to_owned(), "models/tokenizer.json".to_owned()],
             };
             for text in accepted {
                 key.parse(&text).expect(key.name);

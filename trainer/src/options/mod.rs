@@ -8,7 +8,7 @@ pub mod keys;
 
 pub use keys::{Flags, nearest};
 
-use crate::data::Alphabet;
+use crate::data::TokenizerSource;
 use crate::mixing::Mixing;
 use crate::optimizer::{Decay, OptimizerKind, OptimizerOptions};
 use crate::presets;
@@ -53,7 +53,7 @@ pub enum Device {
 pub struct Options {
     /// The preset the run started from.
     pub preset: String,
-    pub tokenizer: Alphabet,
+    pub tokenizer: TokenizerSource,
     pub block: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<usize>,
@@ -93,6 +93,7 @@ pub struct Options {
     pub dropout: f64,
     pub init: InitScheme,
     pub batch: usize,
+    pub held_out: f64,
     pub accumulate: usize,
     pub steps: u64,
     pub optimizer: OptimizerKind,
@@ -319,6 +320,10 @@ impl Options {
     pub fn fixed(&self) -> Result<BTreeMap<String, String>> {
         let mut table = self.table()?;
         CHANGEABLE.iter().for_each(|name| drop(table.remove(*name)));
+        if let TokenizerSource::File(_) = self.tokenizer {
+            // Where a file lies is of no consequence; the tokenizer itself stands in every checkpoint.
+            table.insert("tokenizer".to_owned(), Value::String("a file".to_owned()));
+        }
         Ok(table.into_iter().map(|(name, value)| (name, plain(&value))).collect())
     }
 }
@@ -333,8 +338,10 @@ fn plain(value: &Value) -> String {
 pub struct Recipe {
     /// How to train.
     pub options: Options,
-    /// On what.
+    /// On what: text files and token shards.
     pub data: Vec<PathBuf>,
+    /// A weight for each of them, or none.
+    pub data_weight: Vec<f64>,
     /// The dense model that a mixture starts from, if from one.
     pub upcycle: Option<PathBuf>,
 }
@@ -359,10 +366,24 @@ impl Recipe {
         };
         let data = self.data.iter().map(|path| utf8(path).map(Value::String));
         table.insert("data".to_owned(), Value::Array(data.collect::<Result<_>>()?));
+        if !self.data_weight.is_empty() {
+            let weights = self.data_weight.iter().map(|&weight| Value::Float(weight));
+            table.insert("data_weight".to_owned(), Value::Array(weights.collect()));
+        }
         if let Some(path) = &self.upcycle {
             table.insert("upcycle".to_owned(), Value::String(utf8(path)?));
         }
         toml::to_string(&table).map_err(|error| Error::Internal(format!("config as TOML: {error}")))
+    }
+
+    /// What may not change when the run is resumed: [`Options::fixed`], and in which shares the data are read.
+    pub fn fixed(&self) -> Result<BTreeMap<String, String>> {
+        let mut fixed = self.options.fixed()?;
+        if !self.data_weight.is_empty() {
+            let weights: Vec<String> = self.data_weight.iter().map(f64::to_string).collect();
+            fixed.insert("data_weight".to_owned(), weights.join(" "));
+        }
+        Ok(fixed)
     }
 }
 
@@ -375,6 +396,8 @@ pub struct Request {
     pub config: Option<PathBuf>,
     /// `--data`.
     pub data: Vec<PathBuf>,
+    /// `--data-weight`.
+    pub data_weight: Vec<f64>,
     /// `--upcycle`.
     pub upcycle: Option<PathBuf>,
     /// Every other flag.
@@ -386,6 +409,7 @@ pub struct Request {
 struct Given {
     preset: Option<String>,
     data: Vec<PathBuf>,
+    data_weight: Vec<f64>,
     upcycle: Option<PathBuf>,
     values: Table,
 }
@@ -404,7 +428,7 @@ impl Request {
         table.extend(given.values);
         let options = options(table)?;
         options.validate(&self.origin())?;
-        Ok(Recipe { options, data: given.data, upcycle: given.upcycle })
+        Ok(Recipe { options, data: given.data, data_weight: given.data_weight, upcycle: given.upcycle })
     }
 
     /// What the run that `recorded` began is asked to be now. `run` names its directory.
@@ -419,9 +443,18 @@ impl Request {
         }
         let options = options(table)?;
         options.validate(&self.origin())?;
-        refuse_differences(&options, &recorded.options.fixed()?, run)?;
-        let data = if given.data.is_empty() { recorded.data.clone() } else { given.data };
-        Ok(Recipe { options, data, upcycle: given.upcycle.or_else(|| recorded.upcycle.clone()) })
+        let recipe = Recipe {
+            options,
+            data: if given.data.is_empty() { recorded.data.clone() } else { given.data },
+            data_weight: if given.data_weight.is_empty() {
+                recorded.data_weight.clone()
+            } else {
+                given.data_weight
+            },
+            upcycle: given.upcycle.or_else(|| recorded.upcycle.clone()),
+        };
+        refuse_differences(&recipe, &recorded.fixed()?, run)?;
+        Ok(recipe)
     }
 
     /// File and flags laid over one another.
@@ -435,6 +468,11 @@ impl Request {
         }
         if !self.data.is_empty() {
             given.data = self.data.clone();
+            // Weights are of the files they were given with.
+            given.data_weight.clear();
+        }
+        if !self.data_weight.is_empty() {
+            given.data_weight = self.data_weight.clone();
         }
         if self.upcycle.is_some() {
             given.upcycle = self.upcycle.clone();
@@ -450,8 +488,8 @@ impl Request {
     }
 }
 
-/// Refuses options that differ from what a run was `started` with, naming each difference.
-pub fn refuse_differences(asked: &Options, started: &BTreeMap<String, String>, run: &Path) -> Result<()> {
+/// Refuses a recipe that differs from what a run was `started` with, naming each difference.
+pub fn refuse_differences(asked: &Recipe, started: &BTreeMap<String, String>, run: &Path) -> Result<()> {
     let asked = asked.fixed()?;
     let absent = "absent".to_owned();
     let names: Vec<&String> = started
@@ -504,8 +542,17 @@ fn parse(text: &str, origin: &str) -> Result<Given> {
                     }
                     _ => None,
                 };
-                given.data =
-                    paths.ok_or_else(|| Error::config(origin, name, value, "a list of text files"))?;
+                given.data = paths
+                    .ok_or_else(|| Error::config(origin, name, value, "a list of text files and shards"))?;
+            }
+            ("data_weight", _) => {
+                let weights: Option<Vec<f64>> = value.as_array().and_then(|weights| {
+                    let number = |value: &Value| value.as_float().or(value.as_integer().map(|n| n as f64));
+                    weights.iter().map(number).collect()
+                });
+                given.data_weight = weights.ok_or_else(|| {
+                    Error::config(origin, name, value, "a list of numbers, one for each of data")
+                })?;
             }
             ("upcycle", _) => match value.as_str() {
                 Some(path) => given.upcycle = Some(path.into()),
@@ -516,7 +563,8 @@ fn parse(text: &str, origin: &str) -> Result<Given> {
                 given.values.insert(key.name.to_owned(), key.check(origin, name, &value)?);
             }
             (_, None) => {
-                let known = KEYS.iter().map(|key| key.name).chain(["preset", "data", "upcycle"]);
+                let known =
+                    KEYS.iter().map(|key| key.name).chain(["preset", "data", "data_weight", "upcycle"]);
                 let hint = nearest(name, known)
                     .map_or("one that `trainer train --help` lists".to_owned(), |near| format!("`{near}`"));
                 return Err(Error::config(origin, name, "not a key", hint));

@@ -36,12 +36,14 @@ fn every_preset_survives_its_own_config_file() {
         let recipe = Recipe {
             options: preset.options().settled(),
             data: vec!["t".into()],
+            data_weight: vec![0.5],
             upcycle: Some("dense".into()),
         };
         let given = parse(&recipe.to_toml().expect("plain data"), "test").expect("our own keys");
         let mut table = given.values;
         table.insert("preset".into(), Value::String(preset.name.into()));
         assert_eq!(options(table).expect("every key"), recipe.options);
+        assert_eq!((given.data, given.data_weight), (recipe.data, recipe.data_weight));
     }
 }
 
@@ -55,6 +57,9 @@ fn mistakes_in_a_file_are_named() {
     assert!(refused("width = ").contains("line 1"));
     assert!(refused("width = 1\nwidth = 2").contains("line 2"));
     assert!(refused("data = 3").contains("data is 3"));
+    assert!(refused("data_weight = 3").contains("a list of numbers"));
+    assert!(refused("data_weight = [1, \"x\"]").contains("a list of numbers"));
+    assert!(refused("tokenizer = \"\"").contains("characters, bytes, or a path"));
     assert!(refused("[model]\nwidth = 3").contains("model is not a key"));
     assert_eq!(refused("width = 64"), "");
 }
@@ -82,7 +87,7 @@ fn contradictions_are_refused_by_name() {
 #[test]
 fn a_resumed_run_may_change_what_changes_no_result() {
     let options = presets::find("nano-cpu").expect("a preset").settled();
-    let recorded = Recipe { options, data: vec!["text".into()], upcycle: None };
+    let recorded = Recipe { options, data: vec!["text".into()], data_weight: vec![], upcycle: None };
     let run = Path::new("runs/one");
     let allowed = [
         ("steps", "9"),
@@ -120,6 +125,23 @@ fn a_resumed_run_may_change_what_changes_no_result() {
         let error = request(None, &flags).resume(&recorded, run).expect_err(key.name);
         assert!(error.to_string().contains(&format!("runs/one: {} is", key.name)), "{error}");
     }
+    let weighted = Request { data_weight: vec![2.0], ..Request::default() };
+    let error = weighted.resume(&recorded, run).expect_err("another mixture of the data");
+    assert!(error.to_string().contains("data_weight is 2, expected absent"), "{error}");
     let error = request(Some("nano"), &[]).resume(&recorded, run).expect_err("another preset");
     assert!(error.to_string().contains("preset is nano, expected nano-cpu"), "{error}");
+}
+
+#[test]
+fn where_a_tokenizer_lies_may_change_and_what_kind_it_is_may_not() {
+    let options = presets::find("nano-cpu").expect("a preset").settled();
+    let options = Options { tokenizer: TokenizerSource::File("a/tokenizer.json".into()), ..options };
+    let recorded = Recipe { options, data: vec!["text".into()], data_weight: vec![], upcycle: None };
+    let text = recorded.to_toml().expect("plain data");
+    assert!(text.contains("tokenizer = \"a/tokenizer.json\""), "{text}");
+    let run = Path::new("runs/one");
+    for (asked, accepted) in [("b/tokenizer.json", true), ("bytes", false)] {
+        let resumed = request(None, &[("tokenizer", asked)]).resume(&recorded, run);
+        assert_eq!(resumed.is_ok(), accepted, "{asked}");
+    }
 }
