@@ -5,6 +5,7 @@
 //! makes a run directory.
 
 pub mod keys;
+mod shape;
 
 pub use keys::{Flags, nearest};
 
@@ -22,8 +23,9 @@ use formats::config::{
 };
 use formats::layout::InitScheme;
 use formats::{Error, Result};
-use keys::{CHANGEABLE, EXPERTS_SHAPE, KEYS, Key, SHAPE};
+use keys::{CHANGEABLE, KEYS, Key};
 use serde::{Deserialize, Serialize};
+use shape::refuse_another_shape;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -32,21 +34,6 @@ use toml::{Table, Value};
 const MAX_STEP_TOKENS: u64 = 1 << 31;
 /// Longest config file; ours are below 2 KiB.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-
-/// What a run is told of experts that has none.
-const NO_EXPERTS: Experts = Experts {
-    count: 0,
-    active: 1,
-    width: 1,
-    every: 1,
-    shared: 0,
-    score: RouterScore::Softmax,
-    weight: RouterWeight::Score,
-    selection_bias: false,
-    noise: false,
-};
-/// DeepSeek-V3's step of the bias that balances.
-const DEFAULT_BIAS_RATE: f64 = 0.001;
 
 /// Where a run computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,60 +161,6 @@ impl Options {
         };
         config.validate("options")?;
         Ok(config)
-    }
-
-    /// These options for a model of another description; `given` is what was asked for besides.
-    fn shaped(self, config: &Config, given: &Table) -> Result<Options> {
-        let experts = config.experts.unwrap_or(NO_EXPERTS);
-        // Shortest in decimal, as people write them.
-        let decimal = |value: f32| value.to_string().parse().unwrap_or(f64::from(value));
-        let shaped = Options {
-            block: config.context,
-            context: Some(config.context),
-            width: config.width,
-            layers: config.layers,
-            heads: config.heads,
-            kv_heads: Some(config.kv_heads),
-            head_size: Some(config.head_size),
-            feed_forward: Some(config.feed_forward),
-            experts: experts.count,
-            active_experts: experts.active,
-            expert_width: config.experts.map(|experts| experts.width),
-            expert_every: experts.every,
-            shared_experts: experts.shared,
-            router_score: experts.score,
-            router_weight: config.experts.map(|experts| experts.weight),
-            position: config.position,
-            rotary_base: decimal(config.rotary_base),
-            norm: config.norm,
-            norm_order: config.norm_order,
-            query_key_norm: config.query_key_norm,
-            activation: config.activation,
-            attention_scale: config.attention_scale,
-            norm_eps: decimal(config.norm_eps),
-            norm_bias: config.norm_bias,
-            qkv_bias: config.qkv_bias,
-            attention_bias: config.attention_bias,
-            feed_forward_bias: config.feed_forward_bias,
-            tied: config.tied,
-            head_bias: config.head_bias,
-            dropout: decimal(config.dropout),
-            bias_rate: match (experts.selection_bias, self.bias_rate) {
-                (false, _) => 0.0,
-                (true, 0.0) => DEFAULT_BIAS_RATE,
-                (true, rate) => rate,
-            },
-            ..self
-        };
-        let asked = given.get("bias_rate").and_then(Value::as_float);
-        if asked.is_some_and(|asked| (asked > 0.0) != experts.selection_bias) {
-            let expected = match experts.selection_bias {
-                true => "above 0: the model that is trained further has a bias on its routers' choice",
-                false => "0: the model that is trained further has no bias on its routers' choice",
-            };
-            return Err(Error::config("options", "bias_rate", asked.unwrap_or_default(), expected));
-        }
-        Ok(shaped)
     }
 
     /// Width of a head: what was asked for, or an even share of the width.
@@ -380,14 +313,6 @@ impl Options {
     }
 }
 
-/// Whether two values are the same to a model: its numbers are f32.
-fn alike(a: &Value, b: &Value) -> bool {
-    match (a.as_float(), b.as_float()) {
-        (Some(a), Some(b)) => a as f32 == b as f32,
-        _ => a == b,
-    }
-}
-
 /// A value as people write it: words without quotation marks.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
@@ -482,14 +407,7 @@ impl Request {
         let config = read(&from)?;
         self.resolve_given(given, |preset, given| {
             let shaped = preset.shaped(&config, given)?.table()?;
-            for name in SHAPE.iter().chain(EXPERTS_SHAPE.iter().filter(|_| config.experts.is_some())) {
-                if let (Some(asked), Some(is)) = (given.get(*name), shaped.get(*name))
-                    && !alike(asked, is)
-                {
-                    let expected = format!("{}, as the model in {} has it", plain(is), from.display());
-                    return Err(Error::config(self.origin(), *name, plain(asked), expected));
-                }
-            }
+            refuse_another_shape(&config, &shaped, given, &from, &self.origin())?;
             Ok(shaped)
         })
     }

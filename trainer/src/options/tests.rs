@@ -96,6 +96,7 @@ fn a_resumed_run_may_change_five_things() {
     for key in KEYS.iter().filter(|key| !CHANGEABLE.contains(&key.name)) {
         let other = match key.name {
             "heads" => "2".to_owned(),
+            "context" => "100".to_owned(),
             "rng" => "torch".to_owned(),
             "rotary_base" => "500".to_owned(),
             _ => match key.kind {
