@@ -194,7 +194,7 @@ impl Attention<'_> {
             query.iter_mut().for_each(|value| *value *= self.scale);
             let scores = &mut room.scores[..positions];
             T::scores(simd, &keys[..positions * head_size], query, scores);
-            (simd.softmax)(scores);
+            (simd.softmax)(scores, &mut [0.0; 2]);
             out.fill(0.0);
             for (weight, value) in scores.iter().zip(values.chunks_exact(head_size)) {
                 T::accumulate(simd, *weight, value, out);

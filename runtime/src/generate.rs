@@ -9,7 +9,7 @@ mod release;
 use crate::model::Model;
 use crate::sampler::{Sampler, Sampling, Token};
 use crate::session::Session;
-use formats::tokenizer::Utf8Stream;
+use formats::tokenizer::{Tokenizer, Utf8Stream};
 use formats::{Error, Result};
 use release::Release;
 
@@ -83,14 +83,15 @@ impl Default for GenerateOptions {
 }
 
 impl GenerateOptions {
-    /// What the model's own directory asks for, and the defaults where it is silent.
+    /// What the model's own directory asks for, and the defaults where it is silent. A text ends with the tokenizer's
+    /// end-of-text token if nothing else is said.
     pub fn of(model: &Model) -> GenerateOptions {
         let generation = model.generation();
-        GenerateOptions {
-            sampling: Sampling::of(generation),
-            end: generation.eos_token_id.clone(),
-            ..GenerateOptions::default()
+        let mut end = generation.eos_token_id.clone();
+        if end.is_empty() {
+            end.extend(model.tokenizer().and_then(Tokenizer::end_of_text));
         }
+        GenerateOptions { sampling: Sampling::of(generation), end, ..GenerateOptions::default() }
     }
 }
 

@@ -404,7 +404,7 @@ fn normalise(model: &Shared, norm: &Norm, x: &[f32], out: &mut [f32]) {
     let (gain, bias, eps) =
         (model.vector(norm.gain), norm.bias.map(|id| model.vector(id)), model.config.norm_eps);
     match model.config.norm {
-        NormKind::LayerNorm => _ = (model.simd.layer_norm)(x, gain, bias, eps, out),
+        NormKind::LayerNorm => (model.simd.layer_norm)(x, gain, bias, eps, out, &mut [0.0; 2]),
         NormKind::RmsNorm => _ = (model.simd.rms_norm)(x, gain, eps, out),
     }
 }

@@ -31,7 +31,7 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// The ids to continue; none if no prompt was given.
+    /// The ids to continue; none if no prompt was given. Special tokens written in it are recognised.
     pub fn read(&self, model: &Model, path: &Path) -> Result<Vec<u32>> {
         let text = match (&self.prompt, &self.prompt_file, &self.ids, &self.stdin) {
             (Some(text), ..) => text.clone(),
@@ -40,7 +40,7 @@ impl Prompt {
             (.., Some(_)) => standard_input()?,
             _ => return Ok(Vec::new()),
         };
-        tokenizer(model, path)?.encode(&text)
+        tokenizer(model, path)?.encode_prompt(&text)
     }
 }
 

@@ -28,7 +28,7 @@ impl Router<'_> {
     ) {
         assert!(experts.len() <= logits.len() && keys.len() == logits.len(), "more choices than experts");
         match self.score {
-            RouterScore::Softmax => _ = (self.simd.softmax)(logits),
+            RouterScore::Softmax => (self.simd.softmax)(logits, &mut [0.0; 2]),
             RouterScore::Sigmoid => {
                 logits.iter_mut().for_each(|logit| *logit = 1.0 / (1.0 + (-*logit).exp()))
             }

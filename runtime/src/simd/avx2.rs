@@ -1,6 +1,7 @@
 //! Eight lanes: AVX2, FMA and F16C.
 
 use super::lanes::Lanes;
+use super::octets::{OCTET, Octet};
 use super::product::Product;
 use super::{InstructionSet, PANEL, Simd, gemv, peak, product, routines, shims, vector_table};
 use half::{bf16, f16};
@@ -103,10 +104,91 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn transpose(square: &mut [Avx2; PANEL]) {
+        if let Some(square) = square.first_chunk_mut() {
+            // SAFETY: the trait's contract.
+            unsafe { <Avx2 as Octet>::transpose(square) }
+        }
+    }
+}
+
+// SAFETY notes: as above.
+impl Octet for Avx2 {
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Avx2 {
+        // SAFETY: the trait's contract.
+        Avx2(unsafe { _mm256_set1_ps(x) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: &[f32; OCTET]) -> Avx2 {
+        // SAFETY: the trait's contract.
+        Avx2(unsafe { _mm256_loadu_ps(from.as_ptr()) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: &mut [f32; OCTET]) {
+        // SAFETY: the trait's contract.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, by: Avx2, plus: Avx2) -> Avx2 {
+        // SAFETY: the trait's contract.
+        Avx2(unsafe { _mm256_fmadd_ps(self.0, by.0, plus.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Avx2) -> Avx2 {
+        // SAFETY: the trait's contract.
+        Avx2(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn subtract(self, other: Avx2) -> Avx2 {
+        // SAFETY: the trait's contract.
+        Avx2(unsafe { _mm256_sub_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(self, other: Avx2) -> Avx2 {
+        // SAFETY: the trait's contract.
+        Avx2(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn divide(self, other: Avx2) -> Avx2 {
+        // SAFETY: the trait's contract.
+        Avx2(unsafe { _mm256_div_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn maximum(self, other: Avx2) -> Avx2 {
+        // SAFETY: the trait's contract.
+        Avx2(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn minimum(self, other: Avx2) -> Avx2 {
+        // SAFETY: the trait's contract.
+        Avx2(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Avx2 {
+        // SAFETY: the trait's contract.
+        Avx2(unsafe {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(self.0));
+            let one = _mm256_castps_si256(_mm256_set1_ps(1.0));
+            _mm256_castsi256_ps(_mm256_add_epi32(exponent, one))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(square: &mut [Avx2; OCTET]) {
         // SAFETY: the trait's contract. Pairs of rows, then of pairs, are interleaved within halves of a vector,
         // and the halves are put in order last.
         unsafe {
-            let mut fours = [_mm256_setzero_pd(); 8];
+            let mut fours = [_mm256_setzero_pd(); OCTET];
             for four in 0..2 {
                 let (a, b) = (square[4 * four].0, square[4 * four + 1].0);
                 let (c, d) = (square[4 * four + 2].0, square[4 * four + 3].0);

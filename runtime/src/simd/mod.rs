@@ -7,13 +7,15 @@
 //!
 //! [`product`] is the general matrix product and its packing, written once over [`lanes::Lanes`];
 //! [`routines`] are row-wise functions in plain Rust, compiled again for each instruction set by
-//! [`Simd::run`]; `avx2` and `avx512` say what a vector is there.
+//! [`Simd::run`]; [`octets`] is what kernels too small for that are written over; `avx2` and `avx512` say what a
+//! vector is there.
 //!
 //! The order of every sum is fixed by the sizes alone, never by a thread count.
 
 mod aligned;
 mod gemv;
 pub mod lanes;
+pub mod octets;
 mod peak;
 pub mod product;
 pub mod routines;
@@ -27,6 +29,7 @@ mod avx512;
 pub use aligned::Aligned;
 
 use half::{bf16, f16};
+use octets::{OctetWork, Octets};
 use product::Product;
 use std::sync::OnceLock;
 
@@ -81,8 +84,9 @@ pub struct Simd {
     pub pack_rows_f16: fn(&[f16], [usize; 3], &mut [f32]),
     /// The same from bfloat16.
     pub pack_rows_bf16: fn(&[bf16], [usize; 3], &mut [f32]),
-    /// LayerNorm of one row, `(x - mean) / sqrt(var + eps) * gain + bias`; returns mean and `1 / sqrt(var + eps)`.
-    pub layer_norm: fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32]) -> (f32, f32),
+    /// LayerNorm of rows, `(x - mean) / sqrt(var + eps) * gain + bias`; the last slice takes mean and
+    /// `1 / sqrt(var + eps)` of each.
+    pub layer_norm: fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32], &mut [f32]),
     /// RMSNorm of one row, `x / sqrt(mean(x^2) + eps) * gain`; returns `1 / sqrt(mean(x^2) + eps)`.
     pub rms_norm: fn(&[f32], &[f32], f32, &mut [f32]) -> f32,
     /// `max(x, 0)` in place.
@@ -95,8 +99,8 @@ pub struct Simd {
     pub swiglu: fn(&mut [f32], &[f32]),
     /// `x += y`.
     pub add: fn(&mut [f32], &[f32]),
-    /// Softmax of one row in place; returns its maximum and the sum of `exp(x - maximum)`.
-    pub softmax: fn(&mut [f32]) -> (f32, f32),
+    /// Softmax of rows in place; the second slice takes the maximum and the sum of `exp(x - maximum)` of each.
+    pub softmax: fn(&mut [f32], &mut [f32]),
     /// `log sum exp` of one row.
     pub log_sum_exp: fn(&[f32]) -> f32,
     /// `sum k q` with keys in half precision.
@@ -176,6 +180,21 @@ impl Simd {
         }
     }
 
+    /// Carries out `work` over vectors of eight lanes.
+    #[inline(always)]
+    pub fn run_octets<W: OctetWork>(&self, work: W) -> W::Output {
+        match self.set {
+            // SAFETY: these vectors need nothing.
+            InstructionSet::Scalar => work.run::<octets::Portable>(unsafe { Octets::new() }),
+            // SAFETY: the table was handed out after its features were detected.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => unsafe { avx2::run_octets(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => unsafe { avx512::run_octets(work) },
+        }
+    }
+
     /// This machine's own rate of fused multiply-adds in 10^9 operations a second, by `threads` threads
     /// working from registers for about `seconds`: the roof every product stands under.
     pub fn peak_gflops(&self, threads: usize, seconds: f64) -> f64 {
@@ -209,6 +228,13 @@ macro_rules! vector_table {
             work.run(routines::Unit::FUSED)
         }
 
+        /// The same over eight lanes.
+        #[target_feature(enable = $features)]
+        pub(super) fn run_octets<W: $crate::simd::octets::OctetWork>(work: W) -> W::Output {
+            // SAFETY: this function carries AVX2 and FMA, which are all that these vectors use.
+            work.run::<$crate::simd::avx2::Avx2>(unsafe { $crate::simd::octets::Octets::new() })
+        }
+
         shims! { $features,
             fn gemv_f32(w: &[f32], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, f32>(w, x, y);
             fn gemv_f16(w: &[f16], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, f16>(w, x, y);
@@ -233,8 +259,14 @@ macro_rules! vector_table {
                 = product::pack_rows::<$lanes, f16>(w, sizes, panels);
             fn pack_rows_bf16(w: &[bf16], sizes: [usize; 3], panels: &mut [f32])
                 = product::pack_rows::<$lanes, bf16>(w, sizes, panels);
-            fn layer_norm(x: &[f32], gain: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) -> (f32, f32)
-                = routines::layer_norm(routines::Unit::FUSED, x, gain, bias, eps, out);
+            fn layer_norm(
+                x: &[f32],
+                gain: &[f32],
+                bias: Option<&[f32]>,
+                eps: f32,
+                out: &mut [f32],
+                moments: &mut [f32]
+            ) = routines::layer_norm(routines::Unit::FUSED, x, gain, bias, eps, out, moments);
             fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) -> f32
                 = routines::rms_norm(routines::Unit::FUSED, x, gain, eps, out);
             fn relu(x: &mut [f32]) = routines::relu(x);
@@ -242,7 +274,8 @@ macro_rules! vector_table {
             fn gelu_tanh(x: &mut [f32]) = routines::gelu_tanh(routines::Unit::FUSED, x);
             fn swiglu(gate: &mut [f32], up: &[f32]) = routines::swiglu(routines::Unit::FUSED, gate, up);
             fn add(x: &mut [f32], y: &[f32]) = routines::add(x, y);
-            fn softmax(x: &mut [f32]) -> (f32, f32) = routines::softmax(routines::Unit::FUSED, x);
+            fn softmax(x: &mut [f32], moments: &mut [f32])
+                = routines::softmax(routines::Unit::FUSED, x, moments);
             fn log_sum_exp(x: &[f32]) -> f32 = routines::log_sum_exp(routines::Unit::FUSED, x);
             fn dot_f16(k: &[f16], q: &[f32]) -> f32 = gemv::dot::<$lanes, f16>(k, q);
             fn dot_f32(k: &[f32], q: &[f32]) -> f32 = gemv::dot::<$lanes, f32>(k, q);

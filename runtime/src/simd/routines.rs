@@ -8,6 +8,27 @@
 /// Interleaved accumulators of a sum.
 pub const LANES: usize = 16;
 
+/// What [`Unit::exp`] and its twin over eight lanes are made of: `e^x = 2^n e^r` with `r` within half a `ln 2`.
+pub(super) mod exponential {
+    /// Least and largest argument; beyond them the result would be no normal number.
+    pub const LEAST: f32 = -87.3;
+    pub const MOST: f32 = 88.3;
+    /// `1.5 2^23`: adding it leaves the nearest integer in the low bits.
+    pub const ROUND: f32 = 12_582_912.0;
+    /// `ln 2` in two parts, the first with room for the product with any exponent.
+    pub const LN_2_HIGH: f32 = 0.693_359_4;
+    pub const LN_2_LOW: f32 = -2.121_944_4e-4;
+    /// Of `e^r`, lowest power first.
+    pub const COEFFICIENTS: [f32; 8] =
+        [1.0, 1.0, 0.5, 0.166_666_67, 0.041_666_5, 8.333_452e-3, 1.393_152e-3, 1.987_569_15e-4];
+
+    /// `2^n` from `1.5 2^23 + n`.
+    #[inline(always)]
+    pub fn power_of_two(shifted: f32) -> f32 {
+        f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
+    }
+}
+
 /// The arithmetic unit at hand: whether `a b + c` is one instruction. Passed by value so that it is known where
 /// the code is compiled.
 #[derive(Clone, Copy, Debug)]
@@ -41,53 +62,40 @@ impl Unit {
     /// NaN for NaN.
     #[inline(always)]
     pub fn exp(self, x: f32) -> f32 {
-        /// `1.5 2^23`: adding it leaves the nearest integer in the low bits.
-        const ROUND: f32 = 12_582_912.0;
-        /// `ln 2` in two parts, the first with room for the product with any exponent.
-        const LN_2_HIGH: f32 = 0.693_359_4;
-        const LN_2_LOW: f32 = -2.121_944_4e-4;
-        let x = x.clamp(-87.3, 88.3);
+        use exponential::*;
+        let x = x.clamp(LEAST, MOST);
         let shifted = self.multiply_add(x, std::f32::consts::LOG2_E, ROUND);
         let power = shifted - ROUND;
         let rest = self.multiply_add(power, -LN_2_LOW, self.multiply_add(power, -LN_2_HIGH, x));
-        let value = self.polynomial(
-            rest,
-            [1.0, 1.0, 0.5, 0.166_666_67, 0.041_666_5, 8.333_452e-3, 1.393_152e-3, 1.987_569_15e-4],
-        );
-        value * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
+        self.polynomial(rest, COEFFICIENTS) * power_of_two(shifted)
     }
 
-    /// `Phi(x)` and `e^(-x^2/2)`: the normal distribution function and its unscaled density.
+    /// `Phi(x)`, the normal distribution function, within 2e-7.
     ///
-    /// The tail is `e^(-x^2/2) G(x)` with `G` a polynomial in `1 / (1 + 0.3 x)` fitted to 6e-8 relative (the
-    /// form of Abramowitz and Stegun 7.1.26, two degrees higher), so the left tail has no cancellation.
+    /// `1/2 + x P(x^2) / Q(x^2)` between the points where f32 cannot tell it from zero and one; `P` and `Q` are
+    /// fitted to 1e-8 there (Lawson's reweighted least squares). An exponential for the tail would cost as much as
+    /// all of this and bring nothing that `0.5 (1 + erf)` in f32 has.
     #[inline(always)]
-    pub fn normal(self, x: f32) -> (f32, f32) {
-        let size = x.abs();
-        let density = self.exp(-0.5 * x * x);
-        let u = 1.0 / self.multiply_add(size, 0.3, 1.0);
-        let tail = density
-            * self.polynomial(
-                u,
-                [
-                    7.165_366_7e-6,
-                    0.119_487_755,
-                    0.121_919_81,
-                    0.094_685_86,
-                    0.142_529_31,
-                    -0.076_496_23,
-                    0.228_649_85,
-                    -0.169_160_47,
-                    0.038_376_97,
-                ],
-            );
-        (if x < 0.0 { tail } else { 1.0 - tail }, density)
+    pub fn distribution(self, x: f32) -> f32 {
+        const END: f32 = 5.6;
+        let within = x.clamp(-END, END);
+        let square = within * within;
+        let above = self.polynomial(
+            square,
+            [0.398_942_22, 3.437_593_8e-2, 4.707_244_3e-3, 1.738_482_5e-4, 6.356_447_8e-6, 2.214_506e-8],
+        );
+        let below = self.polynomial(
+            square,
+            [1.0, 0.252_833_41, 2.893_998e-2, 1.912_964_8e-3, 7.510_075_2e-5, 1.180_198_2e-6],
+        );
+        // Exactly zero at the far end: what is left of it would be multiplied by any `x`.
+        if x <= -END { 0.0 } else { self.multiply_add(within, above / below, 0.5) }
     }
 
     /// `x Phi(x)`.
     #[inline(always)]
     pub fn gelu_erf(self, x: f32) -> f32 {
-        x * self.normal(x).0
+        x * self.distribution(x)
     }
 
     /// `1 / (1 + e^-2u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`: half of one plus `tanh u`.
@@ -124,7 +132,7 @@ impl Unit {
         for (lane, &value) in lanes.iter_mut().zip(rest) {
             *lane += term(value);
         }
-        tree(lanes)
+        fold(lanes, Fold::Sum)
     }
 
     /// `sum f(x, y)` in the fixed order of this file.
@@ -140,42 +148,82 @@ impl Unit {
         for (lane, (&left, &right)) in lanes.iter_mut().zip(rest_x.iter().zip(rest_y)) {
             *lane += term(left, right);
         }
-        tree(lanes)
+        fold(lanes, Fold::Sum)
     }
 
-    /// The largest value, NaN if there is one among them, `-inf` for none.
+    /// The largest value; `-inf` for none. NaN is passed over, and comes back through whatever is computed from it.
     #[inline(always)]
     pub fn maximum(self, x: &[f32]) -> f32 {
-        let larger = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
+        let larger = |a: f32, b: f32| if a > b { a } else { b };
         let mut lanes = [f32::NEG_INFINITY; LANES];
         let (whole, rest) = x.as_chunks::<LANES>();
         for chunk in whole {
             for (lane, &value) in lanes.iter_mut().zip(chunk) {
-                *lane = larger(*lane, value);
+                *lane = larger(value, *lane);
             }
         }
         for (lane, &value) in lanes.iter_mut().zip(rest) {
-            *lane = larger(*lane, value);
+            *lane = larger(value, *lane);
         }
-        lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+        fold(lanes, Fold::Maximum)
     }
 }
 
-/// Adds the accumulators pairwise.
+/// How accumulators become one value.
+#[derive(Clone, Copy)]
+enum Fold {
+    Sum,
+    Maximum,
+}
+
+/// The accumulators' upper half to their lower half, until one is left.
+#[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn tree(mut lanes: [f32; LANES]) -> f32 {
+fn fold(mut lanes: [f32; LANES], how: Fold) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
+            let (low, high) = (lanes[lane], lanes[lane + half]);
+            lanes[lane] = match how {
+                Fold::Sum => low + high,
+                Fold::Maximum => {
+                    if low > high {
+                        low
+                    } else {
+                        high
+                    }
+                }
+            };
         }
         half /= 2;
     }
     lanes[0]
 }
 
-/// LayerNorm of one row: `(x - mean) r gain + bias` with `r = 1 / sqrt(mean((x - mean)^2) + eps)`
-/// (Ba et al. 2016, eq. 4). Returns `mean` and `r`.
+/// The accumulators' upper half to their lower half, until one is left. By name, because the compiler takes such a
+/// tree apart into one addition a lane; these instructions are part of every x86-64.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
+    use std::arch::x86_64::*;
+    // SAFETY: SSE belongs to the architecture; each load reads four of the sixteen lanes.
+    unsafe {
+        let one = |a: __m128, b: __m128| match how {
+            Fold::Sum => _mm_add_ps(a, b),
+            Fold::Maximum => _mm_max_ps(a, b),
+        };
+        let four = |at: usize| _mm_loadu_ps(lanes.as_ptr().add(at));
+        let four = one(one(four(0), four(8)), one(four(4), four(12)));
+        let two = one(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(one(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
+/// Rows whose steps are taken together: what a row's next step waits for, its neighbours' do not.
+const TOGETHER: usize = 8;
+
+/// LayerNorm of rows as long as `gain`: `(x - mean) r gain + bias` with `r = 1 / sqrt(mean((x - mean)^2) + eps)`
+/// (Ba et al. 2016, eq. 4). `moments` takes `mean` and `r` of each.
 #[inline(always)]
 pub fn layer_norm(
     unit: Unit,
@@ -184,26 +232,40 @@ pub fn layer_norm(
     bias: Option<&[f32]>,
     eps: f32,
     out: &mut [f32],
-) -> (f32, f32) {
-    let count = x.len() as f32;
-    let (x, gain, out) = (x, &gain[..x.len()], &mut out[..x.len()]);
-    let mean = unit.sum(x, |value| value) / count;
-    let variance = unit.sum(x, |value| (value - mean) * (value - mean)) / count;
-    let scale = 1.0 / (variance + eps).sqrt();
-    match bias {
-        Some(bias) => {
-            let bias = &bias[..x.len()];
-            for index in 0..x.len() {
-                out[index] = unit.multiply_add((x[index] - mean) * scale, gain[index], bias[index]);
-            }
+    moments: &mut [f32],
+) {
+    let (width, count) = (gain.len(), gain.len() as f32);
+    assert_eq!((x.len(), out.len()), (moments.len() / 2 * width, x.len()), "rows of one width");
+    let several = x.chunks(TOGETHER * width).zip(out.chunks_mut(TOGETHER * width));
+    for ((x, out), moments) in several.zip(moments.chunks_mut(2 * TOGETHER)) {
+        for (x, moments) in x.chunks_exact(width).zip(moments.chunks_exact_mut(2)) {
+            moments[0] = unit.sum(x, |value| value) / count;
         }
-        None => {
-            for index in 0..x.len() {
-                out[index] = (x[index] - mean) * scale * gain[index];
+        for (x, moments) in x.chunks_exact(width).zip(moments.chunks_exact_mut(2)) {
+            let mean = moments[0];
+            moments[1] = unit.sum(x, |value| (value - mean) * (value - mean)) / count;
+        }
+        for moments in moments.chunks_exact_mut(2) {
+            moments[1] = 1.0 / (moments[1] + eps).sqrt();
+        }
+        let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
+        for ((x, out), moments) in rows.zip(moments.chunks_exact(2)) {
+            let (mean, scale) = (moments[0], moments[1]);
+            match bias {
+                Some(bias) => {
+                    let bias = &bias[..width];
+                    for index in 0..width {
+                        out[index] = unit.multiply_add((x[index] - mean) * scale, gain[index], bias[index]);
+                    }
+                }
+                None => {
+                    for index in 0..width {
+                        out[index] = (x[index] - mean) * scale * gain[index];
+                    }
+                }
             }
         }
     }
-    (mean, scale)
 }
 
 /// RMSNorm of one row: `x r gain` with `r = 1 / sqrt(mean(x^2) + eps)` (Zhang and Sennrich 2019, eq. 4). Returns `r`.
@@ -259,19 +321,43 @@ pub fn add(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// Softmax in place; returns the maximum and the sum of `e^(x - maximum)`.
+/// Softmax of rows in place; `moments` takes the maximum and the sum of `e^(x - maximum)` of each.
 #[inline(always)]
-pub fn softmax(unit: Unit, x: &mut [f32]) -> (f32, f32) {
-    let maximum = unit.maximum(x);
-    for value in x.iter_mut() {
-        *value = unit.exp(*value - maximum);
+pub fn softmax(unit: Unit, x: &mut [f32], moments: &mut [f32]) {
+    let rows = moments.len() / 2;
+    if x.is_empty() || rows == 0 {
+        return;
     }
-    let sum = unit.sum(x, |value| value);
-    let scale = 1.0 / sum;
-    for value in x.iter_mut() {
-        *value *= scale;
+    let width = x.len() / rows;
+    assert_eq!(x.len(), rows * width, "rows of one width");
+    for (x, moments) in x.chunks_mut(TOGETHER * width).zip(moments.chunks_mut(2 * TOGETHER)) {
+        for (x, moments) in x.chunks_exact(width).zip(moments.chunks_exact_mut(2)) {
+            moments[0] = unit.maximum(x);
+        }
+        for (x, moments) in x.chunks_exact_mut(width).zip(moments.chunks_exact(2)) {
+            let maximum = moments[0];
+            let (whole, rest) = x.as_chunks_mut::<LANES>();
+            for value in whole.as_flattened_mut() {
+                *value = unit.exp(*value - maximum);
+            }
+            // What is left takes one vector too, not an exponential each.
+            let mut last = [maximum; LANES];
+            last[..rest.len()].copy_from_slice(rest);
+            for value in &mut last {
+                *value = unit.exp(*value - maximum);
+            }
+            rest.copy_from_slice(&last[..rest.len()]);
+        }
+        for (x, moments) in x.chunks_exact(width).zip(moments.chunks_exact_mut(2)) {
+            moments[1] = unit.sum(x, |value| value);
+        }
+        for (x, moments) in x.chunks_exact_mut(width).zip(moments.chunks_exact(2)) {
+            let scale = 1.0 / moments[1];
+            for value in x {
+                *value *= scale;
+            }
+        }
     }
-    (maximum, sum)
 }
 
 /// `maximum + ln sum e^(x - maximum)`.

@@ -21,14 +21,16 @@ pub(super) static TABLE: Simd = Simd {
     pack_rows_f32: |weight, sizes, panels| pack_rows(weight, |value| value, sizes, panels),
     pack_rows_f16: |weight, sizes, panels| pack_rows(weight, f16::to_f32, sizes, panels),
     pack_rows_bf16: |weight, sizes, panels| pack_rows(weight, bf16::to_f32, sizes, panels),
-    layer_norm: |x, gain, bias, eps, out| routines::layer_norm(Unit::PLAIN, x, gain, bias, eps, out),
+    layer_norm: |x, gain, bias, eps, out, moments| {
+        routines::layer_norm(Unit::PLAIN, x, gain, bias, eps, out, moments)
+    },
     rms_norm: |x, gain, eps, out| routines::rms_norm(Unit::PLAIN, x, gain, eps, out),
     relu: routines::relu,
     gelu_erf: |x| routines::gelu_erf(Unit::PLAIN, x),
     gelu_tanh: |x| routines::gelu_tanh(Unit::PLAIN, x),
     swiglu: |gate, up| routines::swiglu(Unit::PLAIN, gate, up),
     add: routines::add,
-    softmax: |x| routines::softmax(Unit::PLAIN, x),
+    softmax: |x, moments| routines::softmax(Unit::PLAIN, x, moments),
     log_sum_exp: |x| routines::log_sum_exp(Unit::PLAIN, x),
     dot_f16: |k, q| dot(k, f16::to_f32, q),
     dot_f32: |k, q| dot(k, |value| value, q),

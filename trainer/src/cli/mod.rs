@@ -4,6 +4,7 @@ mod bench;
 mod eval;
 mod inspect;
 mod presets;
+mod tokenizer;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use formats::{Error, Result};
@@ -42,6 +43,8 @@ enum Command {
     Presets(presets::Presets),
     /// Look at what a run would learn from
     Inspect(inspect::Inspect),
+    /// Learn a vocabulary
+    Tokenizer(tokenizer::Tokenizer),
     /// Time training steps
     Bench(bench::Bench),
 }
@@ -116,6 +119,7 @@ fn obey() -> Result<u8> {
         Command::Eval(command) => command.run().map(|()| 0),
         Command::Presets(command) => command.run().map(|()| 0),
         Command::Inspect(command) => command.run().map(|()| 0),
+        Command::Tokenizer(command) => command.run().map(|()| 0),
         Command::Bench(command) => command.run().map(|()| 0),
     }
 }

@@ -125,8 +125,8 @@ impl Work for Backward<'_> {
             }
             Activation::GeluErf => {
                 for ((d_x, &x), &d) in triples {
-                    let (distribution, density) = unit.normal(x);
-                    *d_x = d * unit.multiply_add(x * DENSITY, density, distribution);
+                    let density = unit.exp(-0.5 * x * x);
+                    *d_x = d * unit.multiply_add(x * DENSITY, density, unit.distribution(x));
                 }
             }
             Activation::GeluTanh => {

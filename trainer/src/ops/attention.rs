@@ -10,7 +10,7 @@
 //!
 //! Query head `h` meets the keys and values of head `h / (heads / kv_heads)` (Ainslie et al. 2023).
 //!
-//! Scores live for one block of queries only, never for the whole square. Windows no longer than a vector have a
+//! Scores live for one block of queries only, never for the whole square. Windows of at most eight rows have a
 //! room of their own, [`short`].
 
 mod short;
@@ -58,7 +58,7 @@ impl Heads {
 
     /// Whether the room of short windows serves.
     fn short(&self) -> bool {
-        self.block <= short::MOST && self.kv_heads == self.heads
+        short::serves(self)
     }
 
     /// Rows in all.
@@ -351,6 +351,8 @@ mod tests {
             (1, 1, 1, 1),
             (2, 3, 2, 5),
             (1, 8, 4, 16),
+            (3, 7, 2, 8),
+            (2, 1, 3, 24),
             (1, 13, 1, 7),
             (2, 17, 1, 4),
             (1, 67, 1, 3),

@@ -9,6 +9,8 @@ use formats::layout::Linear;
 use runtime::simd::Simd;
 use runtime::simd::product::Write;
 
+/// Rows whose softmax is taken at once.
+const TOGETHER: usize = 8;
 /// Logits held at once: they stay in the second-level cache while they are turned into gradients.
 const LOGITS: usize = 1 << 17;
 
@@ -77,14 +79,24 @@ pub fn forward(
         let logits = &mut scratch[..rows * s.vocabulary];
         linear::forward(simd, head.linear, rows, x, head.panels, head.bias, logits);
         let scale = gradients.as_ref().map_or(0.0, |gradients| gradients.scale);
-        let each = logits.chunks_exact_mut(s.vocabulary).zip(&targets[first..]).zip(&mut losses[first..]);
-        for ((logits, &target), loss) in each {
-            let wanted = logits[target as usize];
-            let (maximum, sum) = (simd.softmax)(logits);
-            *loss = maximum + sum.ln() - wanted;
+        let each = logits.chunks_mut(TOGETHER * s.vocabulary);
+        let each = each.zip(targets[first..].chunks(TOGETHER)).zip(losses[first..].chunks_mut(TOGETHER));
+        for ((logits, targets), losses) in each {
+            let mut moments = [0.0; 2 * TOGETHER];
+            let moments = &mut moments[..logits.len() / s.vocabulary * 2];
+            let rows = logits.chunks_exact(s.vocabulary);
+            for ((logits, &target), loss) in rows.zip(targets).zip(&mut *losses) {
+                *loss = logits[target as usize];
+            }
+            (simd.softmax)(logits, moments);
+            for (loss, moments) in losses.iter_mut().zip(moments.chunks_exact(2)) {
+                *loss = moments[0] + moments[1].ln() - *loss;
+            }
             if gradients.is_some() {
-                logits[target as usize] -= 1.0;
-                logits.iter_mut().for_each(|d| *d *= scale);
+                for (logits, &target) in logits.chunks_exact_mut(s.vocabulary).zip(targets) {
+                    logits[target as usize] -= 1.0;
+                    logits.iter_mut().for_each(|d| *d *= scale);
+                }
             }
         }
         if let Some(gradients) = &mut gradients {

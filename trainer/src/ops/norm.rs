@@ -22,14 +22,14 @@ pub fn forward(
     out: &mut [f32],
     moments: &mut [f32],
 ) {
-    let rows = x.chunks_exact(s.width).zip(out.chunks_exact_mut(s.width)).zip(moments.chunks_exact_mut(2));
-    for ((x, out), moments) in rows {
-        let (mean, scale) = match s.kind {
-            NormKind::LayerNorm => (simd.layer_norm)(x, gain, bias, s.eps, out),
-            NormKind::RmsNorm => (0.0, (simd.rms_norm)(x, gain, s.eps, out)),
-        };
-        moments[0] = mean;
-        moments[1] = scale;
+    let (values, moments) = (s.rows * s.width, &mut moments[..2 * s.rows]);
+    let (x, out) = (&x[..values], &mut out[..values]);
+    if s.kind == NormKind::LayerNorm {
+        return (simd.layer_norm)(x, gain, bias, s.eps, out, moments);
+    }
+    let rows = x.chunks_exact(s.width).zip(out.chunks_exact_mut(s.width));
+    for ((x, out), moments) in rows.zip(moments.chunks_exact_mut(2)) {
+        moments.copy_from_slice(&[0.0, (simd.rms_norm)(x, gain, s.eps, out)]);
     }
 }
 

@@ -188,7 +188,9 @@ pub fn forward(
     for (row, scores) in scores.chunks_exact_mut(s.count).enumerate() {
         log_sums[row] = match s.score {
             RouterScore::Softmax => {
-                let (maximum, sum) = (simd.softmax)(scores);
+                let mut moments = [0.0; 2];
+                (simd.softmax)(scores, &mut moments);
+                let [maximum, sum] = moments;
                 maximum + sum.ln()
             }
             RouterScore::Sigmoid => {

@@ -1,25 +1,33 @@
-//! Attention over windows no longer than a vector: the lecture's block of eight.
+//! Attention over windows of at most eight rows: the lecture's block.
 //!
-//! Scores are held transposed, one vector of queries a key, so that maxima, sums and exponentials run down whole
-//! vectors and nothing is reduced across lanes. Equations and signs are those of the room above.
+//! Weights are held transposed, one vector of queries a key, so that maxima, sums and exponentials run down whole
+//! vectors and nothing is reduced across lanes; one head's square lives in registers. Equations and signs are those
+//! of the room above. Rows and keys beyond a shorter window repeat its last; they weigh nothing and are not written.
 
 use super::{Heads, Place};
 use crate::ops::dropout::Mask;
-use runtime::simd::routines::{LANES, Unit};
-use runtime::simd::{Simd, Work};
-use std::ops::Range;
+use runtime::simd::Simd;
+use runtime::simd::octets::{OCTET, Octet, OctetWork, Octets};
 
 /// Longest window of this room.
-pub const MOST: usize = 16;
+pub const MOST: usize = OCTET;
 
-/// Scratch of one head: its queries or output gradients transposed, and the gradients of its weights.
-pub fn scratch(s: &Heads) -> usize {
-    (s.size + s.block) * MOST
+/// A head's square of weights or their gradients, `[keys, queries]`.
+const SQUARE: usize = OCTET * OCTET;
+
+/// Whether this room serves heads of this shape.
+pub fn serves(s: &Heads) -> bool {
+    s.block <= MOST && s.size.is_multiple_of(OCTET) && s.kv_heads == s.heads
 }
 
-/// Length of what the forward pass keeps: the weights themselves, a vector of queries a key.
+/// Scratch of one head: its queries or output gradients transposed.
+pub fn scratch(s: &Heads) -> usize {
+    s.size * OCTET
+}
+
+/// Length of what the forward pass keeps: the weights themselves, a square a head.
 pub fn kept(s: &Heads) -> usize {
-    s.sequences * s.heads * s.block * MOST
+    s.sequences * s.heads * SQUARE
 }
 
 /// See [`super::forward`].
@@ -32,11 +40,7 @@ pub fn forward(
     kept: &mut [f32],
     scratch: &mut [f32],
 ) {
-    if s.block <= 8 {
-        simd.run(Forward::<8> { s, qkv, mask, out, kept, scratch });
-    } else {
-        simd.run(Forward::<MOST> { s, qkv, mask, out, kept, scratch });
-    }
+    simd.run_octets(Forward { s, qkv, mask, out, kept, scratch });
 }
 
 /// See [`super::backward`].
@@ -50,109 +54,204 @@ pub fn backward(
     d_qkv: &mut [f32],
     scratch: &mut [f32],
 ) {
-    if s.block <= 8 {
-        simd.run(Backward::<8> { s, qkv, kept, mask, d_out, d_qkv, scratch });
-    } else {
-        simd.run(Backward::<MOST> { s, qkv, kept, mask, d_out, d_qkv, scratch });
-    }
+    simd.run_octets(Backward { s, qkv, kept, mask, d_out, d_qkv, scratch });
 }
 
-/// One row of a strided matrix.
-#[inline(always)]
-fn row(values: &[f32], at: usize, size: usize) -> &[f32] {
-    &values[at..at + size]
-}
-
-/// Rows of a strided matrix: row `i` begins at `at + i stride`.
+/// One head's rows within a wider matrix.
 #[derive(Clone, Copy)]
-struct Matrix<'a> {
-    values: &'a [f32],
-    at: usize,
-    stride: usize,
-}
+struct Rows<'a>([&'a [f32]; OCTET]);
 
-/// `to[c][i] = from[i][c]` for the rows of one head; lanes beyond the block are zero.
-#[inline(always)]
-fn transpose<const N: usize>(from: Matrix<'_>, block: usize, to: &mut [[f32; N]]) {
-    /// Columns that stay in registers while rows go by.
-    const COLUMNS: usize = 8;
-    let (whole, rest) = to.as_chunks_mut::<COLUMNS>();
-    let rest_at = whole.len() * COLUMNS;
-    for (chunk, to) in whole.iter_mut().enumerate() {
-        let mut lanes = [[0.0; N]; COLUMNS];
-        let mut lay = |query: usize| {
-            let values = row(from.values, from.at + query * from.stride + chunk * COLUMNS, COLUMNS);
-            for column in 0..COLUMNS {
-                lanes[column][query] = values[column];
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    fn new(s: &Heads, values: &'a [f32], first: usize, stride: usize) -> Rows<'a> {
+        let mut rows: [&[f32]; OCTET] = [&[]; OCTET];
+        for (row, slice) in rows.iter_mut().enumerate() {
+            *slice = &values[first + row.min(s.block - 1) * stride..][..s.size];
+        }
+        Rows(rows)
+    }
+
+    /// The rows as columns, eight lanes each.
+    #[inline(always)]
+    fn transpose<O: Octet>(&self, octets: Octets<O>, to: &mut [f32]) {
+        for (square, to) in to.chunks_exact_mut(SQUARE).enumerate() {
+            let mut lanes = [octets.splat(0.0); OCTET];
+            for (lane, row) in lanes.iter_mut().zip(self.0) {
+                *lane = octets.load(&row[square * OCTET..]);
             }
-        };
-        // A block as long as the vector is transposed in registers.
-        if block == N {
-            (0..N).for_each(&mut lay)
-        } else {
-            (0..block.min(N)).for_each(&mut lay)
-        }
-        *to = lanes;
-    }
-    for (column, lanes) in rest.iter_mut().enumerate() {
-        *lanes = [0.0; N];
-        for query in 0..block.min(N) {
-            lanes[query] = from.values[from.at + query * from.stride + rest_at + column];
-        }
-    }
-}
-
-/// `sum_c weights[c] columns[c]`, a vector of queries.
-#[inline(always)]
-fn combine<const N: usize>(unit: Unit, weights: &[f32], columns: &[[f32; N]]) -> [f32; N] {
-    let mut sum = [0.0; N];
-    for (weight, column) in weights.iter().zip(columns) {
-        for lane in 0..N {
-            sum[lane] = unit.multiply_add(*weight, column[lane], sum[lane]);
-        }
-    }
-    sum
-}
-
-/// `to = sum_i weight(i) row_i`, for `i` in `range`, in registers a chunk of columns at a time.
-#[inline(always)]
-fn mix(unit: Unit, range: Range<usize>, weight: impl Fn(usize) -> f32, rows: Matrix<'_>, to: &mut [f32]) {
-    let (whole, rest) = to.as_chunks_mut::<LANES>();
-    let rest_at = rows.at + whole.len() * LANES;
-    for (chunk, to) in whole.iter_mut().enumerate() {
-        let mut sum = [0.0; LANES];
-        for index in range.clone() {
-            let by = weight(index);
-            let from = row(rows.values, rows.at + index * rows.stride + chunk * LANES, LANES);
-            for lane in 0..LANES {
-                sum[lane] = unit.multiply_add(by, from[lane], sum[lane]);
+            octets.transpose(&mut lanes);
+            for (column, to) in lanes.into_iter().zip(to.chunks_exact_mut(OCTET)) {
+                octets.store(column, to);
             }
         }
-        *to = sum;
     }
-    if rest.is_empty() {
+
+    /// `sum_c row[c] columns[c]` for every row.
+    #[inline(always)]
+    fn combine<O: Octet>(&self, octets: Octets<O>, columns: &[f32]) -> [O; OCTET] {
+        let mut sums = [octets.splat(0.0); OCTET];
+        for (c, column) in columns.chunks_exact(OCTET).enumerate() {
+            let column = octets.load(column);
+            for (sum, row) in sums.iter_mut().zip(&self.0) {
+                *sum = octets.multiply_add(octets.splat(row[c]), column, *sum);
+            }
+        }
+        sums
+    }
+}
+
+/// Which triangle of a square of weights a sum runs over.
+trait Triangle {
+    /// Whether row `source` is part of the sum for row `target`.
+    fn has(source: usize, target: usize) -> bool;
+    /// Where its weight stands.
+    fn at(source: usize, target: usize) -> usize;
+}
+
+/// Sums over the keys that a query sees.
+struct Keys;
+
+impl Triangle for Keys {
+    #[inline(always)]
+    fn has(key: usize, query: usize) -> bool {
+        key <= query
+    }
+
+    #[inline(always)]
+    fn at(key: usize, query: usize) -> usize {
+        key * OCTET + query
+    }
+}
+
+/// Sums over the queries that see a key.
+struct Queries;
+
+impl Triangle for Queries {
+    #[inline(always)]
+    fn has(query: usize, key: usize) -> bool {
+        key <= query
+    }
+
+    #[inline(always)]
+    fn at(query: usize, key: usize) -> usize {
+        key * OCTET + query
+    }
+}
+
+/// Adds source row `SOURCE`, if the window has it, to the sums it is part of; its number is constant so that the
+/// sums are registers.
+#[inline(always)]
+fn spread<const SOURCE: usize, T: Triangle, O: Octet>(
+    octets: Octets<O>,
+    s: &Heads,
+    weights: &[f32; SQUARE],
+    row: &[f32],
+    sums: &mut [O; OCTET],
+) {
+    if SOURCE >= s.block {
         return;
     }
-    rest.fill(0.0);
-    for index in range {
-        let by = weight(index);
-        let from = row(rows.values, rest_at + index * rows.stride, rest.len());
-        for (to, from) in rest.iter_mut().zip(from) {
-            *to = unit.multiply_add(by, *from, *to);
+    let row = octets.load(row);
+    for target in 0..OCTET {
+        if T::has(SOURCE, target) {
+            let weight = octets.splat(weights[T::at(SOURCE, target)]);
+            sums[target] = octets.multiply_add(weight, row, sums[target]);
         }
     }
 }
 
-/// Multiplies weights by their dropout factors.
+/// `to_target = sum over sources of weight(source, target) row_source`, for the `block` rows of `to`, of which row
+/// `i` begins at `first + i stride`.
 #[inline(always)]
-fn drop<const N: usize>(mask: Mask, first_row: usize, block: usize, weights: &mut [[f32; N]]) {
-    let Some(mask) = mask else { return };
-    for query in 0..block {
-        mask.row(first_row + query, query + 1, |key, factor| weights[key][query] *= factor);
+fn mix<T: Triangle, O: Octet>(
+    octets: Octets<O>,
+    s: &Heads,
+    weights: &[f32; SQUARE],
+    rows: &Rows<'_>,
+    to: &mut [f32],
+    first: usize,
+    stride: usize,
+) {
+    for column in (0..s.size).step_by(OCTET) {
+        let mut sums = [octets.splat(0.0); OCTET];
+        let part = |row: usize| &rows.0[row][column..];
+        spread::<0, T, O>(octets, s, weights, part(0), &mut sums);
+        spread::<1, T, O>(octets, s, weights, part(1), &mut sums);
+        spread::<2, T, O>(octets, s, weights, part(2), &mut sums);
+        spread::<3, T, O>(octets, s, weights, part(3), &mut sums);
+        spread::<4, T, O>(octets, s, weights, part(4), &mut sums);
+        spread::<5, T, O>(octets, s, weights, part(5), &mut sums);
+        spread::<6, T, O>(octets, s, weights, part(6), &mut sums);
+        spread::<7, T, O>(octets, s, weights, part(7), &mut sums);
+        for (row, sum) in sums.into_iter().enumerate() {
+            if row < s.block {
+                octets.store(sum, &mut to[first + row * stride + column..]);
+            }
+        }
     }
 }
 
-struct Forward<'a, const N: usize> {
+/// What is added to a score and what its weight is multiplied by: nothing where the query sees the key, and what
+/// leaves no weight where it does not. A window shorter than eight has no keys beyond its end.
+struct Sight<O> {
+    shift: [O; OCTET],
+    share: [O; OCTET],
+}
+
+impl<O: Octet> Sight<O> {
+    #[inline(always)]
+    fn new(octets: Octets<O>, s: &Heads) -> Sight<O> {
+        let mut sight = Sight { shift: [octets.splat(0.0); OCTET], share: [octets.splat(0.0); OCTET] };
+        for key in 0..OCTET {
+            let (mut shift, mut share) = ([f32::NEG_INFINITY; OCTET], [0.0; OCTET]);
+            if key < s.block {
+                shift[key..].fill(0.0);
+                share[key..].fill(1.0);
+            }
+            (sight.shift[key], sight.share[key]) = (octets.load(&shift), octets.load(&share));
+        }
+        sight
+    }
+
+    /// The softmax of scaled scores down the keys. A NaN is passed over by the maximum and comes back through its
+    /// own exponential.
+    #[inline(always)]
+    fn softmax(&self, octets: Octets<O>, scale: f32, scores: &mut [O; OCTET]) {
+        let mut maximum = octets.splat(f32::NEG_INFINITY);
+        for (score, shift) in scores.iter_mut().zip(self.shift) {
+            *score = octets.multiply_add(*score, octets.splat(scale), shift);
+            maximum = octets.maximum(*score, maximum);
+        }
+        let mut sum = octets.splat(0.0);
+        for (score, share) in scores.iter_mut().zip(self.share) {
+            *score = octets.multiply(octets.exp(octets.subtract(*score, maximum)), share);
+            sum = octets.add(sum, *score);
+        }
+        let inverse = octets.divide(octets.splat(1.0), sum);
+        for score in scores {
+            *score = octets.multiply(*score, inverse);
+        }
+    }
+}
+
+/// A square of eight vectors in memory, where single weights can be had.
+#[inline(always)]
+fn lay<O: Octet>(octets: Octets<O>, square: [O; OCTET], to: &mut [f32; SQUARE]) {
+    for (vector, to) in square.into_iter().zip(to.chunks_exact_mut(OCTET)) {
+        octets.store(vector, to);
+    }
+}
+
+/// Multiplies a head's square by its dropout factors.
+#[inline(always)]
+fn drop(s: &Heads, mask: Mask, head: usize, square: &mut [f32; SQUARE]) {
+    let Some(mask) = mask else { return };
+    for query in 0..s.block {
+        mask.row(head * s.block + query, query + 1, |key, factor| square[key * OCTET + query] *= factor);
+    }
+}
+
+struct Forward<'a> {
     s: &'a Heads,
     qkv: &'a [f32],
     mask: Mask,
@@ -161,77 +260,33 @@ struct Forward<'a, const N: usize> {
     scratch: &'a mut [f32],
 }
 
-impl<const N: usize> Work for Forward<'_, N> {
+impl OctetWork for Forward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self, unit: Unit) {
+    fn run<O: Octet>(self, octets: Octets<O>) {
         let Forward { s, qkv, mask, out, kept, scratch } = self;
-        let (size, width, stride) = (s.size, s.width(), s.row());
-        let queries = &mut scratch.as_chunks_mut::<N>().0[..size];
-        let (kept, _) = kept.as_chunks_mut::<N>();
-        for sequence in 0..s.sequences {
-            for head in 0..s.heads {
-                let Place { query: at_query, key: at_key, value: at_value, out: at_out } =
-                    s.place(sequence, head);
-                let place = sequence * s.heads + head;
-                let weights = &mut kept[place * s.block..][..s.block];
-                transpose(Matrix { values: qkv, at: at_query, stride }, s.block, queries);
-                let mut maximum = [f32::NEG_INFINITY; N];
-                for (key, weights) in weights.iter_mut().enumerate() {
-                    let score = combine(unit, row(qkv, at_key + key * stride, size), queries);
-                    for lane in 0..N {
-                        // A key no query may see has a score that leaves nothing after the exponential.
-                        weights[lane] = if lane < key { f32::NEG_INFINITY } else { score[lane] * s.scale };
-                        // A NaN replaces whatever stands there and is never replaced by less.
-                        let keep = maximum[lane] >= weights[lane] || maximum[lane].is_nan();
-                        maximum[lane] = if keep { maximum[lane] } else { weights[lane] };
-                    }
-                }
-                for weights in weights.iter_mut() {
-                    for lane in 0..N {
-                        weights[lane] -= maximum[lane];
-                    }
-                }
-                for weight in weights.as_flattened_mut() {
-                    *weight = unit.exp(*weight);
-                }
-                let mut sum = [0.0; N];
-                for (key, weights) in weights.iter_mut().enumerate() {
-                    for lane in 0..N {
-                        weights[lane] = if lane < key { 0.0 } else { weights[lane] };
-                        sum[lane] += weights[lane];
-                    }
-                }
-                for lane in 0..N {
-                    sum[lane] = 1.0 / sum[lane];
-                }
-                for weights in weights.iter_mut() {
-                    for lane in 0..N {
-                        weights[lane] *= sum[lane];
-                    }
-                }
-                let values = Matrix { values: qkv, at: at_value, stride };
-                let mut dropped = [[0.0; N]; MOST];
-                let used = match mask {
-                    None => &*weights,
-                    Some(_) => {
-                        let dropped = &mut dropped[..s.block];
-                        dropped.copy_from_slice(weights);
-                        drop(mask, place * s.block, s.block, dropped);
-                        dropped
-                    }
-                };
-                for query in 0..s.block {
-                    let to = &mut out[at_out + query * width..][..size];
-                    mix(unit, 0..query + 1, |key| used[key][query], values, to);
-                }
+        let queries = &mut scratch[..s.size * OCTET];
+        let sight = Sight::new(octets, s);
+        for (place, weights) in kept.as_chunks_mut().0.iter_mut().enumerate().take(s.sequences * s.heads) {
+            let Place { query, key, value, out: to } = s.place(place / s.heads, place % s.heads);
+            Rows::new(s, qkv, query, s.row()).transpose(octets, queries);
+            let mut scores = Rows::new(s, qkv, key, s.row()).combine(octets, queries);
+            sight.softmax(octets, s.scale, &mut scores);
+            lay(octets, scores, weights);
+            let values = Rows::new(s, qkv, value, s.row());
+            if mask.is_none() {
+                mix::<Keys, O>(octets, s, weights, &values, out, to, s.width());
+            } else {
+                let mut dropped = *weights;
+                drop(s, mask, place, &mut dropped);
+                mix::<Keys, O>(octets, s, &dropped, &values, out, to, s.width());
             }
         }
     }
 }
 
-struct Backward<'a, const N: usize> {
+struct Backward<'a> {
     s: &'a Heads,
     qkv: &'a [f32],
     kept: &'a [f32],
@@ -241,61 +296,42 @@ struct Backward<'a, const N: usize> {
     scratch: &'a mut [f32],
 }
 
-impl<const N: usize> Work for Backward<'_, N> {
+impl OctetWork for Backward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self, unit: Unit) {
+    fn run<O: Octet>(self, octets: Octets<O>) {
         let Backward { s, qkv, kept, mask, d_out, d_qkv, scratch } = self;
-        let (size, width, stride) = (s.size, s.width(), s.row());
-        let (d_outs, chunks) = scratch.as_chunks_mut::<N>().0.split_at_mut(size);
-        let d_weights = &mut chunks[..s.block];
-        let (kept, _) = kept.as_chunks::<N>();
-        for sequence in 0..s.sequences {
-            for head in 0..s.heads {
-                let Place { query: at_query, key: at_key, value: at_value, out: at_out } =
-                    s.place(sequence, head);
-                let place = sequence * s.heads + head;
-                let weights = &kept[place * s.block..][..s.block];
-                transpose(Matrix { values: d_out, at: at_out, stride: width }, s.block, d_outs);
-                for (key, d_weights) in d_weights.iter_mut().enumerate() {
-                    *d_weights = combine(unit, row(qkv, at_value + key * stride, size), d_outs);
+        let columns = &mut scratch[..s.size * OCTET];
+        let mut square = [0.0; SQUARE];
+        for (place, weights) in kept.as_chunks().0.iter().enumerate().take(s.sequences * s.heads) {
+            let Place { query, key, value, out } = s.place(place / s.heads, place % s.heads);
+            let d_outs = Rows::new(s, d_out, out, s.width());
+            d_outs.transpose(octets, columns);
+            let mut d_weights = Rows::new(s, qkv, value, s.row()).combine(octets, columns);
+            let mut dropped = *weights;
+            if mask.is_some() {
+                lay(octets, d_weights, &mut square);
+                drop(s, mask, place, &mut square);
+                for (vector, from) in d_weights.iter_mut().zip(square.chunks_exact(OCTET)) {
+                    *vector = octets.load(from);
                 }
-                drop(mask, place * s.block, s.block, d_weights);
-                let mut dot = [0.0; N];
-                for (weights, d_weights) in weights.iter().zip(d_weights.iter()) {
-                    for lane in 0..N {
-                        dot[lane] = unit.multiply_add(weights[lane], d_weights[lane], dot[lane]);
-                    }
-                }
-                for (weights, d_weights) in weights.iter().zip(d_weights.iter_mut()) {
-                    for lane in 0..N {
-                        d_weights[lane] = s.scale * weights[lane] * (d_weights[lane] - dot[lane]);
-                    }
-                }
-                let mut dropped = [[0.0; N]; MOST];
-                let used = match mask {
-                    None => weights,
-                    Some(_) => {
-                        let dropped = &mut dropped[..s.block];
-                        dropped.copy_from_slice(weights);
-                        drop(mask, place * s.block, s.block, dropped);
-                        dropped
-                    }
-                };
-                let rows = |values, at, stride| Matrix { values, at, stride };
-                for query in 0..s.block {
-                    let to = &mut d_qkv[at_query + query * stride..][..size];
-                    mix(unit, 0..query + 1, |key| d_weights[key][query], rows(qkv, at_key, stride), to);
-                }
-                for key in 0..s.block {
-                    let seen = key..s.block;
-                    let to = &mut d_qkv[at_key + key * stride..][..size];
-                    mix(unit, seen.clone(), |query| d_weights[key][query], rows(qkv, at_query, stride), to);
-                    let to = &mut d_qkv[at_value + key * stride..][..size];
-                    mix(unit, seen, |query| used[key][query], rows(d_out, at_out, width), to);
-                }
+                drop(s, mask, place, &mut dropped);
             }
+            let mut dot = octets.splat(0.0);
+            let weight = |key: usize| octets.load(&weights[key * OCTET..]);
+            for (key, d_weight) in d_weights.iter().enumerate() {
+                dot = octets.multiply_add(weight(key), *d_weight, dot);
+            }
+            for (key, d_weight) in d_weights.iter_mut().enumerate() {
+                let scaled = octets.multiply(octets.splat(s.scale), weight(key));
+                *d_weight = octets.multiply(scaled, octets.subtract(*d_weight, dot));
+            }
+            lay(octets, d_weights, &mut square);
+            let (queries, keys) = (Rows::new(s, qkv, query, s.row()), Rows::new(s, qkv, key, s.row()));
+            mix::<Keys, O>(octets, s, &square, &keys, d_qkv, query, s.row());
+            mix::<Queries, O>(octets, s, &square, &queries, d_qkv, key, s.row());
+            mix::<Queries, O>(octets, s, &dropped, &d_outs, d_qkv, value, s.row());
         }
     }
 }
