@@ -6,6 +6,7 @@
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::data::{self, Batch, Data, Side, TokenizerSource};
+use crate::finetune::Begun;
 use crate::learner::{BatchShape, Learner, Rates};
 use crate::memory;
 use crate::mixing::{Load, Worst};
@@ -19,6 +20,7 @@ use crate::signals::Interrupt;
 use crate::start::{fresh, restore, settle, tokenizer};
 use crate::state::TrainState;
 use formats::checkpoint::{self, Commit, GenerationConfig, ModelFiles};
+use formats::families::Family;
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result};
 use std::path::{Path, PathBuf};
@@ -58,7 +60,11 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
         None => None,
     };
     let at = newest.as_ref().map(|(_, path)| path.as_path());
-    let given = tokenizer(&recipe, recorded.as_ref(), at, out)?;
+    let begun = Begun::open(&recipe, at)?;
+    let given = match begun.tokenizer.clone() {
+        None => tokenizer(&recipe, recorded.as_ref(), at, out)?,
+        own => own,
+    };
     let Recipe { data: paths, data_weight: weights, .. } = &recipe;
     let asked = data::Request { paths, weights, held_out: options.held_out, block: options.block };
     let (tokenizer, data) = Data::open(&asked, given)?;
@@ -66,7 +72,7 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
         let expected = "counter for shards and weighted data, whose order PyTorch's generator does not draw";
         return Err(Error::config("options", "rng", "torch", expected));
     }
-    let config = options.model(tokenizer.vocabulary())?;
+    let config = options.model(begun.vocabulary(&tokenizer)?)?;
     let backend = cpu(options)?;
     let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes(), options.recompute);
     plan.require(memory::available().unwrap_or(u64::MAX))?;
@@ -75,7 +81,8 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
         None => Run::lock(out)?,
     };
     let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
-    Trainer::begin(backend, device, run, recipe, (newest, problems), config, tokenizer, data)?.carry_out()
+    let sampled = (begun.generation(&tokenizer), tokenizer);
+    Trainer::begin(backend, device, run, recipe, (newest, problems), config, sampled, data)?.carry_out()
 }
 
 /// The CPU, unless another device is asked for.
@@ -112,6 +119,7 @@ struct Trainer<B: Backend> {
     recipe: Recipe,
     config: Config,
     tokenizer: Tokenizer,
+    generation: GenerationConfig,
     data: Data,
     generator: Generator,
     learner: Learner<B>,
@@ -137,7 +145,7 @@ impl<B: Backend> Trainer<B> {
         recipe: Recipe,
         (newest, problems): (Option<(u64, PathBuf)>, Vec<Error>),
         config: Config,
-        tokenizer: Tokenizer,
+        (generation, tokenizer): (GenerationConfig, Tokenizer),
         data: Data,
     ) -> Result<Trainer<B>> {
         let options = &recipe.options;
@@ -146,10 +154,7 @@ impl<B: Backend> Trainer<B> {
         let mut generator = Generator::new(options.rng, options.seed);
         let state = match &newest {
             Some((_, path)) => restore(path, &run, &recipe, &data, &layout)?,
-            None => {
-                let dense = recipe.upcycle.as_deref().map(|dense| (dense, &tokenizer));
-                fresh(&mut generator, &recipe, &data, &layout, &config, dense)?
-            }
+            None => fresh(&mut generator, &recipe, &data, &layout, &config, &tokenizer)?,
         };
         if let Some(kept) = &state.generator {
             generator = Generator::restore(kept).ok_or_else(|| {
@@ -179,6 +184,10 @@ impl<B: Backend> Trainer<B> {
             config.width,
             config.context
         ));
+        if let Some(from) = &recipe.from {
+            let family = Family::of(&config).model_type();
+            progress.message(&format!("from    {} ({family})", from.display()));
+        }
         if let Some(experts) = &config.experts {
             progress.message(&format!(
                 "experts {} a layer, {} active{}; {} parameters are active for a token",
@@ -215,6 +224,7 @@ impl<B: Backend> Trainer<B> {
             data: recipe.data.iter().map(whole).collect(),
             data_weight: recipe.data_weight.clone(),
             upcycle: recipe.upcycle.as_ref().map(whole),
+            from: recipe.from.as_ref().map(whole),
         })?;
         Ok(Trainer {
             metrics: run.metrics(state.step)?,
@@ -228,6 +238,7 @@ impl<B: Backend> Trainer<B> {
             run,
             config,
             tokenizer,
+            generation,
             data,
             generator,
             learner,
@@ -414,7 +425,7 @@ impl<B: Backend> Trainer<B> {
             dtype: options.dtype,
             values: &weights,
             tokenizer: Some(&self.tokenizer),
-            generation: &GenerationConfig::plain(),
+            generation: &self.generation,
         };
         checkpoint::write_model(&mut commit, "model/", &files)?;
         let state = TrainState {

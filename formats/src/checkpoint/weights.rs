@@ -48,17 +48,21 @@ pub struct Piece<'a> {
 impl Weights {
     /// Maps a `model.safetensors` and checks it against the layout. No number is read.
     pub fn open(path: &Path, config: &Config, layout: &Layout) -> Result<Weights> {
-        Weights::check(vec![TensorFile::open(path)?], config, layout, path)
+        let file = TensorFile::open_passing(path, &|name| families::is_ignored(config, layout, name))?;
+        Weights::check(vec![file], config, layout, path)
     }
 
     /// The same of the shards that an index names.
     pub(super) fn open_shards(index: &Path, config: &Config, layout: &Layout) -> Result<Weights> {
-        Weights::check(shards::open(index)?, config, layout, index)
+        let files = shards::open(index, &|name| families::is_ignored(config, layout, name))?;
+        Weights::check(files, config, layout, index)
     }
 
     /// The same from memory; copies only bytes that are not aligned. `origin` names them in errors.
     pub fn from_bytes(bytes: Arc<[u8]>, config: &Config, layout: &Layout, origin: &Path) -> Result<Weights> {
-        Weights::check(vec![TensorFile::from_bytes(bytes, origin)?], config, layout, origin)
+        let ignored = |name: &str| families::is_ignored(config, layout, name);
+        let file = TensorFile::from_bytes_passing(bytes, origin, &ignored)?;
+        Weights::check(vec![file], config, layout, origin)
     }
 
     fn check(files: Vec<TensorFile>, config: &Config, layout: &Layout, origin: &Path) -> Result<Weights> {

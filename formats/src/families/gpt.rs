@@ -81,12 +81,12 @@ pub(super) fn stored(family: Family, id: ParameterId, parameter: &Parameter) -> 
     Stored { id, name: format!("{name}.{part}"), shape, first_row: 0, inputs_first }
 }
 
-/// Whether a file of these families may hold a tensor that is no parameter: the masks that older versions saved, and
-/// the head of a model that shares its embedding.
+/// Whether a file of these families may hold a tensor that is no parameter: the masks and counters that older versions
+/// saved, and the head of a model that shares its embedding.
 pub(super) fn is_ignored(layout: &Layout, name: &str) -> bool {
     let tied = layout.head.weight == layout.token_embedding;
     let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
-    mask || (tied && name == "lm_head.weight")
+    mask || name.ends_with("position_ids") || (tied && name == "lm_head.weight")
 }
 
 /// A `config.json`. Ids of special tokens are null, not absent: an absent one has a default, which would end texts at

@@ -47,6 +47,7 @@ impl Bench {
             data: Vec::<PathBuf>::new(),
             data_weight: vec![],
             upcycle: None,
+            from: None,
             flags: self.flags.clone(),
         };
         let options = request.resolve()?.options;

@@ -21,6 +21,7 @@ use trainer::train::{End, train};
     after_help = "Examples:
   trainer train --preset gpt-zero --data input.txt --out runs/zero
   trainer train --resume --out runs/zero
+  trainer train --from gpt2 --data input.txt --out runs/tuned --block 256 --learning-rate 1e-4
   trainer eval --model runs/zero --data input.txt
   trainer presets
 
@@ -66,6 +67,9 @@ struct Train {
     /// A dense model that each expert begins as a copy of (two or more active experts)
     #[arg(long, value_name = "DIR")]
     upcycle: Option<PathBuf>,
+    /// A model directory of a known family to train further: it says what the model is and gives the tokenizer
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
     /// The run directory
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
@@ -107,12 +111,11 @@ fn obey() -> Result<u8> {
     };
     match arguments.command {
         Command::Train(command) => {
-            let Train { preset, config, data, data_weight, upcycle, out, resume, flags } = command;
-            train(&Request { preset, config, data, data_weight, upcycle, flags }, &out, resume).map(|end| {
-                match end {
-                    End::Done => 0,
-                    End::Interrupted { exit_code } => exit_code,
-                }
+            let Train { preset, config, data, data_weight, upcycle, from, out, resume, flags } = command;
+            let request = Request { preset, config, data, data_weight, upcycle, from, flags };
+            train(&request, &out, resume).map(|end| match end {
+                End::Done => 0,
+                End::Interrupted { exit_code } => exit_code,
             })
         }
         Command::Eval(command) => command.run().map(|()| 0),

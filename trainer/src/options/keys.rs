@@ -51,7 +51,7 @@ const RUN: &str = "Run";
 /// Keys that may change when a run is resumed: none of them changes what is learned up to a step.
 pub const CHANGEABLE: &[&str] = &["steps", "threads", "save_every", "keep", "recompute", "progress"];
 
-/// Every key but `preset` and those of the data.
+/// Every key but `preset`, `from`, `upcycle` and those of the data.
 pub const KEYS: &[Key] = &[
     key(
         MODEL,

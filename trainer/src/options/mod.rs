@@ -5,6 +5,7 @@
 //! makes a run directory.
 
 pub mod keys;
+mod shape;
 
 pub use keys::{Flags, nearest};
 
@@ -25,6 +26,7 @@ use formats::layout::InitScheme;
 use formats::{Error, Result};
 use keys::{CHANGEABLE, KEYS, Key};
 use serde::{Deserialize, Serialize};
+use shape::refuse_another_shape;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -267,6 +269,10 @@ impl Options {
     /// Checks what the bounds of single keys cannot. `origin` names where the values came from.
     pub fn validate(&self, origin: &str) -> Result<()> {
         self.model(1)?;
+        if let Some(context) = self.context.filter(|context| *context < self.block) {
+            let expected = format!("at most the {context} tokens of the model's context");
+            return Err(Error::config(origin, "block", self.block, expected));
+        }
         let tokens = self.sequences() as u64 * self.block as u64;
         if tokens > MAX_STEP_TOKENS {
             let expected = format!("at most {MAX_STEP_TOKENS}");
@@ -344,6 +350,8 @@ pub struct Recipe {
     pub data_weight: Vec<f64>,
     /// The dense model that a mixture starts from, if from one.
     pub upcycle: Option<PathBuf>,
+    /// The model that is trained further, if one is.
+    pub from: Option<PathBuf>,
 }
 
 impl Recipe {
@@ -373,6 +381,9 @@ impl Recipe {
         if let Some(path) = &self.upcycle {
             table.insert("upcycle".to_owned(), Value::String(utf8(path)?));
         }
+        if let Some(path) = &self.from {
+            table.insert("from".to_owned(), Value::String(utf8(path)?));
+        }
         toml::to_string(&table).map_err(|error| Error::Internal(format!("config as TOML: {error}")))
     }
 
@@ -400,6 +411,8 @@ pub struct Request {
     pub data_weight: Vec<f64>,
     /// `--upcycle`.
     pub upcycle: Option<PathBuf>,
+    /// `--from`.
+    pub from: Option<PathBuf>,
     /// Every other flag.
     pub flags: Flags,
 }
@@ -411,24 +424,46 @@ struct Given {
     data: Vec<PathBuf>,
     data_weight: Vec<f64>,
     upcycle: Option<PathBuf>,
+    from: Option<PathBuf>,
     values: Table,
 }
 
 impl Request {
     /// Whether it says what to train, and not only where.
     pub fn names_a_model(&self) -> bool {
-        self.preset.is_some() || self.config.is_some()
+        self.preset.is_some() || self.config.is_some() || self.from.is_some()
     }
 
     /// Preset, then file, then flags.
     pub fn resolve(&self) -> Result<Recipe> {
+        self.resolve_given(self.given()?, |preset, _| preset.table())
+    }
+
+    /// The same for a run that begins: what the model that it trains further is, if there is one, stands for itself.
+    /// `read` gives the description of the model in a directory.
+    pub fn begin(&self, read: impl FnOnce(&Path) -> Result<Config>) -> Result<Recipe> {
         let given = self.given()?;
+        let Some(from) = given.from.clone() else { return self.resolve() };
+        let config = read(&from)?;
+        self.resolve_given(given, |preset, given| {
+            let shaped = preset.shaped(&config, given)?.table()?;
+            refuse_another_shape(&config, &shaped, given, &from, &self.origin())?;
+            Ok(shaped)
+        })
+    }
+
+    fn resolve_given(
+        &self,
+        given: Given,
+        base: impl FnOnce(Options, &Table) -> Result<Table>,
+    ) -> Result<Recipe> {
         let preset = given.preset.as_deref().unwrap_or(presets::PRESETS[0].name);
-        let mut table = presets::find(preset)?.table()?;
+        let mut table = base(presets::find(preset)?, &given.values)?;
         table.extend(given.values);
         let options = options(table)?;
         options.validate(&self.origin())?;
-        Ok(Recipe { options, data: given.data, data_weight: given.data_weight, upcycle: given.upcycle })
+        let Given { data, data_weight, upcycle, from, .. } = given;
+        Ok(Recipe { options, data, data_weight, upcycle, from })
     }
 
     /// What the run that `recorded` began is asked to be now. `run` names its directory.
@@ -452,6 +487,7 @@ impl Request {
                 given.data_weight
             },
             upcycle: given.upcycle.or_else(|| recorded.upcycle.clone()),
+            from: given.from.or_else(|| recorded.from.clone()),
         };
         refuse_differences(&recipe, &recorded.fixed()?, run)?;
         Ok(recipe)
@@ -476,6 +512,15 @@ impl Request {
         }
         if self.upcycle.is_some() {
             given.upcycle = self.upcycle.clone();
+        }
+        if self.from.is_some() {
+            given.from = self.from.clone();
+        }
+        if given.from.is_some() && given.upcycle.is_some() {
+            return Err(Error::Usage(
+                "--from and --upcycle each say what the weights begin as\n  help: name one of them"
+                    .to_owned(),
+            ));
         }
         for (name, value) in self.flags.values()? {
             given.values.insert(name.to_owned(), value);
@@ -554,7 +599,8 @@ fn parse(text: &str, origin: &str) -> Result<Given> {
                     Error::config(origin, name, value, "a list of numbers, one for each of data")
                 })?;
             }
-            ("upcycle", _) => match value.as_str() {
+            ("upcycle" | "from", _) => match value.as_str() {
+                Some(path) if name == "from" => given.from = Some(path.into()),
                 Some(path) => given.upcycle = Some(path.into()),
                 None => return Err(Error::config(origin, name, value, "a model directory")),
             },
@@ -563,8 +609,8 @@ fn parse(text: &str, origin: &str) -> Result<Given> {
                 given.values.insert(key.name.to_owned(), key.check(origin, name, &value)?);
             }
             (_, None) => {
-                let known =
-                    KEYS.iter().map(|key| key.name).chain(["preset", "data", "data_weight", "upcycle"]);
+                let others = ["preset", "data", "data_weight", "upcycle", "from"];
+                let known = KEYS.iter().map(|key| key.name).chain(others);
                 let hint = nearest(name, known)
                     .map_or("one that `trainer train --help` lists".to_owned(), |near| format!("`{near}`"));
                 return Err(Error::config(origin, name, "not a key", hint));

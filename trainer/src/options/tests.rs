@@ -38,6 +38,7 @@ fn every_preset_survives_its_own_config_file() {
             data: vec!["t".into()],
             data_weight: vec![0.5],
             upcycle: Some("dense".into()),
+            from: None,
         };
         let given = parse(&recipe.to_toml().expect("plain data"), "test").expect("our own keys");
         let mut table = given.values;
@@ -87,7 +88,8 @@ fn contradictions_are_refused_by_name() {
 #[test]
 fn a_resumed_run_may_change_what_changes_no_result() {
     let options = presets::find("nano-cpu").expect("a preset").settled();
-    let recorded = Recipe { options, data: vec!["text".into()], data_weight: vec![], upcycle: None };
+    let data = vec!["text".into()];
+    let recorded = Recipe { options, data, data_weight: vec![], upcycle: None, from: None };
     let run = Path::new("runs/one");
     let allowed = [
         ("steps", "9"),
@@ -107,6 +109,7 @@ fn a_resumed_run_may_change_what_changes_no_result() {
     for key in KEYS.iter().filter(|key| !CHANGEABLE.contains(&key.name)) {
         let other = match key.name {
             "heads" => "2".to_owned(),
+            "context" => "100".to_owned(),
             "rng" => "torch".to_owned(),
             "rotary_base" => "500".to_owned(),
             _ => match key.kind {
@@ -136,7 +139,8 @@ fn a_resumed_run_may_change_what_changes_no_result() {
 fn where_a_tokenizer_lies_may_change_and_what_kind_it_is_may_not() {
     let options = presets::find("nano-cpu").expect("a preset").settled();
     let options = Options { tokenizer: TokenizerSource::File("a/tokenizer.json".into()), ..options };
-    let recorded = Recipe { options, data: vec!["text".into()], data_weight: vec![], upcycle: None };
+    let data = vec!["text".into()];
+    let recorded = Recipe { options, data, data_weight: vec![], upcycle: None, from: None };
     let text = recorded.to_toml().expect("plain data");
     assert!(text.contains("tokenizer = \"a/tokenizer.json\""), "{text}");
     let run = Path::new("runs/one");

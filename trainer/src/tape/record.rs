@@ -250,17 +250,22 @@ mod tests {
     use crate::backend::Write;
     use crate::presets;
     use crate::tape::Step;
+    use formats::config::QueryKeyNorm;
 
     #[test]
     fn every_gradient_is_set_exactly_once_and_before_it_is_read() {
-        for (preset, recompute) in [
-            ("gpt-zero", Recompute::Nothing),
-            ("gpt-zero", Recompute::Layers),
-            ("moe-nano", Recompute::Layers),
-            ("gpt1", Recompute::Layers),
+        let head = QueryKeyNorm::Head;
+        for (preset, recompute, query_key_norm) in [
+            ("gpt-zero", Recompute::Nothing, QueryKeyNorm::None),
+            ("gpt-zero", Recompute::Layers, head),
+            ("moe-nano", Recompute::Nothing, head),
+            ("moe-nano", Recompute::Layers, QueryKeyNorm::None),
+            ("gpt1", Recompute::Nothing, head),
+            ("gpt1", Recompute::Layers, QueryKeyNorm::None),
         ] {
             let config =
                 presets::find(preset).and_then(|options| options.model(65)).expect("a preset is valid");
+            let config = Config { query_key_norm, ..config };
             let (layout, shape) = (Layout::new(&config), Shape { sequences: 2, block: 8 });
             let program = record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute);
             let (mut set, mut reversed) = (vec![false; program.widths.len()], 0);

@@ -33,6 +33,7 @@ fn request(folder: &Path, flags: &[(&'static str, &str)]) -> Request {
         data: vec![folder.join("text")],
         data_weight: vec![],
         upcycle: None,
+        from: None,
         flags: Flags::of(&[&small[..], &[("block", "16"), ("decay_steps", "12")], flags].concat()),
     }
 }
