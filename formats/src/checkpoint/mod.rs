@@ -23,13 +23,14 @@ mod weights;
 mod writer;
 
 pub use advice::Advice;
-pub use commit::Commit;
+pub use commit::{Commit, write_whole};
 pub use container::{StoredTensor, TensorFile};
 pub use directory::{Directory, ModelFiles, write_model};
 pub use generation::GenerationConfig;
 pub use history::{clean, newest, point, retain, step_path};
 pub use manifest::verify;
 pub use weights::Weights;
+pub use writer::encode;
 
 use crate::error::Error;
 use half::{bf16, f16};

@@ -70,7 +70,7 @@ pub(super) fn to_json(tokenizer: &Tokenizer) -> String {
 
 /// The character that stands for `byte` in a byte-level file: itself where it prints, else the next free one
 /// from U+0100 (Radford et al. 2019, `encoder.py`, `bytes_to_unicode`).
-fn byte_character(byte: u8) -> char {
+pub fn byte_character(byte: u8) -> char {
     let free = match byte {
         b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => return char::from(byte),
         0..=b' ' => u32::from(byte),

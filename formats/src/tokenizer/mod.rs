@@ -9,6 +9,7 @@
 mod file;
 mod stream;
 
+pub use file::byte_character;
 pub use stream::Utf8Stream;
 
 use crate::checkpoint::source;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod eval;
+mod export;
 mod inspect;
 mod presets;
 
@@ -21,6 +22,7 @@ use trainer::train::{End, train};
   trainer train --preset gpt-zero --data input.txt --out runs/zero
   trainer train --resume --out runs/zero
   trainer eval --model runs/zero --data input.txt
+  trainer export --model runs/zero --to gguf --out zero.gguf
   trainer presets
 
 Exit codes: 0 done, 1 our bug, 2 usage, 3 bad file, 4 bad config, 5 cannot write, 6 device, 7 memory,
@@ -41,6 +43,8 @@ enum Command {
     Presets(presets::Presets),
     /// Look at what a run would learn from
     Inspect(inspect::Inspect),
+    /// Write a model for other tools
+    Export(export::Export),
     /// Time training steps
     Bench(bench::Bench),
 }
@@ -110,6 +114,7 @@ fn obey() -> Result<u8> {
         Command::Eval(command) => command.run().map(|()| 0),
         Command::Presets(command) => command.run().map(|()| 0),
         Command::Inspect(command) => command.run().map(|()| 0),
+        Command::Export(command) => command.run().map(|()| 0),
         Command::Bench(command) => command.run().map(|()| 0),
     }
 }
