@@ -43,7 +43,7 @@ impl FinishReason {
     /// The word for it in JSON.
     pub fn name(self) -> &'static str {
         match self {
-            FinishReason::EndOfText => "end_of_text",
+            FinishReason::EndOfText => "eos",
             FinishReason::Stop(_) => "stop",
             FinishReason::Length => "length",
             FinishReason::Context => "context",

@@ -253,6 +253,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
+    #[cfg(test)]
     pub(super) fn zeros(name: &str, shape: Vec<usize>, dtype: Dtype) -> Outgoing {
         Outgoing { name: name.to_owned(), shape, dtype, slices: Vec::new() }
     }
