@@ -13,7 +13,6 @@ use crate::params::Params;
 use crate::tape::record::record;
 use crate::tape::replay::{Place, Replay};
 use crate::tape::{Mode, Shape};
-use formats::config::QueryKeyNorm;
 use formats::layout::FeedForward;
 use formats::{Config, Error, Layout, Result};
 use std::cmp::Ordering;
@@ -142,13 +141,6 @@ impl<B: Backend> Learner<B> {
         optimizer: &OptimizerOptions,
         mixing: &Mixing,
     ) -> Result<Learner<B>> {
-        if config.query_key_norm != QueryKeyNorm::None {
-            return Err(Error::Usage(
-                "models that normalise queries and keys are not trained yet\n  help: the runtime generates from \
-                 them; train one with query_key_norm none"
-                    .to_owned(),
-            ));
-        }
         let layout = Layout::new(config);
         let parameters = layout.parameters();
         let cut = shape.cut();

@@ -7,7 +7,7 @@ use crate::progress::ProgressMode;
 use crate::random::RngKind;
 use crate::schedule::Curve;
 use formats::checkpoint::Dtype;
-use formats::config::{Activation, AttentionScale, NormKind, Position, RouterScore};
+use formats::config::{Activation, AttentionScale, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore};
 use formats::layout::InitScheme;
 use formats::{Error, Result};
 
@@ -74,6 +74,7 @@ fn gpt_zero() -> Options {
         preset: "gpt-zero".to_owned(),
         tokenizer: Alphabet::Characters,
         block: 8,
+        context: None,
         width: 64,
         layers: 4,
         heads: 4,
@@ -91,6 +92,8 @@ fn gpt_zero() -> Options {
         position: Position::Learned,
         rotary_base: 10_000.0,
         norm: NormKind::LayerNorm,
+        norm_order: NormOrder::Pre,
+        query_key_norm: QueryKeyNorm::None,
         activation: Activation::GeluErf,
         attention_scale: AttentionScale::HeadSize,
         norm_eps: 1e-5,

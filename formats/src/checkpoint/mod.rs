@@ -3,6 +3,7 @@
 //! - [`source`]: the only way a file is opened: regular, bounded, never a hang
 //! - `container`: the safetensors format, read strictly; `writer`: written to the same bytes every time
 //! - `weights`: one model's tensors, each proven to be what the layout expects
+//! - `shards`: weights in several files, under one index
 //! - `advice`: what the system is told about mapped bytes
 //! - `generation`: how a model wants to be sampled
 //! - `directory`: a model directory as a whole, opened and written
@@ -18,6 +19,7 @@ mod directory;
 mod generation;
 mod history;
 mod manifest;
+mod shards;
 pub mod source;
 mod weights;
 mod writer;
@@ -29,12 +31,13 @@ pub use directory::{Directory, ModelFiles, write_model};
 pub use generation::GenerationConfig;
 pub use history::{clean, newest, point, retain, step_path};
 pub use manifest::verify;
-pub use weights::Weights;
+pub use weights::{Piece, Weights};
 pub use writer::encode;
 
 use crate::error::Error;
 use half::{bf16, f16};
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 #[cfg(target_endian = "big")]
@@ -112,7 +115,19 @@ pub enum Tensor<'a> {
     Bf16(&'a [bf16]),
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
+    /// Some of the values.
+    ///
+    /// # Panics
+    /// If `range` does not lie below [`Tensor::len`].
+    pub fn part(&self, range: Range<usize>) -> Tensor<'a> {
+        match self {
+            Tensor::F32(values) => Tensor::F32(&values[range]),
+            Tensor::F16(values) => Tensor::F16(&values[range]),
+            Tensor::Bf16(values) => Tensor::Bf16(&values[range]),
+        }
+    }
+
     /// How the numbers are encoded.
     pub fn dtype(&self) -> Dtype {
         match self {

@@ -4,6 +4,7 @@
 //! unchanged; which one follows from the config alone. Any other says `"model_type": "lectern"`, so that nothing else
 //! misreads it.
 
+mod gpt;
 mod keys;
 mod llama;
 
@@ -26,6 +27,10 @@ use std::path::Path;
 pub enum Family {
     /// Our own.
     Lectern,
+    /// GPT-1: norms after each half of a layer.
+    OpenaiGpt,
+    /// GPT-2.
+    Gpt2,
     /// Dense, rotary positions, RMSNorm, SwiGLU.
     Llama,
     /// The same with experts whose weights are renormalised.
@@ -38,18 +43,27 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 5] =
-        [Family::Lectern, Family::Llama, Family::Mixtral, Family::Olmoe, Family::Qwen3Moe];
+    pub const ALL: [Family; 7] = [
+        Family::Lectern,
+        Family::OpenaiGpt,
+        Family::Gpt2,
+        Family::Llama,
+        Family::Mixtral,
+        Family::Olmoe,
+        Family::Qwen3Moe,
+    ];
 
     /// The one that stores a model of this config.
     pub fn of(config: &Config) -> Family {
-        llama::of(config).unwrap_or(Family::Lectern)
+        llama::of(config).or_else(|| gpt::of(config)).unwrap_or(Family::Lectern)
     }
 
     /// Its name in `config.json`.
     pub fn model_type(self) -> &'static str {
         match self {
             Family::Lectern => "lectern",
+            Family::OpenaiGpt => "openai-gpt",
+            Family::Gpt2 => "gpt2",
             Family::Llama => "llama",
             Family::Mixtral => "mixtral",
             Family::Olmoe => "olmoe",
@@ -61,6 +75,8 @@ impl Family {
     pub fn architecture(self) -> &'static str {
         match self {
             Family::Lectern => "LecternForCausalLM",
+            Family::OpenaiGpt => "OpenAIGPTLMHeadModel",
+            Family::Gpt2 => "GPT2LMHeadModel",
             Family::Llama => "LlamaForCausalLM",
             Family::Mixtral => "MixtralForCausalLM",
             Family::Olmoe => "OlmoeForCausalLM",
@@ -79,14 +95,25 @@ pub struct Stored {
     pub id: ParameterId,
     /// Its name in the file.
     pub name: String,
-    /// Its shape in the file: `[rows, columns]`, or `[len]` for a vector.
+    /// Its shape in the file: `[rows, columns]`, `[columns, rows]` with inputs first, or `[len]` for a vector.
     pub shape: Vec<usize>,
     /// The first of the parameter's rows that it holds: some families store a parameter in pieces.
     pub first_row: usize,
+    /// Whether it stands transposed: one line an input, not one an output.
+    pub inputs_first: bool,
 }
 
 impl Stored {
-    /// Where its values are among the parameter's, in elements.
+    /// How many of the parameter's rows it holds.
+    pub fn rows(&self) -> usize {
+        match self.shape[..] {
+            [rows, _] if !self.inputs_first => rows,
+            [_, rows] => rows,
+            _ => 1,
+        }
+    }
+
+    /// Where its values are among the parameter's, in elements; with inputs first, they are these transposed.
     pub fn range(&self, parameter: &Parameter) -> Range<usize> {
         let start = self.first_row * parameter.columns;
         start..start + self.shape.iter().product::<usize>()
@@ -99,6 +126,7 @@ pub fn stored(config: &Config, layout: &Layout) -> Vec<Stored> {
     let parameters = layout.iter().filter(|(_, parameter)| parameter.is_stored());
     let tensors = parameters.flat_map(|(id, parameter)| match family {
         Family::Lectern => vec![own(id, parameter)],
+        Family::Gpt2 | Family::OpenaiGpt => vec![gpt::stored(family, id, parameter)],
         family => llama::stored(family, config, id, parameter),
     });
     tensors.collect()
@@ -106,7 +134,19 @@ pub fn stored(config: &Config, layout: &Layout) -> Vec<Stored> {
 
 /// Whether a file may hold a tensor of this name although it is no parameter of the model.
 pub fn is_ignored(config: &Config, layout: &Layout, name: &str) -> bool {
-    Family::of(config) != Family::Lectern && llama::is_ignored(layout, name)
+    match Family::of(config) {
+        Family::Lectern => false,
+        Family::Gpt2 | Family::OpenaiGpt => gpt::is_ignored(layout, name),
+        _ => llama::is_ignored(layout, name),
+    }
+}
+
+/// The other name under which some files of a model's family hold what is called `name`.
+pub fn short_name<'a>(config: &Config, name: &'a str) -> Option<&'a str> {
+    match Family::of(config) {
+        Family::Gpt2 | Family::OpenaiGpt => name.strip_prefix(gpt::PREFIX),
+        _ => None,
+    }
 }
 
 fn own(id: ParameterId, parameter: &Parameter) -> Stored {
@@ -114,7 +154,7 @@ fn own(id: ParameterId, parameter: &Parameter) -> Stored {
         true => vec![parameter.rows, parameter.columns],
         false => vec![parameter.columns],
     };
-    Stored { id, name: name(parameter), shape, first_row: 0 }
+    Stored { id, name: name(parameter), shape, first_row: 0, inputs_first: false }
 }
 
 fn name(parameter: &Parameter) -> String {
@@ -149,8 +189,10 @@ fn name(parameter: &Parameter) -> String {
 /// The text of a `config.json`: what the model is, in its family's own keys.
 pub fn config_json(config: &Config, dtype: Dtype) -> String {
     let family = Family::of(config);
-    if family != Family::Lectern {
-        return llama::config_json(family, config, dtype);
+    match family {
+        Family::Lectern => {}
+        Family::Gpt2 | Family::OpenaiGpt => return gpt::config_json(family, config, dtype),
+        _ => return llama::config_json(family, config, dtype),
     }
     #[derive(Serialize)]
     struct File<'a> {
@@ -205,7 +247,14 @@ pub fn read_config(text: &str, origin: &Path) -> Result<Config> {
     taken("transformers_version");
     let config = match family {
         Family::Lectern => own_keys(entries, &place)?,
-        family => llama::read(family, &Keys::new(&entries.into_iter().collect(), &place))?,
+        family => {
+            let entries = entries.into_iter().collect();
+            let keys = Keys::new(&entries, &place);
+            match family {
+                Family::Gpt2 | Family::OpenaiGpt => gpt::read(family, &keys)?,
+                _ => llama::read(family, &keys)?,
+            }
+        }
     };
     config.validate(&place)?;
     if Family::of(&config) != family {
@@ -271,7 +320,9 @@ impl<'de> Deserialize<'de> for Entries {
 mod tests {
     use super::*;
     use crate::config::tests::lecture;
-    use crate::config::{Activation, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight};
+    use crate::config::{
+        Activation, Experts, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore, RouterWeight,
+    };
 
     fn read(text: &str) -> Result<Config> {
         read_config(text, Path::new("config.json"))
@@ -338,8 +389,11 @@ mod tests {
 
     #[test]
     fn unknown_families_are_refused_by_name() {
-        for kind in ["gpt2", "phimoe"] {
-            refused(&changed("\"lectern\"", &format!("{kind:?}")), "one of lectern, llama, mixtral");
+        for kind in ["gpt3", "phimoe"] {
+            refused(
+                &changed("\"lectern\"", &format!("{kind:?}")),
+                "one of lectern, openai-gpt, gpt2, llama, mixtral",
+            );
             refused(&changed("\"lectern\"", &format!("{kind:?}")), kind);
         }
         refused("{}", "model_type is missing");
@@ -378,6 +432,8 @@ mod tests {
             noise: false,
         };
         let scored = Experts { weight: RouterWeight::Score, ..experts };
+        let gpt = Config { head_bias: false, activation: Activation::GeluTanh, norm_eps: 1e-6, ..lecture() };
+        let first = Config { norm_order: NormOrder::Post, ..gpt.clone() };
         vec![
             (Family::Llama, llama.clone()),
             (Family::Llama, Config { tied: true, head_size: 10, ..llama.clone() }),
@@ -395,6 +451,11 @@ mod tests {
                     ..llama
                 },
             ),
+            (Family::Gpt2, Config { tied: true, dropout: 0.1, ..gpt.clone() }),
+            (Family::Gpt2, Config { feed_forward: 37, activation: Activation::GeluErf, ..gpt.clone() }),
+            (Family::Gpt2, Config { activation: Activation::Relu, ..gpt }),
+            (Family::OpenaiGpt, Config { tied: true, ..first.clone() }),
+            (Family::OpenaiGpt, Config { activation: Activation::Relu, dropout: 0.2, ..first }),
         ]
     }
 
@@ -405,7 +466,7 @@ mod tests {
                 assert_eq!(Family::of(&config), family);
                 let text = config_json(&config, dtype);
                 assert!(text.contains(&format!("\"model_type\": {:?}", family.model_type())), "{text}");
-                assert!(text.contains("\"rms_norm_eps\": 0.000001"), "{text}");
+                assert!(text.contains("_eps\": 0.000001") || text.contains("_epsilon\": 0.000001"), "{text}");
                 assert_eq!(read(&text).expect("our own file"), config);
             }
         }
@@ -457,6 +518,46 @@ mod tests {
         let (_, qwen) = &public()[4];
         let text = config_json(qwen, Dtype::F32);
         assert_eq!(read(&text.replace("\"num_experts\"", "\"num_local_experts\"")).expect("5"), *qwen);
+    }
+
+    #[test]
+    fn a_gpts_keys_are_read_as_transformers_reads_them() {
+        let (_, gpt2) = &public()[5];
+        let text = config_json(gpt2, Dtype::F32);
+        for word in ["gelu_pytorch_tanh", "gelu_fast"] {
+            assert_eq!(read(&text.replace("gelu_new", word)).expect("the same function"), *gpt2);
+        }
+        let absent = text.replace("\"activation_function\": \"gelu_new\",", "\"n_inner\": null,");
+        let absent = absent.replace("\"tie_word_embeddings\": true,", "\"reorder_and_upcast_attn\": true,");
+        assert_eq!(read(&absent).expect("defaults"), *gpt2);
+        for (from, to, words) in [
+            ("gelu_new", "silu", "activation_function is \"silu\""),
+            ("\"use_cache\": true", "\"scale_attn_weights\": false", "scale_attn_weights is false"),
+            (
+                "\"use_cache\": true",
+                "\"scale_attn_by_inverse_layer_idx\": true",
+                "scale_attn_by_inverse_layer_idx is true",
+            ),
+            ("\"use_cache\": true", "\"add_cross_attention\": true", "add_cross_attention is true"),
+            ("\"n_head\": 4", "\"n_head\": 0", "heads is 0"),
+            ("\"n_head\": 4", "\"n_head\": 5", "model_type is gpt2"),
+            ("\"n_embd\": 64", "\"n_embd\": 18446744073709551615", "width is"),
+        ] {
+            assert!(text.contains(from), "{from} is not in {text}");
+            refused(&text.replace(from, to), words);
+        }
+        let text = config_json(&public()[8].1, Dtype::F32);
+        refused(&text.replace("\"afn\": \"gelu\"", "\"afn\": \"gelu_new\""), "afn is \"gelu_new\"");
+        // Not what it calls gelu, nor of the width it computes with: no other program would read these as meant.
+        let first = &public()[8].1;
+        assert_eq!(Family::of(&Config { activation: Activation::GeluErf, ..first.clone() }), Family::Lectern);
+        assert_eq!(Family::of(&Config { feed_forward: 5, ..first.clone() }), Family::Lectern);
+    }
+
+    #[test]
+    fn a_config_from_before_norms_had_an_order_is_read() {
+        assert_eq!(read(&changed("\"norm_order\": \"pre\",", "")).expect("an older file"), lecture());
+        refused(&changed("\"norm_order\": \"pre\"", "\"norm_order\": \"both\""), "norm_order is \"both\"");
     }
 
     #[test]

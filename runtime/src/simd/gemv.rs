@@ -32,6 +32,67 @@ pub(super) unsafe fn gemv<L: Lanes, T: Element>(weight: &[T], x: &[f32], y: &mut
     }
 }
 
+/// Inputs whose rows are read side by side, so that sums are loaded and stored once for all of them.
+const INPUTS: usize = 8;
+
+/// `y = x W` for the first `y.len()` columns of `W`, whose rows lie `stride` apart: each row is read as it stands, and
+/// every column's sum runs over the rows in order, whatever columns stand beside it.
+///
+/// # Safety
+/// `L`'s instruction set must be present.
+#[inline(always)]
+pub(super) unsafe fn gemv_rows<L: Lanes, T: Element>(weight: &[T], stride: usize, x: &[f32], y: &mut [f32]) {
+    assert!(y.len() <= stride, "rows of W overlap");
+    let needed = x.len().checked_sub(1).map_or(0, |last| last * stride + y.len());
+    assert!(needed <= weight.len(), "weight is [x.len(), stride]");
+    y.fill(0.0);
+    let (groups, rest) = x.as_chunks::<INPUTS>();
+    let mut at = 0;
+    for group in groups {
+        // SAFETY: rows `at .. at + INPUTS` have `y.len()` columns inside `weight`, whose length was checked above.
+        unsafe { add_rows::<L, T, INPUTS>(weight.as_ptr().add(at * stride), stride, group, y) };
+        at += INPUTS;
+    }
+    for value in rest {
+        // SAFETY: as above, for one row.
+        unsafe { add_rows::<L, T, 1>(weight.as_ptr().add(at * stride), stride, &[*value], y) };
+        at += 1;
+    }
+}
+
+/// `y += sum x_n W_n` over `N` rows, in order.
+#[inline(always)]
+unsafe fn add_rows<L: Lanes, T: Element, const N: usize>(
+    weight: *const T,
+    stride: usize,
+    x: &[f32; N],
+    y: &mut [f32],
+) {
+    // SAFETY: every access below stays inside `y` and inside `N` rows of as many columns.
+    unsafe {
+        let by = x.map(|x| L::splat(x));
+        let rows: [*const T; N] = std::array::from_fn(|row| weight.add(row * stride));
+        let mut at = 0;
+        while at + L::WIDTH <= y.len() {
+            let to = y.as_mut_ptr().add(at);
+            let mut sum = L::load(to);
+            for n in 0..N {
+                sum = T::load::<L>(rows[n].add(at)).multiply_add(by[n], sum);
+            }
+            sum.store(to);
+            at += L::WIDTH;
+        }
+        if at < y.len() {
+            let (to, count) = (y.as_mut_ptr().add(at), y.len() - at);
+            let mut sum = L::load_part(to, count);
+            for n in 0..N {
+                sum = T::load_part::<L>(rows[n].add(at), count).multiply_add(by[n], sum);
+            }
+            sum.store_part(to, count);
+        }
+    }
+}
+
 /// `sum k q`.
 ///
 /// # Safety

@@ -60,6 +60,12 @@ pub struct Simd {
     pub gemv_f16: fn(&[f16], &[f32], &mut [f32]),
     /// `y = W x` with `W` in bfloat16, converted in registers.
     pub gemv_bf16: fn(&[bf16], &[f32], &mut [f32]),
+    /// `y = x W` for the first `y.len()` columns of `W`, `x.len()` rows that lie a stride apart.
+    pub gemv_rows_f32: fn(&[f32], usize, &[f32], &mut [f32]),
+    /// The same with `W` in half precision, converted in registers.
+    pub gemv_rows_f16: fn(&[f16], usize, &[f32], &mut [f32]),
+    /// The same with `W` in bfloat16, converted in registers.
+    pub gemv_rows_bf16: fn(&[bf16], usize, &[f32], &mut [f32]),
     /// A general matrix product, see [`Product`].
     pub product: fn(&Product, &[f32], &[f32], Option<&[f32]>, &mut [f32]),
     /// `W` `[outputs, inputs]` transposed into panels of [`PANEL`] columns: element `(input, output)` stands at
@@ -69,6 +75,12 @@ pub struct Simd {
     pub pack_f16: fn(&[f16], usize, usize, &mut [f32]),
     /// The same from bfloat16.
     pub pack_bf16: fn(&[bf16], usize, usize, &mut [f32]),
+    /// The first so many outputs of `W` `[inputs, stride]` into the same panels: outputs, inputs and stride follow it.
+    pub pack_rows_f32: fn(&[f32], [usize; 3], &mut [f32]),
+    /// The same from half precision.
+    pub pack_rows_f16: fn(&[f16], [usize; 3], &mut [f32]),
+    /// The same from bfloat16.
+    pub pack_rows_bf16: fn(&[bf16], [usize; 3], &mut [f32]),
     /// LayerNorm of one row, `(x - mean) / sqrt(var + eps) * gain + bias`; returns mean and `1 / sqrt(var + eps)`.
     pub layer_norm: fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32]) -> (f32, f32),
     /// RMSNorm of one row, `x / sqrt(mean(x^2) + eps) * gain`; returns `1 / sqrt(mean(x^2) + eps)`.
@@ -201,6 +213,12 @@ macro_rules! vector_table {
             fn gemv_f32(w: &[f32], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, f32>(w, x, y);
             fn gemv_f16(w: &[f16], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, f16>(w, x, y);
             fn gemv_bf16(w: &[bf16], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, bf16>(w, x, y);
+            fn gemv_rows_f32(w: &[f32], stride: usize, x: &[f32], y: &mut [f32])
+                = gemv::gemv_rows::<$lanes, f32>(w, stride, x, y);
+            fn gemv_rows_f16(w: &[f16], stride: usize, x: &[f32], y: &mut [f32])
+                = gemv::gemv_rows::<$lanes, f16>(w, stride, x, y);
+            fn gemv_rows_bf16(w: &[bf16], stride: usize, x: &[f32], y: &mut [f32])
+                = gemv::gemv_rows::<$lanes, bf16>(w, stride, x, y);
             fn product(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32])
                 = product::product::<$lanes>(p, a, b, bias, c);
             fn pack_f32(w: &[f32], outputs: usize, inputs: usize, panels: &mut [f32])
@@ -209,6 +227,12 @@ macro_rules! vector_table {
                 = product::pack::<$lanes, f16>(w, outputs, inputs, panels);
             fn pack_bf16(w: &[bf16], outputs: usize, inputs: usize, panels: &mut [f32])
                 = product::pack::<$lanes, bf16>(w, outputs, inputs, panels);
+            fn pack_rows_f32(w: &[f32], sizes: [usize; 3], panels: &mut [f32])
+                = product::pack_rows::<$lanes, f32>(w, sizes, panels);
+            fn pack_rows_f16(w: &[f16], sizes: [usize; 3], panels: &mut [f32])
+                = product::pack_rows::<$lanes, f16>(w, sizes, panels);
+            fn pack_rows_bf16(w: &[bf16], sizes: [usize; 3], panels: &mut [f32])
+                = product::pack_rows::<$lanes, bf16>(w, sizes, panels);
             fn layer_norm(x: &[f32], gain: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) -> (f32, f32)
                 = routines::layer_norm(routines::Unit::FUSED, x, gain, bias, eps, out);
             fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) -> f32
@@ -236,10 +260,16 @@ macro_rules! vector_table {
             gemv_f32,
             gemv_f16,
             gemv_bf16,
+            gemv_rows_f32,
+            gemv_rows_f16,
+            gemv_rows_bf16,
             product,
             pack_f32,
             pack_f16,
             pack_bf16,
+            pack_rows_f32,
+            pack_rows_f16,
+            pack_rows_bf16,
             layer_norm,
             rms_norm,
             relu,

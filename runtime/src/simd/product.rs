@@ -318,6 +318,40 @@ pub(super) unsafe fn pack<L: Lanes, T: Element>(
     }
 }
 
+/// The first `outputs` of `W` `[inputs, stride]`, which stands transposed, into the same panels.
+///
+/// # Safety
+/// `L`'s instruction set must be present.
+#[inline(always)]
+pub(super) unsafe fn pack_rows<L: Lanes, T: Element>(
+    weight: &[T],
+    [outputs, inputs, stride]: [usize; 3],
+    panels: &mut [f32],
+) {
+    assert!(outputs <= stride, "rows of W overlap");
+    let needed = inputs.checked_sub(1).map_or(0, |last| last * stride + outputs);
+    assert!(needed <= weight.len(), "weight is [inputs, stride]");
+    assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
+    for input in 0..inputs {
+        for first in (0..outputs).step_by(PANEL) {
+            // SAFETY: both lengths were checked; panel `first / PANEL` begins at `first * inputs`.
+            unsafe {
+                let from = weight.as_ptr().add(input * stride + first);
+                let to = panels.as_mut_ptr().add(first * inputs + input * PANEL);
+                for lane in (0..PANEL).step_by(L::WIDTH) {
+                    let count = (outputs - first).saturating_sub(lane);
+                    let value = match count {
+                        0 => L::splat(0.0),
+                        _ if count >= L::WIDTH => T::load(from.add(lane)),
+                        _ => T::load_part(from.add(lane), count),
+                    };
+                    value.store(to.add(lane));
+                }
+            }
+        }
+    }
+}
+
 /// A block of `A` into strips `[rows / TILE_ROWS][inner][TILE_ROWS]`; missing rows of the last strip are zero.
 #[inline(always)]
 unsafe fn pack_strips<L: Lanes>(

@@ -11,10 +11,16 @@ pub(super) static TABLE: Simd = Simd {
     gemv_f32: |weight, x, y| gemv(weight, |value| value, x, y),
     gemv_f16: |weight, x, y| gemv(weight, f16::to_f32, x, y),
     gemv_bf16: |weight, x, y| gemv(weight, bf16::to_f32, x, y),
+    gemv_rows_f32: |weight, stride, x, y| gemv_rows(weight, |value| value, stride, x, y),
+    gemv_rows_f16: |weight, stride, x, y| gemv_rows(weight, f16::to_f32, stride, x, y),
+    gemv_rows_bf16: |weight, stride, x, y| gemv_rows(weight, bf16::to_f32, stride, x, y),
     product,
     pack_f32: |weight, outputs, inputs, panels| pack(weight, |value| value, outputs, inputs, panels),
     pack_f16: |weight, outputs, inputs, panels| pack(weight, f16::to_f32, outputs, inputs, panels),
     pack_bf16: |weight, outputs, inputs, panels| pack(weight, bf16::to_f32, outputs, inputs, panels),
+    pack_rows_f32: |weight, sizes, panels| pack_rows(weight, |value| value, sizes, panels),
+    pack_rows_f16: |weight, sizes, panels| pack_rows(weight, f16::to_f32, sizes, panels),
+    pack_rows_bf16: |weight, sizes, panels| pack_rows(weight, bf16::to_f32, sizes, panels),
     layer_norm: |x, gain, bias, eps, out| routines::layer_norm(Unit::PLAIN, x, gain, bias, eps, out),
     rms_norm: |x, gain, eps, out| routines::rms_norm(Unit::PLAIN, x, gain, eps, out),
     relu: routines::relu,
@@ -46,6 +52,14 @@ fn gemv<T: Copy>(weight: &[T], widen: impl Fn(T) -> f32, x: &[f32], y: &mut [f32
     }
 }
 
+fn gemv_rows<T: Copy>(weight: &[T], widen: impl Fn(T) -> f32, stride: usize, x: &[f32], y: &mut [f32]) {
+    assert!(y.len() <= stride, "rows of W overlap");
+    y.fill(0.0);
+    for (input, value) in x.iter().enumerate() {
+        axpy(*value, &weight[input * stride..][..y.len()], &widen, y);
+    }
+}
+
 fn axpy<T: Copy>(weight: f32, v: &[T], widen: impl Fn(T) -> f32, out: &mut [f32]) {
     assert_eq!(v.len(), out.len(), "axpy");
     for (sum, &value) in out.iter_mut().zip(v) {
@@ -67,6 +81,22 @@ fn pack<T: Copy>(weight: &[T], widen: impl Fn(T) -> f32, outputs: usize, inputs:
     for output in 0..outputs {
         for input in 0..inputs {
             panels[place(output, input, inputs)] = widen(weight[output * inputs + input]);
+        }
+    }
+}
+
+fn pack_rows<T: Copy>(
+    weight: &[T],
+    widen: impl Fn(T) -> f32,
+    [outputs, inputs, stride]: [usize; 3],
+    panels: &mut [f32],
+) {
+    assert!(outputs <= stride, "rows of W overlap");
+    assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
+    panels.fill(0.0);
+    for input in 0..inputs {
+        for output in 0..outputs {
+            panels[place(output, input, inputs)] = widen(weight[input * stride + output]);
         }
     }
 }

@@ -83,6 +83,54 @@ fn gemv_dot_and_axpy_match_float64_at_every_length() {
 }
 
 #[test]
+fn weights_that_stand_transposed_match_float64_and_pack_alike() {
+    for table in Simd::available() {
+        for inputs in [1, 2, 7, 8, 9, 16, 31, 97] {
+            for columns in LENGTHS {
+                let stride = columns + 5;
+                let weight = values(inputs * stride, 61);
+                let (half, brain): (Vec<f16>, Vec<bf16>) =
+                    weight.iter().map(|&w| (f16::from_f32(w), bf16::from_f32(w))).unzip();
+                let x = values(inputs, 62);
+                let want = |of: &dyn Fn(usize) -> f64| -> Vec<f64> {
+                    let sum = |c| (0..inputs).map(|k| of(k * stride + c) * f64::from(x[k])).sum();
+                    (0..columns).map(sum).collect()
+                };
+                let (name, floor) = (table.name, 2e-7 * inputs as f64);
+                let mut y = vec![f32::NAN; columns];
+                (table.gemv_rows_f32)(&weight, stride, &x, &mut y);
+                close(&y, &want(&|i| f64::from(weight[i])), 1e-6, floor, name);
+                (table.gemv_rows_bf16)(&brain, stride, &x, &mut y);
+                close(&y, &want(&|i| brain[i].to_f64()), 1e-6, floor, name);
+                (table.gemv_rows_f16)(&half, stride, &x, &mut y);
+                close(&y, &want(&|i| half[i].to_f64()), 1e-6, floor, name);
+                let (middle, mut part) = (columns / 3, vec![f32::NAN; columns - columns / 3]);
+                (table.gemv_rows_f16)(&half[middle..], stride, &x, &mut part);
+                assert_eq!(part, y[middle..], "{name}: a column's sum depends on its neighbours");
+
+                let turned = |i: usize| i % inputs * stride + i / inputs;
+                let at = 0..columns * inputs;
+                let mut expected = vec![f32::NAN; packed_len(columns, inputs)];
+                let mut panels = expected.clone();
+                let sizes = [columns, inputs, stride];
+                let same: Vec<f32> = at.clone().map(|i| weight[turned(i)]).collect();
+                (table.pack_f32)(&same, columns, inputs, &mut expected);
+                (table.pack_rows_f32)(&weight, sizes, &mut panels);
+                assert_eq!(panels, expected, "{name} {sizes:?}");
+                let same: Vec<f16> = at.clone().map(|i| half[turned(i)]).collect();
+                (table.pack_f16)(&same, columns, inputs, &mut expected);
+                (table.pack_rows_f16)(&half, sizes, &mut panels);
+                assert_eq!(panels, expected, "{name} {sizes:?}");
+                let same: Vec<bf16> = at.map(|i| brain[turned(i)]).collect();
+                (table.pack_bf16)(&same, columns, inputs, &mut expected);
+                (table.pack_rows_bf16)(&brain, sizes, &mut panels);
+                assert_eq!(panels, expected, "{name} {sizes:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn products_match_float64_in_every_orientation() {
     for table in Simd::available() {
         for (rows, inner, columns) in [

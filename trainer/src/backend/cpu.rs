@@ -7,8 +7,9 @@ use crate::ops::attention::{self, Heads};
 use crate::ops::dropout::Mask;
 use crate::ops::experts::Way;
 use crate::ops::loss::{self, Classes, Gradients, Head};
+use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Balance, Disturbance, Router, Routing, Weights};
-use crate::ops::{activation, add, embedding, experts, linear, norm, rotary, route};
+use crate::ops::{activation, add, embedding, experts, linear, norm, query_key_norm, rotary, route};
 use crate::params::Params;
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Error, Layout, Result};
@@ -248,6 +249,36 @@ impl Backend for Cpu {
         scratch: &mut Aligned,
     ) {
         attention::backward(self.simd, s, qkv, out, kept, mask, d_out, d_qkv, scratch);
+    }
+
+    fn query_key_norm(
+        &self,
+        s: &Stretches,
+        qkv: &Aligned,
+        norms: &[Norm; 2],
+        params: &Params<Cpu>,
+        out: &mut Aligned,
+        kept: &mut Aligned,
+    ) {
+        let gains = norms.map(|norm| part(params, norm.gain));
+        query_key_norm::forward(self.simd, s, gains, qkv, out, kept);
+    }
+
+    fn query_key_norm_backward(
+        &self,
+        s: &Stretches,
+        qkv: &Aligned,
+        norms: &[Norm; 2],
+        params: &Params<Cpu>,
+        kept: &Aligned,
+        d_out: &Aligned,
+        d_qkv: &mut Aligned,
+        grads: &mut Aligned,
+    ) {
+        let gains = norms.map(|norm| part(params, norm.gain));
+        let (d_query, d_key) = grad_pair(&params.layout, grads, norms[0].gain, Some(norms[1].gain));
+        let d_gains = [d_query, d_key.expect("keys have a gain")];
+        query_key_norm::backward(self.simd, s, gains, qkv, kept, d_out, d_qkv, d_gains);
     }
 
     fn rotate(&self, s: &Heads, table: &Aligned, backwards: bool, from: &Aligned, to: &mut Aligned) {

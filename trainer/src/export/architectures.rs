@@ -8,7 +8,7 @@ use super::gguf::Value;
 use super::{Misfit, misfits, refuse, spelt};
 use formats::checkpoint::{Directory, Dtype};
 use formats::config::{
-    Activation, AttentionScale, Config, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight,
+    Activation, AttentionScale, Config, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore, RouterWeight,
 };
 use formats::layout::{FeedForward, Layer, Layout, Linear, Norm, ParameterId};
 use formats::Result;
@@ -65,6 +65,12 @@ impl Architecture {
         let mut parts = misfits([
             (config.position == position, "position", spelt(config.position), spelt(position)),
             (config.norm == norm, "norm", spelt(config.norm), spelt(norm)),
+            (
+                config.norm_order == NormOrder::Pre,
+                "norm_order",
+                spelt(config.norm_order),
+                spelt(NormOrder::Pre),
+            ),
             (activations.contains(&config.activation), "activation", spelt(config.activation), gelu.into()),
             (
                 config.query_key_norm == normalised,
@@ -182,7 +188,9 @@ impl Architecture {
         for (index, layer) in layout.layers.iter().enumerate() {
             list.layer(index, layer);
         }
-        list.norm("output_norm", &layout.final_norm);
+        if let Some(norm) = &layout.final_norm {
+            list.norm("output_norm", norm);
+        }
         if layout.head.weight != layout.token_embedding || self == Architecture::Olmoe {
             list.matrix("output.weight", layout.head.weight, dtype);
         }

@@ -6,7 +6,7 @@ use super::{Misfit, Written, misfits, refuse, spelt};
 use crate::memory;
 use crate::weights;
 use formats::checkpoint::{Commit, Directory, Dtype, ModelFiles, write_model};
-use formats::config::{Activation, AttentionScale, Config, NormKind, Position};
+use formats::config::{Activation, AttentionScale, Config, NormKind, NormOrder, Position};
 use formats::families::{Family, stored};
 use formats::{Error, Layout, Result};
 use std::path::Path;
@@ -81,18 +81,23 @@ fn completed(config: &Config) -> Config {
     }
 }
 
-/// The parts of a model that no public family has.
+/// The parts of a model that no public family has: those it keeps of GPT-2 where positions are learned, of Llama and its
+/// mixtures where they are rotary.
 fn lacking(config: &Config) -> Vec<Misfit> {
     let learned = config.position == Position::Learned;
-    let (norm, activation) = match learned {
-        true => (NormKind::LayerNorm, Activation::GeluTanh),
-        false => (NormKind::RmsNorm, Activation::SwiGlu),
-    };
-    let biased = !learned && (config.qkv_bias || config.attention_bias || config.feed_forward_bias);
+    let norm = if learned { NormKind::LayerNorm } else { NormKind::RmsNorm };
+    let activation = if learned { Activation::GeluTanh } else { Activation::SwiGlu };
     let experts = config.experts.as_ref();
-    misfits([
+    let biased = config.qkv_bias || config.attention_bias || config.feed_forward_bias;
+    let even = config.width / config.heads;
+    let mut parts = misfits([
         (config.norm == norm, "norm", spelt(config.norm), spelt(norm)),
-        (config.activation == activation, "activation", spelt(config.activation), spelt(activation)),
+        (
+            config.activation.gated() != learned,
+            "activation",
+            spelt(config.activation),
+            spelt(activation),
+        ),
         (
             config.attention_scale == AttentionScale::HeadSize,
             "attention_scale",
@@ -100,7 +105,13 @@ fn lacking(config: &Config) -> Vec<Misfit> {
             spelt(AttentionScale::HeadSize),
         ),
         (!config.head_bias, "head_bias", "true".into(), "false".into()),
-        (!biased, "biases", "true".into(), "false with rotary positions".into()),
+        (learned || !biased, "biases", "true".into(), "false with rotary positions".into()),
+        (
+            learned || config.norm_order == NormOrder::Pre,
+            "norm_order",
+            spelt(config.norm_order),
+            spelt(NormOrder::Pre),
+        ),
         (
             !learned || config.kv_heads == config.heads,
             "kv_heads",
@@ -111,26 +122,25 @@ fn lacking(config: &Config) -> Vec<Misfit> {
             !learned || config.attention_width() == config.width,
             "head_size",
             config.head_size.to_string(),
-            format!("{}, the width over the heads", config.width / config.heads),
+            format!("{even}, the width over the heads"),
         ),
         (
-            experts.is_none() || !learned,
+            !learned || experts.is_none(),
             "experts",
             "a mixture".into(),
             "null with learned positions".into(),
         ),
-        (
-            experts.is_none_or(|experts| experts.shared == 0),
-            "experts.shared",
-            experts.map_or(0, |experts| experts.shared).to_string(),
-            "0".into(),
-        ),
-        // What is left is a combination: the router's with the norms of queries and keys.
-        (
-            experts.is_none() || Family::of(config) != Family::Lectern,
-            "experts.weight",
-            experts.map_or(String::new(), |experts| spelt(experts.weight)),
-            "softmax scores, renormalised, in every layer, without a selection bias".into(),
-        ),
-    ])
+    ]);
+    if parts.is_empty() {
+        // Each part is known, and together they are no family: the router's, the norms of queries and keys, or GPT-1's.
+        let found = experts.map_or(spelt(config.query_key_norm), |experts| {
+            format!("{} with the weight {}", spelt(config.query_key_norm), spelt(experts.weight))
+        });
+        parts.push(Misfit {
+            field: "query_key_norm",
+            found,
+            expected: "what llama, mixtral, olmoe, qwen3_moe or openai-gpt combine it with".to_owned(),
+        });
+    }
+    parts
 }

@@ -11,6 +11,7 @@ pub mod experts;
 pub mod linear;
 pub mod loss;
 pub mod norm;
+pub mod query_key_norm;
 pub mod rotary;
 pub mod route;
 

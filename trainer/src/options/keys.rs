@@ -52,6 +52,12 @@ pub const CHANGEABLE: &[&str] = &["steps", "threads", "save_every", "keep", "pro
 pub const KEYS: &[Key] = &[
     key(MODEL, "tokenizer", Kind::Choice(&["characters", "bytes"]), "how text becomes tokens"),
     key(MODEL, "block", Kind::Count(1, MAX_CONTEXT as u64), "tokens the model sees at once"),
+    key(
+        MODEL,
+        "context",
+        Kind::Count(1, MAX_CONTEXT as u64),
+        "tokens the model can see at once, of which training uses a block; the block unless set",
+    ),
     key(MODEL, "width", Kind::Count(1, MAX_WIDTH as u64), "width of the residual stream"),
     key(MODEL, "layers", Kind::Count(1, MAX_LAYERS as u64), "decoder layers"),
     key(MODEL, "heads", Kind::Count(1, MAX_HEADS as u64), "attention heads"),
@@ -78,6 +84,18 @@ pub const KEYS: &[Key] = &[
         "what attention scores are divided by, as a root",
     ),
     key(MODEL, "norm", Kind::Choice(&["layer-norm", "rms-norm"]), "what normalises the residual stream"),
+    key(
+        MODEL,
+        "norm_order",
+        Kind::Choice(&["pre", "post"]),
+        "whether norms stand before each half of a layer, or after it as in GPT-1",
+    ),
+    key(
+        MODEL,
+        "query_key_norm",
+        Kind::Choice(&["none", "head", "whole"]),
+        "whether queries and keys are normalised, each head or all together",
+    ),
     key(MODEL, "norm_eps", Kind::Positive(1.0), "added to the variance, or the mean square"),
     key(MODEL, "norm_bias", Kind::Switch, "LayerNorm has a bias"),
     key(MODEL, "qkv_bias", Kind::Switch, "the query-key-value projection has a bias"),
@@ -345,6 +363,7 @@ mod tests {
         let options = crate::presets::find("nano").expect("a preset").settled();
         let options = crate::options::Options {
             threads: Some(1),
+            context: Some(1),
             kv_heads: Some(1),
             head_size: Some(1),
             expert_width: Some(1),

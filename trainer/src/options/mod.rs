@@ -17,7 +17,8 @@ use crate::random::RngKind;
 use crate::schedule::{Curve, Schedule};
 use formats::checkpoint::{Dtype, source};
 use formats::config::{
-    Activation, AttentionScale, Config, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight,
+    Activation, AttentionScale, Config, Experts, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore,
+    RouterWeight,
 };
 use formats::layout::InitScheme;
 use formats::{Error, Result};
@@ -53,6 +54,8 @@ pub struct Options {
     pub preset: String,
     pub tokenizer: Alphabet,
     pub block: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<usize>,
     pub width: usize,
     pub layers: usize,
     pub heads: usize,
@@ -75,6 +78,8 @@ pub struct Options {
     pub position: Position,
     pub rotary_base: f64,
     pub norm: NormKind,
+    pub norm_order: NormOrder,
+    pub query_key_norm: QueryKeyNorm,
     pub activation: Activation,
     pub attention_scale: AttentionScale,
     pub norm_eps: f64,
@@ -128,7 +133,7 @@ impl Options {
     pub fn model(&self, vocabulary: usize) -> Result<Config> {
         let config = Config {
             vocabulary,
-            context: self.block,
+            context: self.context.unwrap_or(self.block),
             width: self.width,
             layers: self.layers,
             heads: self.heads,
@@ -139,7 +144,8 @@ impl Options {
             position: self.position,
             rotary_base: self.rotary_base as f32,
             norm: self.norm,
-            query_key_norm: QueryKeyNorm::None,
+            norm_order: self.norm_order,
+            query_key_norm: self.query_key_norm,
             activation: self.activation,
             attention_scale: self.attention_scale,
             norm_eps: self.norm_eps as f32,

@@ -78,6 +78,17 @@ pub enum Op {
         /// Dropout's place.
         site: usize,
     },
+    /// RMSNorm of queries and keys.
+    QueryKeyNorm {
+        /// Fused queries, keys and values.
+        qkv: Act,
+        /// Parameters, of queries and of keys.
+        norms: [Norm; 2],
+        /// The same, normalised.
+        out: Act,
+        /// What the backward pass needs of the mean squares.
+        kept: Stat,
+    },
     /// Rotary positions on queries and keys.
     Rotate {
         /// Fused queries, keys and values.
@@ -172,6 +183,7 @@ impl Op {
             | Op::Norm { out, .. }
             | Op::Linear { out, .. }
             | Op::Attention { out, .. }
+            | Op::QueryKeyNorm { out, .. }
             | Op::Rotate { out, .. }
             | Op::Activation { out, .. }
             | Op::Route { out, .. }
@@ -194,7 +206,9 @@ impl Op {
             | Op::Dispatch { x, .. }
             | Op::Experts { x, .. }
             | Op::Loss { x, .. } => [Some(x), None],
-            Op::Rotate { qkv, .. } | Op::Attention { qkv, .. } => [Some(qkv), None],
+            Op::QueryKeyNorm { qkv, .. } | Op::Rotate { qkv, .. } | Op::Attention { qkv, .. } => {
+                [Some(qkv), None]
+            }
             Op::Combine { x, weights, .. } => [Some(x), Some(weights)],
             Op::Add { stream, branch, .. } => [Some(stream), Some(branch)],
         }
@@ -211,6 +225,7 @@ impl Op {
             | Op::Experts { x, .. }
             | Op::Loss { x, .. } => [Some(x), None],
             Op::Combine { x, weights, .. } => [Some(x), Some(weights)],
+            Op::QueryKeyNorm { qkv, .. } => [Some(qkv), None],
             Op::Attention { qkv, out, .. } => [Some(qkv), Some(out)],
         }
     }

@@ -10,6 +10,7 @@ use crate::ops::activation::Hidden;
 use crate::ops::attention::Heads;
 use crate::ops::experts::Way;
 use crate::ops::loss::Classes;
+use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::Router;
 use formats::architecture::{Machine, forward};
 use formats::layout::{Bank, Linear, Norm};
@@ -119,7 +120,8 @@ impl Machine for Recorder<'_> {
         out
     }
 
-    fn norm(&mut self, &x: &Act, norm: &Norm) -> Act {
+    fn norm(&mut self, &x: &Act, norm: Option<&Norm>) -> Act {
+        let Some(norm) = norm else { return x };
         let (out, moments) = (self.act(self.width(x)), self.stat(2 * self.shape.rows()));
         self.ops.push(Op::Norm { x, norm: *norm, out, moments });
         out
@@ -131,9 +133,11 @@ impl Machine for Recorder<'_> {
         out
     }
 
-    /// Never called: [`crate::learner::Learner`] refuses such models.
-    fn query_key_norm(&mut self, _: Act, _: &[Norm; 2]) -> Act {
-        unreachable!("a learner has no model with normalised queries and keys")
+    fn query_key_norm(&mut self, qkv: Act, norms: &[Norm; 2]) -> Act {
+        let out = self.act(self.width(qkv));
+        let kept = self.stat(stretches(self.config, self.shape).kept());
+        self.ops.push(Op::QueryKeyNorm { qkv, norms: *norms, out, kept });
+        out
     }
 
     fn rotate(&mut self, qkv: Act) -> Act {
@@ -197,10 +201,10 @@ impl Machine for Recorder<'_> {
         out
     }
 
-    fn add(&mut self, stream: Act, branch: Act) -> Act {
+    fn add(&mut self, stream: Act, branch: Act, norm: Option<&Norm>) -> Act {
         let (out, site) = (self.act(self.width(stream)), self.site());
         self.ops.push(Op::Add { stream, branch, out, site });
-        out
+        self.norm(&out, norm)
     }
 
     fn logits(&mut self, x: Act, head: &Linear) -> Act {
@@ -223,6 +227,11 @@ pub fn heads(config: &Config, shape: Shape) -> Heads {
         size: config.head_size,
         scale: config.score_scale(),
     }
+}
+
+/// What is normalised together of queries and keys in this program.
+pub fn stretches(config: &Config, shape: Shape) -> Stretches {
+    Stretches::new(heads(config, shape), config.query_key_norm, config.norm_eps)
 }
 
 /// The shape of the loss in this program.

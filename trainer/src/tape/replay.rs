@@ -3,7 +3,7 @@
 //! Buffers are made once; an output is taken out of its slot, written and put back, so two live tensors in one
 //! slot would be a panic that names the operation, not a silent overwrite.
 
-use super::record::{classes, heads};
+use super::record::{classes, heads, stretches};
 use super::{Act, Op, Program, Step};
 use crate::backend::{Backend, Embed, Rows, Write};
 use crate::ops::dropout::{Mask, Noise};
@@ -219,6 +219,12 @@ impl<B: Backend> Replay<B> {
                     })?;
                     self.scratch = scratch;
                 }
+                Op::QueryKeyNorm { qkv, norms, out, kept } => {
+                    let shape = stretches(&self.program.config, self.program.shape);
+                    self.make_with_stat(out, kept, backend, |this, out, kept| {
+                        backend.query_key_norm(&shape, this.value(qkv), &norms, params, out, kept);
+                    })?;
+                }
                 Op::Rotate { qkv, out } => {
                     let shape = heads(&self.program.config, self.program.shape);
                     self.make(out, |this, out| {
@@ -326,6 +332,16 @@ impl<B: Backend> Replay<B> {
                         backend.attention_backward(&shape, qkv, out, kept, mask, d_out, d_qkv, &mut scratch);
                     });
                     self.scratch = scratch;
+                }
+                Op::QueryKeyNorm { qkv, norms, out, kept } => {
+                    assert_eq!(write, Write::Set, "the norm is the only reader of its projection");
+                    let shape = stretches(&self.program.config, self.program.shape);
+                    self.make_gradient(qkv, |this, d_qkv| {
+                        let (qkv, kept, d_out) =
+                            (this.value(qkv), &this.stats[kept.index()], this.gradient(out));
+                        backend
+                            .query_key_norm_backward(&shape, qkv, &norms, params, kept, d_out, d_qkv, grads);
+                    });
                 }
                 Op::Rotate { qkv, out } => {
                     assert_eq!(write, Write::Set, "rotation is the only reader of its projection");
