@@ -96,7 +96,9 @@ pub fn encode(dtype: Dtype, values: &[f32], out: &mut (impl Write + ?Sized)) -> 
         match dtype {
             Dtype::F32 => encoded.extend_from_slice(bytemuck::cast_slice(chunk)),
             Dtype::F16 => encoded.extend(chunk.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes())),
-            Dtype::Bf16 => encoded.extend(chunk.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes())),
+            Dtype::Bf16 => {
+                encoded.extend(chunk.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()))
+            }
         }
         out.write_all(&encoded)?;
     }

@@ -66,8 +66,11 @@ impl Attention {
     /// From now on. Where signals cannot be caught, they go on ending the process.
     pub fn watch(canceller: Canceller) -> Attention {
         let (waiting, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
-        let attention =
-            Attention { waiting: Arc::clone(&waiting), asked: Arc::clone(&asked), canceller: canceller.clone() };
+        let attention = Attention {
+            waiting: Arc::clone(&waiting),
+            asked: Arc::clone(&asked),
+            canceller: canceller.clone(),
+        };
         let [(interrupt, code), _] = ENDED_BY;
         let caught = flag::register_conditional_shutdown(interrupt, i32::from(code), waiting).is_ok()
             && flag::register(interrupt, Arc::clone(&asked)).is_ok();

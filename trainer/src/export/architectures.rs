@@ -6,12 +6,13 @@
 
 use super::gguf::Value;
 use super::{Misfit, misfits, refuse, spelt};
+use formats::Result;
 use formats::checkpoint::{Directory, Dtype};
 use formats::config::{
-    Activation, AttentionScale, Config, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore, RouterWeight,
+    Activation, AttentionScale, Config, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore,
+    RouterWeight,
 };
 use formats::layout::{FeedForward, Layer, Layout, Linear, Norm, ParameterId};
-use formats::Result;
 use std::ops::Range;
 
 /// Most layers llama.cpp has room for.
@@ -155,7 +156,9 @@ impl Architecture {
             ("attention.head_count_kv", Value::count(config.kv_heads)),
         ];
         match config.norm {
-            NormKind::LayerNorm => list.push(("attention.layer_norm_epsilon", Value::Number(config.norm_eps))),
+            NormKind::LayerNorm => {
+                list.push(("attention.layer_norm_epsilon", Value::Number(config.norm_eps)))
+            }
             NormKind::RmsNorm => {
                 list.push(("attention.layer_norm_rms_epsilon", Value::Number(config.norm_eps)));
             }
@@ -225,7 +228,6 @@ pub(super) fn of(directory: &Directory, notes: &mut Vec<String>) -> Result<Archi
         }
     }
 }
-
 
 /// Rows of one parameter; a vector's elements count as rows of one.
 #[derive(Clone, Debug, PartialEq)]
@@ -331,8 +333,7 @@ impl List<'_> {
         if self.architecture == Architecture::Gpt2 {
             return self.linear(&format!("{name}_qkv"), qkv);
         }
-        let (queries, keys) =
-            (self.config.attention_width(), self.config.kv_heads * self.config.head_size);
+        let (queries, keys) = (self.config.attention_width(), self.config.kv_heads * self.config.head_size);
         let head = self.architecture.interleaves().then_some(self.config.head_size);
         self.rows(&format!("{name}_q"), qkv, 0..queries, head);
         self.rows(&format!("{name}_k"), qkv, queries..queries + keys, head);

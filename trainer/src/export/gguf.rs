@@ -222,10 +222,8 @@ mod tests {
 
     #[test]
     fn a_header_is_what_the_format_says() {
-        let tensors = [
-            Outgoing::zeros("a", vec![3], Dtype::F32),
-            Outgoing::zeros("bc", vec![2, 5], Dtype::F16),
-        ];
+        let tensors =
+            [Outgoing::zeros("a", vec![3], Dtype::F32), Outgoing::zeros("bc", vec![2, 5], Dtype::F16)];
         let metadata = [
             ("k".to_owned(), Value::Texts(vec!["x".to_owned()])),
             ("n".to_owned(), Value::Number(1.0)),
@@ -234,7 +232,8 @@ mod tests {
         ];
         let bytes = header(&metadata, &tensors);
         let mut expected = b"GGUF".to_vec();
-        let put = |expected: &mut Vec<u8>, words: &[u32]| words.iter().for_each(|&value| word(expected, value));
+        let put =
+            |expected: &mut Vec<u8>, words: &[u32]| words.iter().for_each(|&value| word(expected, value));
         put(&mut expected, &[3, 2, 0, 4, 0]);
         put(&mut expected, &[1, 0]);
         expected.push(b'k');

@@ -92,12 +92,7 @@ fn lacking(config: &Config) -> Vec<Misfit> {
     let even = config.width / config.heads;
     let mut parts = misfits([
         (config.norm == norm, "norm", spelt(config.norm), spelt(norm)),
-        (
-            config.activation.gated() != learned,
-            "activation",
-            spelt(config.activation),
-            spelt(activation),
-        ),
+        (config.activation.gated() != learned, "activation", spelt(config.activation), spelt(activation)),
         (
             config.attention_scale == AttentionScale::HeadSize,
             "attention_scale",
@@ -124,12 +119,7 @@ fn lacking(config: &Config) -> Vec<Misfit> {
             config.head_size.to_string(),
             format!("{even}, the width over the heads"),
         ),
-        (
-            !learned || experts.is_none(),
-            "experts",
-            "a mixture".into(),
-            "null with learned positions".into(),
-        ),
+        (!learned || experts.is_none(), "experts", "a mixture".into(), "null with learned positions".into()),
     ]);
     if parts.is_empty() {
         // Each part is known, and together they are no family: the router's, the norms of queries and keys, or GPT-1's.

@@ -34,7 +34,13 @@ pub struct Chat {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// What stands before each of your lines; an answer ends before it
-    #[arg(long, alias = "user_prefix", value_name = "TEXT", default_value = "User: ", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        alias = "user_prefix",
+        value_name = "TEXT",
+        default_value = "User: ",
+        allow_hyphen_values = true
+    )]
     user_prefix: String,
     /// What stands before each answer
     #[arg(
