@@ -88,7 +88,7 @@ impl Model {
         let config = families::read_config(config_json, &path.join("config.json"))?;
         let origin = path.join("tokenizer.json");
         let tokenizer = tokenizer_json.map(|text| Tokenizer::from_json(text, &origin)).transpose()?;
-        if let Some(tokenizer) = tokenizer.as_ref().filter(|known| known.vocabulary() != config.vocabulary) {
+        if let Some(tokenizer) = tokenizer.as_ref().filter(|known| known.vocabulary() > config.vocabulary) {
             return Err(Error::config(
                 origin.display().to_string(),
                 "vocabulary",

@@ -49,19 +49,18 @@ impl Directory {
             None => GenerationConfig::default(),
         };
         generation.check_ids(config.vocabulary, &generation_path)?;
-        let tokenizer_path = path.join(TOKENIZER);
-        let tokenizer = match tokenizer_path.symlink_metadata() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            _ => Some(Tokenizer::open(&tokenizer_path)?),
+        let tokenizer = match Tokenizer::find(&path)? {
+            // A vocabulary that ends before the model's rows do is how families round those up.
+            Some((tokenizer, origin)) if tokenizer.vocabulary() > config.vocabulary => {
+                return Err(Error::config(
+                    origin.display().to_string(),
+                    "vocabulary",
+                    tokenizer.vocabulary(),
+                    format!("at most the {} of {CONFIG}", config.vocabulary),
+                ));
+            }
+            found => found.map(|(tokenizer, _)| tokenizer),
         };
-        if let Some(tokenizer) = tokenizer.as_ref().filter(|known| known.vocabulary() != config.vocabulary) {
-            return Err(Error::config(
-                tokenizer_path.display().to_string(),
-                "vocabulary",
-                tokenizer.vocabulary(),
-                format!("the {} of {CONFIG}", config.vocabulary),
-            ));
-        }
         let layout = Layout::new(&config);
         let weights = open_weights(&path, &config, &layout)?;
         Ok(Directory { path, config, layout, weights, tokenizer, generation })
@@ -246,7 +245,7 @@ mod tests {
         let scratch = Scratch::new();
         let model = run(&scratch, Some(&characters()));
         replace(&model.join(TOKENIZER), Tokenizer::bytes().to_json().as_bytes());
-        refused(&model, 4, "vocabulary is 256, expected the 3 of config.json");
+        refused(&model, 4, "vocabulary is 256, expected at most the 3 of config.json");
         replace(&model.join(TOKENIZER), characters().to_json().replace("\"c\": 2", "\"c\": 3").as_bytes());
         refused(&model, 3, "without gaps");
         replace(&model.join(TOKENIZER), characters().to_json().as_bytes());

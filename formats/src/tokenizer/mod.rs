@@ -1,68 +1,56 @@
-//! Text to ids and back: characters or bytes, as Hugging Face `tokenizer.json` files.
+//! Text to ids and back: characters, bytes, and byte-level byte-pair encoding, as Hugging Face `tokenizer.json` files
+//! and as GPT-2's pair of files.
 //!
-//! `file` reads and writes those files, `stream` turns bytes that arrive in pieces into text.
+//! - `characters`: one id a character
+//! - `bpe`: byte strings made by merges; bytes alone are the vocabulary without a merge
+//! - `split`, `class`: how text is cut before it is merged
+//! - `merge`, `table`: the merging itself, and what it asks
+//! - `special`: tokens that are looked for in the text and never split
+//! - `byte_table`, `vocabulary`, `file`, `pair`: the files, in and out
+//! - `stream`: bytes that arrive in pieces, given out as text
 //!
-//! Both kinds are byte-pair models without merges, so `tokenizers` and `transformers` open the files unchanged:
-//! characters with no pre-tokenizer and a `Fuse` decoder, bytes through GPT-2's byte-to-unicode table. What is
-//! read is checked whole at load; encoding and decoding then index nothing they have not proven.
+//! What is read is checked whole at load; encoding and decoding then index nothing they have not proven. Merges are
+//! learned elsewhere.
 
+mod bpe;
+mod byte_table;
+mod characters;
+mod class;
 mod file;
+mod merge;
+mod pair;
+mod special;
+mod split;
 mod stream;
+mod table;
+mod vocabulary;
 
-pub use file::byte_character;
+pub use bpe::TokenKind;
+pub use split::Split;
 pub use stream::Utf8Stream;
 
 use crate::checkpoint::source;
 use crate::error::{Error, Result};
-use std::collections::BTreeSet;
+use bpe::{Bpe, Parts};
+use characters::Characters;
+use special::Added;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
-/// Largest `tokenizer.json` that is read; the field's largest vocabularies need about half of it.
+/// Largest tokenizer file that is read; the field's largest vocabularies need about half of it.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// Every byte once, so that a token of a byte vocabulary is a slice of it.
-static BYTES: [u8; 256] = {
-    let mut bytes = [0; 256];
-    let mut value = 0;
-    while value < 256 {
-        bytes[value] = value as u8;
-        value += 1;
-    }
-    bytes
-};
-
-/// Turns text into ids and ids into bytes.
+/// Turns text into ids and ids into bytes. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tokenizer {
-    alphabet: Alphabet,
+    kind: Kind,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Alphabet {
-    /// One id a character.
-    Characters {
-        /// Sorted by character.
-        ids: Vec<(char, u32)>,
-        /// By id.
-        tokens: Vec<Character>,
-    },
-    /// One id a byte, the byte's value.
-    Bytes,
-}
-
-/// A character's UTF-8 form, kept in place so that a vocabulary is one allocation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Character {
-    bytes: [u8; 4],
-    len: u8,
-}
-
-impl Character {
-    fn new(character: char) -> Character {
-        let mut bytes = [0; 4];
-        let len = character.encode_utf8(&mut bytes).len() as u8;
-        Character { bytes, len }
-    }
+enum Kind {
+    Characters(Arc<Characters>),
+    Bytes(Arc<Bpe>),
 }
 
 impl Tokenizer {
@@ -76,22 +64,87 @@ impl Tokenizer {
         Ok(Tokenizer::of_characters(characters.into_iter().collect()))
     }
 
-    /// One id for each of the 256 bytes: any text encodes.
+    /// One id for each of the 256 bytes, the byte's value: any text encodes.
     pub fn bytes() -> Tokenizer {
-        Tokenizer { alphabet: Alphabet::Bytes }
+        let tokens = (0..=u8::MAX).map(|byte| vec![byte]).collect();
+        let bpe = Bpe::new(Parts { tokens, ..Parts::default() });
+        Tokenizer::of_bpe(bpe.expect("the 256 bytes are a vocabulary"))
     }
 
-    /// Characters that are distinct, by id.
+    /// A byte-level vocabulary as merges make it: first the 256 bytes in GPT-2's order ([`Tokenizer::byte_order`]),
+    /// then what each merge joins, unless it is there already, then the special tokens.
+    pub fn byte_level(split: Split, merges: &[(u32, u32)], special: &[String]) -> Result<Tokenizer> {
+        let mut tokens: Vec<Vec<u8>> = Tokenizer::byte_order().iter().map(|&byte| vec![byte]).collect();
+        let mut known: HashSet<Vec<u8>> = tokens.iter().cloned().collect();
+        for &(left, right) in merges {
+            let (Some(left), Some(right)) = (tokens.get(left as usize), tokens.get(right as usize)) else {
+                return Err(Error::Usage(format!(
+                    "a merge joins ids {left} and {right} before they are made"
+                )));
+            };
+            let joined = [left.as_slice(), right].concat();
+            if known.insert(joined.clone()) {
+                tokens.push(joined);
+            }
+        }
+        let learned = tokens.len() as u32;
+        let added = (learned..).zip(special).map(|(id, _)| Added { id, special: true }).collect();
+        tokens.extend(special.iter().map(|text| text.as_bytes().to_vec()));
+        let bpe = Bpe::new(Parts { tokens, merges: merges.to_vec(), added, split, ..Parts::default() });
+        bpe.map(Tokenizer::of_bpe).map_err(Error::Usage)
+    }
+
+    /// The 256 bytes in the order of their ids in GPT-2 and in [`Tokenizer::byte_level`].
+    pub fn byte_order() -> [u8; 256] {
+        byte_table::in_character_order()
+    }
+
     fn of_characters(characters: Vec<char>) -> Tokenizer {
-        let tokens = characters.iter().map(|&character| Character::new(character)).collect();
-        let mut ids: Vec<(char, u32)> = characters.into_iter().zip(0..).collect();
-        ids.sort_unstable();
-        Tokenizer { alphabet: Alphabet::Characters { ids, tokens } }
+        Tokenizer { kind: Kind::Characters(Arc::new(Characters::new(characters))) }
     }
 
-    /// Reads a `tokenizer.json`.
+    fn of_bpe(bpe: Bpe) -> Tokenizer {
+        Tokenizer { kind: Kind::Bytes(Arc::new(bpe)) }
+    }
+
+    /// Reads a `tokenizer.json`, or the files of a directory: `tokenizer.json`, else GPT-2's `vocab.json` with
+    /// `merges.txt` (or, as first published, `encoder.json` with `vocab.bpe`).
     pub fn open(path: &Path) -> Result<Tokenizer> {
-        Tokenizer::from_json(&source::read_text(path, MOST_BYTES)?, path)
+        if !path.is_dir() {
+            return Tokenizer::from_json(&source::read_text(path, MOST_BYTES)?, path);
+        }
+        Tokenizer::find(path)?.map(|(tokenizer, _)| tokenizer).ok_or_else(|| {
+            Error::file(
+                path,
+                "holds no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there",
+                "name a directory that holds one, or the file itself",
+            )
+        })
+    }
+
+    /// The tokenizer of a directory and the file that holds it, or `None` if it has none.
+    pub fn find(directory: &Path) -> Result<Option<(Tokenizer, std::path::PathBuf)>> {
+        let there = |name: &str| {
+            let path = directory.join(name);
+            // A link to nowhere is there too, and opening it says what is wrong.
+            path.symlink_metadata().is_ok().then_some(path)
+        };
+        if let Some(path) = there("tokenizer.json") {
+            return Ok(Some((Tokenizer::from_json(&source::read_text(&path, MOST_BYTES)?, &path)?, path)));
+        }
+        for (vocabulary, merges) in pair::NAMES {
+            if let (Some(vocabulary), Some(merges)) = (there(vocabulary), there(merges)) {
+                return Ok(Some((Tokenizer::open_pair(&vocabulary, &merges)?, vocabulary)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads GPT-2's pair of files: a map of tokens to ids, and the merges, one a line. Tokens that no merge makes
+    /// are special.
+    pub fn open_pair(vocabulary: &Path, merges: &Path) -> Result<Tokenizer> {
+        let text = source::read_text(vocabulary, MOST_BYTES)?;
+        pair::read(&text, vocabulary, &source::read_text(merges, MOST_BYTES)?, merges)
     }
 
     /// Reads the text of a `tokenizer.json`; `origin` names it in errors.
@@ -104,41 +157,133 @@ impl Tokenizer {
         file::to_json(self)
     }
 
-    /// Number of ids; they are `0..vocabulary`.
-    pub fn vocabulary(&self) -> usize {
-        match &self.alphabet {
-            Alphabet::Characters { tokens, .. } => tokens.len(),
-            Alphabet::Bytes => BYTES.len(),
+    /// The texts of GPT-2's `vocab.json` and `merges.txt`, which hold neither the split nor which tokens are special;
+    /// `None` for characters.
+    pub fn to_pair(&self) -> Option<(String, String)> {
+        match &self.kind {
+            Kind::Characters(_) => None,
+            Kind::Bytes(bpe) => Some(pair::write(bpe)),
         }
     }
 
-    /// The ids of `text`; a character outside the vocabulary is an error that names it and its place.
+    /// Number of ids; they are `0..vocabulary`.
+    pub fn vocabulary(&self) -> usize {
+        match &self.kind {
+            Kind::Characters(characters) => characters.vocabulary(),
+            Kind::Bytes(bpe) => bpe.vocabulary(),
+        }
+    }
+
+    /// The ids of plain text. A special token that stands in it is text like any other and yields no special id; a
+    /// character outside a vocabulary of characters is an error that names it and its place.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.alphabet {
-            Alphabet::Characters { ids, .. } => text
-                .char_indices()
-                .map(|(position, character)| {
-                    let found = ids.binary_search_by_key(&character, |&(known, _)| known);
-                    found.map(|index| ids[index].1).map_err(|_| {
-                        Error::Usage(format!(
-                            "the character {character:?} (U+{:04X}) at byte {position} is not among the {} that \
-                             this tokenizer knows",
-                            u32::from(character),
-                            ids.len()
-                        ))
-                    })
-                })
-                .collect(),
-            Alphabet::Bytes => Ok(text.bytes().map(u32::from).collect()),
+        match &self.kind {
+            Kind::Characters(characters) => characters.encode(text),
+            Kind::Bytes(bpe) => bpe.encode(text.as_bytes(), false),
+        }
+    }
+
+    /// The ids of any bytes, text or not, as [`Tokenizer::encode`]. Bytes that are not UTF-8 are kept as they are: what
+    /// [`Tokenizer::decode`] gives back is equal, unless the tokenizer composes characters. A vocabulary of
+    /// characters takes UTF-8 only.
+    pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Characters(characters) => {
+                let text = std::str::from_utf8(bytes).map_err(|error| {
+                    Error::Usage(format!(
+                        "not UTF-8 at byte {}, and this tokenizer knows characters only",
+                        error.valid_up_to()
+                    ))
+                })?;
+                characters.encode(text)
+            }
+            Kind::Bytes(bpe) => bpe.encode(bytes, false),
+        }
+    }
+
+    /// The ids of a text whose author may steer the model: special tokens written in it are recognised, and never
+    /// split.
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Characters(characters) => characters.encode(text),
+            Kind::Bytes(bpe) => bpe.encode(text.as_bytes(), true),
+        }
+    }
+
+    /// The ids that a model is to be given for a prompt, as Hugging Face's tokenizers give by default:
+    /// [`Tokenizer::prefix`], then [`Tokenizer::encode_with_special`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.prefix().to_vec();
+        ids.extend(self.encode_with_special(text)?);
+        Ok(ids)
+    }
+
+    /// What a prompt begins with before its text, as Llama 3's does with `<|begin_of_text|>`.
+    pub fn prefix(&self) -> &[u32] {
+        match &self.kind {
+            Kind::Characters(_) => &[],
+            Kind::Bytes(bpe) => bpe.prefix(),
         }
     }
 
     /// The bytes of one id, if there is such an id.
+    #[inline]
     pub fn token(&self, id: u32) -> Option<&[u8]> {
-        let id = usize::try_from(id).ok()?;
-        match &self.alphabet {
-            Alphabet::Characters { tokens, .. } => tokens.get(id).map(|token| &**token),
-            Alphabet::Bytes => BYTES.get(id..id + 1),
+        match &self.kind {
+            Kind::Characters(characters) => characters.token(id),
+            Kind::Bytes(bpe) => bpe.token(id),
+        }
+    }
+
+    /// What one id is, if there is such an id.
+    pub fn kind(&self, id: u32) -> Option<TokenKind> {
+        match &self.kind {
+            Kind::Characters(characters) => characters.token(id).map(|_| TokenKind::Normal),
+            Kind::Bytes(bpe) => bpe.kind(id),
+        }
+    }
+
+    /// One id as byte-level files write it: GPT-2's characters for its bytes, an added token as its text.
+    pub fn written(&self, id: u32) -> Option<String> {
+        let token = self.token(id)?;
+        Some(match &self.kind {
+            Kind::Characters(_) => byte_table::written(token),
+            Kind::Bytes(bpe) => bpe.written(id),
+        })
+    }
+
+    /// The id whose text is `token`: `id_of("<|endoftext|>")`.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Characters(characters) => {
+                characters.encode(token).ok().filter(|ids| ids.len() == 1).map(|ids| ids[0])
+            }
+            Kind::Bytes(bpe) => bpe.id_of(token.as_bytes()),
+        }
+    }
+
+    /// The id that ends a text: `<|endoftext|>`, or what Llama's and Qwen's families call it; `None` if no special
+    /// token is called so.
+    pub fn end_of_text(&self) -> Option<u32> {
+        ["<|endoftext|>", "<|end_of_text|>", "</s>"]
+            .iter()
+            .filter_map(|name| self.id_of(name))
+            .find(|&id| self.kind(id) == Some(TokenKind::Special))
+    }
+
+    /// Pairs of ids, the first to merge first; none for characters and bytes.
+    pub fn merges(&self) -> &[(u32, u32)] {
+        match &self.kind {
+            Kind::Characters(_) => &[],
+            Kind::Bytes(bpe) => bpe.merges(),
+        }
+    }
+
+    /// How text is cut before it is merged; `None` for characters.
+    pub fn split(&self) -> Option<Split> {
+        match &self.kind {
+            Kind::Characters(_) => None,
+            Kind::Bytes(bpe) => Some(bpe.split()),
         }
     }
 
@@ -158,41 +303,5 @@ impl Tokenizer {
     }
 }
 
-impl std::ops::Deref for Character {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn characters_are_the_sorted_set_of_the_text() {
-        let tokenizer = Tokenizer::characters("hello\n wörld").expect("not empty");
-        assert_eq!(tokenizer.vocabulary(), 10);
-        assert_eq!(tokenizer.token(0), Some(&b"\n"[..]));
-        assert_eq!(tokenizer.token(9), Some("ö".as_bytes()));
-        assert_eq!(tokenizer.token(10), None);
-        assert_eq!(tokenizer.encode("\n hö").expect("known"), [0, 1, 4, 9]);
-        assert_eq!(tokenizer.decode(&[9, 4, 1, 0]).expect("known"), "öh \n".as_bytes());
-    }
-
-    #[test]
-    fn an_unknown_character_is_named_with_its_place() {
-        let tokenizer = Tokenizer::characters("aé").expect("not empty");
-        let message = tokenizer.encode("éa日").expect_err("unknown").to_string();
-        assert!(message.contains("'日' (U+65E5) at byte 3"), "{message}");
-        let message = tokenizer.decode(&[0, 2]).expect_err("outside").to_string();
-        assert!(message.contains("id 2 at position 1"), "{message}");
-        assert!(Tokenizer::bytes().decode(&[u32::MAX]).is_err());
-    }
-
-    #[test]
-    fn an_empty_text_has_no_vocabulary() {
-        assert_eq!(Tokenizer::characters("").expect_err("empty").exit_code(), 2);
-    }
-}
+mod tests;
