@@ -9,7 +9,7 @@ mod release;
 use crate::model::Model;
 use crate::sampler::{Sampler, Sampling, Token};
 use crate::session::Session;
-use formats::tokenizer::Utf8Stream;
+use formats::tokenizer::{Tokenizer, Utf8Stream};
 use formats::{Error, Result};
 use release::Release;
 
@@ -86,12 +86,21 @@ impl GenerateOptions {
     /// What the model's own directory asks for, and the defaults where it is silent.
     pub fn of(model: &Model) -> GenerateOptions {
         let generation = model.generation();
-        GenerateOptions {
-            sampling: Sampling::of(generation),
-            end: generation.eos_token_id.clone(),
-            ..GenerateOptions::default()
+        let mut end = generation.eos_token_id.clone();
+        if end.is_empty() {
+            end.extend(model.tokenizer().and_then(Tokenizer::end_of_text));
         }
+        GenerateOptions { sampling: Sampling::of(generation), end, ..GenerateOptions::default() }
     }
+}
+
+/// What a text starts from: the model's bos id, else what its tokenizer begins a prompt with, else the id that ends the
+/// text before, else id 0.
+fn start(model: &Model) -> u32 {
+    let tokenizer = model.tokenizer();
+    let begins = tokenizer.and_then(|tokenizer| tokenizer.prefix().first().copied());
+    let bos = model.generation().bos_token_id.or(begins);
+    bos.or_else(|| tokenizer.and_then(Tokenizer::end_of_text)).unwrap_or(0)
 }
 
 /// Generates tokens, one a call of [`Iterator::next`]; their text is lent by [`Generator::text`].
@@ -115,8 +124,8 @@ pub struct Generator<'session> {
 }
 
 impl<'session> Generator<'session> {
-    /// Continues what `session` holds, then `prompt`. When both are empty it starts from the model's bos id, or
-    /// from id 0 if it has none.
+    /// Continues what `session` holds, then `prompt`. When both are empty it starts from the model's bos id; without
+    /// one from what its tokenizer begins or ends texts with, or from id 0.
     pub fn new(
         session: &'session mut Session,
         prompt: &[u32],
@@ -132,7 +141,7 @@ impl<'session> Generator<'session> {
         if model.tokenizer().is_none() && !options.stop.is_empty() {
             return Err(Error::Usage("stop strings need a tokenizer, and this model has none".into()));
         }
-        let start = [model.generation().bos_token_id.unwrap_or(0)];
+        let start = [start(&model)];
         let prompt = if prompt.is_empty() && session.position() == 0 { &start } else { prompt };
         let context = session.context();
         let length = session.position() + prompt.len();

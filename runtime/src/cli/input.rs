@@ -40,7 +40,7 @@ impl Prompt {
             (.., Some(_)) => standard_input()?,
             _ => return Ok(Vec::new()),
         };
-        tokenizer(model, path)?.encode(&text)
+        tokenizer(model, path)?.encode_prompt(&text)
     }
 }
 

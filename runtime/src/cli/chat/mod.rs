@@ -116,18 +116,26 @@ impl Chat {
 
     /// The ids before the first turn.
     fn beginning(&self, model: &Model, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        let mut ids: Vec<u32> = model.generation().bos_token_id.into_iter().collect();
+        let mut ids = tokenizer.prefix().to_vec();
+        if ids.is_empty() {
+            ids.extend(model.generation().bos_token_id);
+        }
         if let Some(system) = &self.system {
-            ids.extend(tokenizer.encode(&format!("{system}\n"))?);
+            ids.extend(tokenizer.encode_with_special(&format!("{system}\n"))?);
         }
         Ok(ids)
     }
 
-    /// The ids of a question.
+    /// The ids of a question. Special tokens are recognised in the prefixes and are text in the line; a blank between
+    /// the prefix and the line is merged with the line, as it is in the texts that models learn from.
     fn turn(&self, tokenizer: &Tokenizer, line: &str, first: bool) -> Result<Vec<u32>> {
         let Chat { user_prefix, assistant_prefix, .. } = self;
         let seam = if first { "" } else { "\n" };
-        tokenizer.encode(&format!("{seam}{user_prefix}{line}\n{assistant_prefix}"))
+        let (before, blank) = user_prefix.split_at(user_prefix.trim_end().len());
+        let mut ids = tokenizer.encode_with_special(&format!("{seam}{before}"))?;
+        ids.extend(tokenizer.encode(&format!("{blank}{line}\n"))?);
+        ids.extend(tokenizer.encode_with_special(assistant_prefix)?);
+        Ok(ids)
     }
 
     /// Generates an answer to what was asked last, and writes it as it comes.
