@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What llama.cpp makes of a GGUF file of ours, as one JSON object: the ids of a text, and its mean loss.
+"""What llama.cpp makes of a GGUF file of ours, as one JSON object: the tokens of a text and its mean loss.
 
     pip install llama-cpp-python        # builds llama.cpp from source, some minutes
-    llama_cpp_loss.py MODEL.gguf TEXT [--block N] [--train F] [--windows N] [--greedy N]
+    llama_cpp_loss.py MODEL.gguf TEXT [--block N] [--train F] [--windows N] [--greedy N] [--ids]
 
 The loss is that of `trainer eval` on the validation split, which begins after the part F (0.9) of the ids: whole windows
 that do not overlap. --block is the model's context unless given; --windows N looks at the first N windows alone. --greedy N adds the likeliest N ids after the
-first eight of the split.
+first eight of the split, --ids the text's own ids.
 """
 import argparse
 import ctypes
@@ -23,6 +23,7 @@ arguments.add_argument("--block", type=int, default=0)
 arguments.add_argument("--train", type=float, default=0.9)
 arguments.add_argument("--windows", type=int, default=0)
 arguments.add_argument("--greedy", type=int, default=0)
+arguments.add_argument("--ids", action="store_true")
 arguments.add_argument("--threads", type=int, default=2)
 options = arguments.parse_args()
 
@@ -90,6 +91,5 @@ if options.greedy:
         row = feed(greedy[-1:], 8 + place, False)
 
 ends = [i for i in range(size) if L.llama_vocab_is_eog(vocab, i)]
-print(json.dumps({"ids": len(ids), "vocabulary": size, "loss": total / predicted, "predicted": predicted, "greedy": greedy,
-                  "ends": ends, "checksum": int((ids.astype(np.int64) * np.arange(1, len(ids) + 1)).sum() % (1 << 61)),
-                  "text_ids": ids.tolist() if len(ids) <= 4096 else None}))
+print(json.dumps({"tokens": len(ids), "vocabulary": size, "loss": total / predicted if predicted else None, "predicted": predicted, "greedy": greedy,
+                  "ends": ends, **({"ids": ids.tolist()} if options.ids else {})}))
