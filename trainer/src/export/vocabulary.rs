@@ -114,7 +114,9 @@ fn pre_tokenizer(
     notes: &mut Vec<String>,
 ) -> Result<&'static str> {
     if tokenizer.composes() {
-        notes.push("the tokenizer composes characters first, and llama.cpp takes them as they come".to_owned());
+        notes.push(
+            "the tokenizer composes characters first, and llama.cpp takes them as they come".to_owned(),
+        );
     }
     match tokenizer.split() {
         // Without merges nothing depends on it.
@@ -126,7 +128,8 @@ fn pre_tokenizer(
         Some(Split::Llama3) => Ok("dbrx"),
         Some(Split::Cl100k) => {
             notes.push(
-                "llama.cpp cuts text as Llama 3 does, which is cl100k but for blank lines at a text's end".to_owned(),
+                "llama.cpp cuts text as Llama 3 does, which is cl100k but for blank lines at a text's end"
+                    .to_owned(),
             );
             Ok("dbrx")
         }

@@ -227,3 +227,19 @@ fn next_line(attention: &Attention) -> Result<Option<String>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_kept_up_to_what_stopped_it() {
+        let tokenizer = Tokenizer::bytes();
+        let ids = |text: &str| tokenizer.encode(text).expect("any text");
+        let options =
+            GenerateOptions { stop: vec!["\nUser:".into(), "!".into()], ..GenerateOptions::default() };
+        for (said, rest) in [("ok\nUser:", "ok"), ("a\nUse", "a\nUse"), ("é!\nUser:", "é"), ("", "")] {
+            assert_eq!(kept(&tokenizer, &ids(said), &options).expect("bytes"), ids(rest), "{said:?}");
+        }
+    }
+}
