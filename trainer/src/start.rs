@@ -6,9 +6,9 @@ use crate::presets;
 use crate::random::Generator;
 use crate::run::Run;
 use crate::state::TrainState;
-use crate::upcycle;
+use crate::{finetune, upcycle};
 use formats::tokenizer::Tokenizer;
-use formats::{Config, Error, Layout, Result};
+use formats::{Config, Error, Layout, Result, checkpoint};
 use std::path::Path;
 
 /// What is to be done: a new run's recipe, or a recorded one's with the changes it allows.
@@ -22,12 +22,12 @@ pub(crate) fn settle(request: &Request, run: Option<&Run>, out: &Path, resume: b
     let recorded = run.map(Run::recorded).transpose()?.flatten();
     let recipe = match &recorded {
         Some(recorded) => request.resume(recorded, out)?,
-        None if request.names_a_model() => request.resolve()?,
+        None if request.names_a_model() => request.begin(checkpoint::model_config)?,
         None => {
             let place =
                 if resume { format!("{} holds no run yet, and ", out.display()) } else { String::new() };
             return Err(Error::Usage(format!(
-                "{place}there is no model to train\n  help: name one with --preset ({}) or --config FILE",
+                "{place}there is no model to train\n  help: name one with --preset ({}), --config FILE or --from DIR",
                 presets::names()
             )));
         }
@@ -66,17 +66,21 @@ pub(crate) fn restore(
 /// The state before the first step.
 pub(crate) fn fresh(
     generator: &mut Generator,
-    options: &Options,
+    recipe: &Recipe,
     text: &Text,
     layout: &Layout,
     config: &Config,
-    upcycle: Option<(&Path, &Tokenizer)>,
+    tokenizer: &Tokenizer,
 ) -> Result<TrainState> {
+    let options = &recipe.options;
     let zero = vec![0.0; layout.parameters()];
     let mut weights = zero.clone();
     generator.initialise(&mut weights, layout, config, options.init);
-    if let Some((dense, tokenizer)) = upcycle {
+    if let Some(dense) = &recipe.upcycle {
         upcycle::copy(dense, tokenizer, config, layout, &mut weights)?;
+    }
+    if let Some(model) = &recipe.from {
+        finetune::copy(model, config, layout, &mut weights)?;
     }
     Ok(TrainState {
         step: 0,

@@ -5,7 +5,8 @@
 
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
-use crate::data::{self, Source, Text};
+use crate::data::{self, Text};
+use crate::finetune;
 use crate::learner::{BatchShape, Learner, Rates};
 use crate::memory;
 use crate::mixing::{Load, Worst};
@@ -19,6 +20,7 @@ use crate::signals::Interrupt;
 use crate::start::{fresh, restore, settle};
 use crate::state::TrainState;
 use formats::checkpoint::{self, Commit, GenerationConfig, ModelFiles};
+use formats::families::Family;
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result};
 use std::path::{Path, PathBuf};
@@ -49,7 +51,7 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
     let run = if out.is_dir() { Some(Run::lock(out)?) } else { None };
     let recipe = settle(request, run.as_ref(), out, resume)?;
     let options = &recipe.options;
-    let (tokenizer, text) = Text::learn(options.tokenizer, &Source::read(&recipe.data)?)?;
+    let (tokenizer, text, generation) = finetune::learn(&recipe, run.as_ref())?;
     text.require(options.block)?;
     let config = options.model(tokenizer.vocabulary())?;
     let backend = cpu(options)?;
@@ -60,7 +62,7 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
         None => Run::lock(out)?,
     };
     let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
-    Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out()
+    Trainer::begin(backend, device, run, recipe, config, (tokenizer, generation), text)?.carry_out()
 }
 
 /// The CPU, unless another device is asked for.
@@ -97,6 +99,7 @@ struct Trainer<B: Backend> {
     recipe: Recipe,
     config: Config,
     tokenizer: Tokenizer,
+    generation: GenerationConfig,
     text: Text,
     generator: Generator,
     learner: Learner<B>,
@@ -122,7 +125,7 @@ impl<B: Backend> Trainer<B> {
         run: Run,
         recipe: Recipe,
         config: Config,
-        tokenizer: Tokenizer,
+        (tokenizer, generation): (Tokenizer, GenerationConfig),
         text: Text,
     ) -> Result<Trainer<B>> {
         let options = &recipe.options;
@@ -139,10 +142,7 @@ impl<B: Backend> Trainer<B> {
         let mut generator = Generator::new(options.rng, options.seed);
         let state = match &found {
             Some((_, path)) => restore(path, &run, options, &text, &layout)?,
-            None => {
-                let dense = recipe.upcycle.as_deref().map(|dense| (dense, &tokenizer));
-                fresh(&mut generator, options, &text, &layout, &config, dense)?
-            }
+            None => fresh(&mut generator, &recipe, &text, &layout, &config, &tokenizer)?,
         };
         if let Some(kept) = &state.generator {
             generator = Generator::restore(kept).ok_or_else(|| {
@@ -166,6 +166,10 @@ impl<B: Backend> Trainer<B> {
             config.width,
             config.context
         ));
+        if let Some(from) = &recipe.from {
+            let family = Family::of(&config).model_type();
+            progress.message(&format!("from    {} ({family})", from.display()));
+        }
         if let Some(experts) = &config.experts {
             progress.message(&format!(
                 "experts {} a layer, {} active{}; {} parameters are active for a token",
@@ -192,9 +196,9 @@ impl<B: Backend> Trainer<B> {
         }
         // Whole paths, so that the run can be resumed from any directory.
         let data = recipe.data.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
-        let upcycle =
-            recipe.upcycle.as_ref().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
-        run.record(&Recipe { options: options.clone(), data: data.collect(), upcycle })?;
+        let whole = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        let (upcycle, from) = (recipe.upcycle.as_ref().map(whole), recipe.from.as_ref().map(whole));
+        run.record(&Recipe { options: options.clone(), data: data.collect(), upcycle, from })?;
         Ok(Trainer {
             metrics: run.metrics(state.step)?,
             interrupt: Interrupt::listen()?,
@@ -209,6 +213,7 @@ impl<B: Backend> Trainer<B> {
             run,
             config,
             tokenizer,
+            generation,
             text,
             generator,
             learner,
@@ -398,7 +403,7 @@ impl<B: Backend> Trainer<B> {
             dtype: options.dtype,
             values: &weights,
             tokenizer: Some(&self.tokenizer),
-            generation: &GenerationConfig::plain(),
+            generation: &self.generation,
         };
         checkpoint::write_model(&mut commit, "model/", &files)?;
         let state = TrainState {

@@ -41,8 +41,7 @@ impl Directory {
     /// Opens RUN, RUN/model, a checkpoint, or any directory that holds a model's files.
     pub fn open(path: &Path) -> Result<Directory> {
         let path = resolve(path)?;
-        let config_path = path.join(CONFIG);
-        let config = families::read_config(&source::read_text(&config_path, MOST_CONFIG)?, &config_path)?;
+        let config = read_config(&path)?;
         let generation_path = path.join(GENERATION);
         let generation = match source::read_text_if_there(&generation_path, MOST_CONFIG)? {
             Some(text) => GenerationConfig::read_json(&text, &generation_path)?,
@@ -65,6 +64,16 @@ impl Directory {
         let weights = open_weights(&path, &config, &layout)?;
         Ok(Directory { path, config, layout, weights, tokenizer, generation })
     }
+}
+
+/// What the model in a directory is; nothing else of it is looked at.
+pub fn model_config(path: &Path) -> Result<Config> {
+    read_config(&resolve(path)?)
+}
+
+fn read_config(directory: &Path) -> Result<Config> {
+    let path = directory.join(CONFIG);
+    families::read_config(&source::read_text(&path, MOST_CONFIG)?, &path)
 }
 
 /// The directory that holds the files, with every link on the way resolved.

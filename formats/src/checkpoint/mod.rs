@@ -27,7 +27,7 @@ mod writer;
 pub use advice::Advice;
 pub use commit::{Commit, write_whole};
 pub use container::{StoredTensor, TensorFile};
-pub use directory::{Directory, ModelFiles, write_model};
+pub use directory::{Directory, ModelFiles, model_config, write_model};
 pub use generation::GenerationConfig;
 pub use history::{clean, newest, point, retain, step_path};
 pub use manifest::verify;

@@ -109,3 +109,82 @@ impl<'de> Deserialize<'de> for Map {
         deserializer.deserialize_map(Places)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Dtype;
+    use super::super::source::tests::Scratch;
+    use super::super::writer::{self, Outgoing, Values};
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    /// A shard of tensors of one value each.
+    fn shard(scratch: &Scratch, name: &str, tensors: &[&str]) {
+        let outgoing =
+            |name: &&str| Outgoing { name: (*name).into(), dtype: Dtype::F32, shape: vec![1], values: VALUE };
+        const VALUE: Values = Values::Floats(&[1.5]);
+        let mut tensors: Vec<Outgoing> = tensors.iter().map(outgoing).collect();
+        let mut bytes = Vec::new();
+        writer::write(&mut tensors, &mut bytes, |error| Error::write("memory", error))
+            .expect("can be written");
+        let _ = std::fs::remove_file(scratch.join(name));
+        std::fs::write(scratch.join(name), bytes).expect("can be written");
+    }
+
+    fn index(scratch: &Scratch, text: &str) -> std::path::PathBuf {
+        let path = scratch.join(INDEX);
+        let _ = std::fs::remove_file(&path);
+        std::fs::write(&path, text).expect("can be written");
+        path
+    }
+
+    fn refused(scratch: &Scratch, map: &str, words: &str) {
+        let start = Instant::now();
+        let error = open(&index(scratch, &format!("{{\"weight_map\": {map}}}"))).expect_err(words);
+        assert!(start.elapsed() < Duration::from_secs(1));
+        assert!(error.to_string().contains(words), "{error} does not say {words:?}");
+        assert_eq!(error.exit_code(), 3, "{error}");
+    }
+
+    #[test]
+    fn shards_hold_what_their_index_says_and_nothing_else() {
+        let scratch = Scratch::new();
+        shard(&scratch, "1.safetensors", &["a", "b"]);
+        shard(&scratch, "2.safetensors", &["c"]);
+        let good = r#"{"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"}"#;
+        let text = format!("{{\"metadata\": {{\"total_size\": 12}}, \"weight_map\": {good}}}");
+        let files = open(&index(&scratch, &text)).expect("two shards");
+        let names: Vec<&str> = files.iter().flat_map(TensorFile::iter).map(|tensor| tensor.name).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+
+        let with = |from: &str, to: &str| good.replacen(from, to, 1);
+        refused(
+            &scratch,
+            &with("2.safetensors", "3.safetensors"),
+            "names the shard 3.safetensors, which is missing",
+        );
+        for name in
+            ["../2.safetensors", "/2.safetensors", "x/2.safetensors", "..", "", ".2.safetensors", "2.bin"]
+        {
+            refused(&scratch, &with("2.safetensors", name), &format!("is in {name:?}, which is no name"));
+        }
+        refused(&scratch, &with("\"c\"", "\"a\""), "the tensor \"a\" stands twice");
+        refused(&scratch, &with("\"c\"", "\"d\""), "2.safetensors: holds c, which its index does not name");
+        let more = with("}", ", \"d\": \"2.safetensors\"}");
+        refused(&scratch, &more, "2.safetensors: lacks d, which its index says is in it");
+        refused(&scratch, "{}", "names 0 shards");
+        refused(&scratch, "{\"a\": 1}", "is no index of shards");
+        refused(&scratch, "[]", "is no index of shards");
+        let many: Vec<String> =
+            (0..1025).map(|shard| format!("\"{shard}\": \"{shard}.safetensors\"")).collect();
+        refused(&scratch, &format!("{{{}}}", many.join(",")), "names 1025 shards");
+
+        shard(&scratch, "2.safetensors", &["b", "c"]);
+        refused(&scratch, good, "2.safetensors: holds b, which its index says is in 1.safetensors");
+        std::fs::write(scratch.join("2.safetensors"), b"version https://git-lfs").expect("can be written");
+        refused(&scratch, good, "is a Git LFS pointer");
+        std::fs::remove_file(scratch.join("2.safetensors")).expect("is there");
+        std::fs::create_dir(scratch.join("2.safetensors")).expect("can be made");
+        refused(&scratch, good, "is a directory");
+    }
+}

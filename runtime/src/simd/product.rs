@@ -5,6 +5,7 @@
 //! threads changes no bit. `B` is read from packed panels, in place, or packed block by block (which hides a
 //! transpose); a transposed `A` is packed block by block too.
 
+use super::gemv::prefetch;
 use super::lanes::{Element, Lanes};
 use super::{Aligned, PANEL};
 use std::cell::UnsafeCell;
@@ -17,6 +18,8 @@ const ROWS: usize = 120;
 const IN_PLACE_STRIDE: usize = 96;
 /// A transposed `A` is packed when more column groups than these read it; fewer do not repay the copy.
 const IN_PLACE_GROUPS: usize = 2;
+/// Rows of weights that stand transposed are asked for so many rows before they are packed.
+const ROWS_AHEAD: usize = 16;
 /// Values between packed strips.
 const STRIP_GAP: usize = 16;
 /// Widest tile, in panels, of any instruction set.
@@ -334,6 +337,7 @@ pub(super) unsafe fn pack_rows<L: Lanes, T: Element>(
     assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
     for input in 0..inputs {
         for first in (0..outputs).step_by(PANEL) {
+            prefetch(weight.as_ptr().wrapping_add((input + ROWS_AHEAD) * stride + first));
             // SAFETY: both lengths were checked; panel `first / PANEL` begins at `first * inputs`.
             unsafe {
                 let from = weight.as_ptr().add(input * stride + first);

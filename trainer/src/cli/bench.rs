@@ -43,6 +43,7 @@ impl Bench {
             config: None,
             data: Vec::<PathBuf>::new(),
             upcycle: None,
+            from: None,
             flags: self.flags.clone(),
         };
         let options = request.resolve()?.options;

@@ -21,6 +21,7 @@ use trainer::train::{End, train};
     after_help = "Examples:
   trainer train --preset gpt-zero --data input.txt --out runs/zero
   trainer train --resume --out runs/zero
+  trainer train --from gpt2 --data input.txt --out runs/tuned --block 256 --learning-rate 1e-4
   trainer eval --model runs/zero --data input.txt
   trainer export --model runs/zero --to gguf --out zero.gguf
   trainer presets
@@ -64,6 +65,9 @@ struct Train {
     /// A dense model that each expert begins as a copy of (two or more active experts)
     #[arg(long, value_name = "DIR")]
     upcycle: Option<PathBuf>,
+    /// A model directory of a known family to train further: it says what the model is and gives the tokenizer
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
     /// The run directory
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
@@ -105,11 +109,13 @@ fn obey() -> Result<u8> {
     };
     match arguments.command {
         Command::Train(command) => {
-            let Train { preset, config, data, upcycle, out, resume, flags } = command;
-            train(&Request { preset, config, data, upcycle, flags }, &out, resume).map(|end| match end {
-                End::Done => 0,
-                End::Interrupted { exit_code } => exit_code,
-            })
+            let Train { preset, config, data, upcycle, from, out, resume, flags } = command;
+            train(&Request { preset, config, data, upcycle, from, flags }, &out, resume).map(
+                |end| match end {
+                    End::Done => 0,
+                    End::Interrupted { exit_code } => exit_code,
+                },
+            )
         }
         Command::Eval(command) => command.run().map(|()| 0),
         Command::Presets(command) => command.run().map(|()| 0),

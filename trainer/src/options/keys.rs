@@ -48,7 +48,37 @@ const RUN: &str = "Run";
 /// Keys that may change when a run is resumed: none of them changes what is learned up to a step.
 pub const CHANGEABLE: &[&str] = &["steps", "threads", "save_every", "keep", "progress"];
 
-/// Every key but `preset` and `data`.
+/// Keys that say what a model is: a run that begins as another model takes them from there.
+pub const SHAPE: &[&str] = &[
+    "context",
+    "width",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_size",
+    "position",
+    "rotary_base",
+    "feed_forward",
+    "activation",
+    "attention_scale",
+    "norm",
+    "norm_order",
+    "query_key_norm",
+    "norm_eps",
+    "norm_bias",
+    "qkv_bias",
+    "attention_bias",
+    "feed_forward_bias",
+    "tied",
+    "head_bias",
+    "experts",
+];
+
+/// The same of a model that has experts.
+pub const EXPERTS_SHAPE: &[&str] =
+    &["active_experts", "expert_width", "expert_every", "shared_experts", "router_score", "router_weight"];
+
+/// Every key but `preset`, `data`, `from` and `upcycle`.
 pub const KEYS: &[Key] = &[
     key(MODEL, "tokenizer", Kind::Choice(&["characters", "bytes"]), "how text becomes tokens"),
     key(MODEL, "block", Kind::Count(1, MAX_CONTEXT as u64), "tokens the model sees at once"),

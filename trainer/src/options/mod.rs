@@ -22,7 +22,7 @@ use formats::config::{
 };
 use formats::layout::InitScheme;
 use formats::{Error, Result};
-use keys::{CHANGEABLE, KEYS, Key};
+use keys::{CHANGEABLE, EXPERTS_SHAPE, KEYS, Key, SHAPE};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,21 @@ use toml::{Table, Value};
 const MAX_STEP_TOKENS: u64 = 1 << 31;
 /// Longest config file; ours are below 2 KiB.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// What a run is told of experts that has none.
+const NO_EXPERTS: Experts = Experts {
+    count: 0,
+    active: 1,
+    width: 1,
+    every: 1,
+    shared: 0,
+    score: RouterScore::Softmax,
+    weight: RouterWeight::Score,
+    selection_bias: false,
+    noise: false,
+};
+/// DeepSeek-V3's step of the bias that balances.
+const DEFAULT_BIAS_RATE: f64 = 0.001;
 
 /// Where a run computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +176,60 @@ impl Options {
         Ok(config)
     }
 
+    /// These options for a model of another description; `given` is what was asked for besides.
+    fn shaped(self, config: &Config, given: &Table) -> Result<Options> {
+        let experts = config.experts.unwrap_or(NO_EXPERTS);
+        // Shortest in decimal, as people write them.
+        let decimal = |value: f32| value.to_string().parse().unwrap_or(f64::from(value));
+        let shaped = Options {
+            block: config.context,
+            context: Some(config.context),
+            width: config.width,
+            layers: config.layers,
+            heads: config.heads,
+            kv_heads: Some(config.kv_heads),
+            head_size: Some(config.head_size),
+            feed_forward: Some(config.feed_forward),
+            experts: experts.count,
+            active_experts: experts.active,
+            expert_width: config.experts.map(|experts| experts.width),
+            expert_every: experts.every,
+            shared_experts: experts.shared,
+            router_score: experts.score,
+            router_weight: config.experts.map(|experts| experts.weight),
+            position: config.position,
+            rotary_base: decimal(config.rotary_base),
+            norm: config.norm,
+            norm_order: config.norm_order,
+            query_key_norm: config.query_key_norm,
+            activation: config.activation,
+            attention_scale: config.attention_scale,
+            norm_eps: decimal(config.norm_eps),
+            norm_bias: config.norm_bias,
+            qkv_bias: config.qkv_bias,
+            attention_bias: config.attention_bias,
+            feed_forward_bias: config.feed_forward_bias,
+            tied: config.tied,
+            head_bias: config.head_bias,
+            dropout: decimal(config.dropout),
+            bias_rate: match (experts.selection_bias, self.bias_rate) {
+                (false, _) => 0.0,
+                (true, 0.0) => DEFAULT_BIAS_RATE,
+                (true, rate) => rate,
+            },
+            ..self
+        };
+        let asked = given.get("bias_rate").and_then(Value::as_float);
+        if asked.is_some_and(|asked| (asked > 0.0) != experts.selection_bias) {
+            let expected = match experts.selection_bias {
+                true => "above 0: the model that is trained further has a bias on its routers' choice",
+                false => "0: the model that is trained further has no bias on its routers' choice",
+            };
+            return Err(Error::config("options", "bias_rate", asked.unwrap_or_default(), expected));
+        }
+        Ok(shaped)
+    }
+
     /// Width of a head: what was asked for, or an even share of the width.
     fn head_size(&self) -> Result<usize> {
         match self.head_size {
@@ -256,6 +325,10 @@ impl Options {
     /// Checks what the bounds of single keys cannot. `origin` names where the values came from.
     pub fn validate(&self, origin: &str) -> Result<()> {
         self.model(1)?;
+        if let Some(context) = self.context.filter(|context| *context < self.block) {
+            let expected = format!("at most the {context} tokens of the model's context");
+            return Err(Error::config(origin, "block", self.block, expected));
+        }
         let tokens = self.batch as u64 * self.block as u64;
         if tokens > MAX_STEP_TOKENS {
             let expected = format!("at most {MAX_STEP_TOKENS}");
@@ -307,6 +380,14 @@ impl Options {
     }
 }
 
+/// Whether two values are the same to a model: its numbers are f32.
+fn alike(a: &Value, b: &Value) -> bool {
+    match (a.as_float(), b.as_float()) {
+        (Some(a), Some(b)) => a as f32 == b as f32,
+        _ => a == b,
+    }
+}
+
 /// A value as people write it: words without quotation marks.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
@@ -321,6 +402,8 @@ pub struct Recipe {
     pub data: Vec<PathBuf>,
     /// The dense model that a mixture starts from, if from one.
     pub upcycle: Option<PathBuf>,
+    /// The model that is trained further, if one is.
+    pub from: Option<PathBuf>,
 }
 
 impl Recipe {
@@ -346,6 +429,9 @@ impl Recipe {
         if let Some(path) = &self.upcycle {
             table.insert("upcycle".to_owned(), Value::String(utf8(path)?));
         }
+        if let Some(path) = &self.from {
+            table.insert("from".to_owned(), Value::String(utf8(path)?));
+        }
         toml::to_string(&table).map_err(|error| Error::Internal(format!("config as TOML: {error}")))
     }
 }
@@ -361,6 +447,8 @@ pub struct Request {
     pub data: Vec<PathBuf>,
     /// `--upcycle`.
     pub upcycle: Option<PathBuf>,
+    /// `--from`.
+    pub from: Option<PathBuf>,
     /// Every other flag.
     pub flags: Flags,
 }
@@ -371,24 +459,52 @@ struct Given {
     preset: Option<String>,
     data: Vec<PathBuf>,
     upcycle: Option<PathBuf>,
+    from: Option<PathBuf>,
     values: Table,
 }
 
 impl Request {
     /// Whether it says what to train, and not only where.
     pub fn names_a_model(&self) -> bool {
-        self.preset.is_some() || self.config.is_some()
+        self.preset.is_some() || self.config.is_some() || self.from.is_some()
     }
 
     /// Preset, then file, then flags.
     pub fn resolve(&self) -> Result<Recipe> {
+        self.resolve_given(self.given()?, |preset, _| preset.table())
+    }
+
+    /// The same for a run that begins: what the model that it trains further is, if there is one, stands for itself.
+    /// `read` gives the description of the model in a directory.
+    pub fn begin(&self, read: impl FnOnce(&Path) -> Result<Config>) -> Result<Recipe> {
         let given = self.given()?;
+        let Some(from) = given.from.clone() else { return self.resolve() };
+        let config = read(&from)?;
+        self.resolve_given(given, |preset, given| {
+            let shaped = preset.shaped(&config, given)?.table()?;
+            for name in SHAPE.iter().chain(EXPERTS_SHAPE.iter().filter(|_| config.experts.is_some())) {
+                if let (Some(asked), Some(is)) = (given.get(*name), shaped.get(*name))
+                    && !alike(asked, is)
+                {
+                    let expected = format!("{}, as the model in {} has it", plain(is), from.display());
+                    return Err(Error::config(self.origin(), *name, plain(asked), expected));
+                }
+            }
+            Ok(shaped)
+        })
+    }
+
+    fn resolve_given(
+        &self,
+        given: Given,
+        base: impl FnOnce(Options, &Table) -> Result<Table>,
+    ) -> Result<Recipe> {
         let preset = given.preset.as_deref().unwrap_or(presets::PRESETS[0].name);
-        let mut table = presets::find(preset)?.table()?;
+        let mut table = base(presets::find(preset)?, &given.values)?;
         table.extend(given.values);
         let options = options(table)?;
         options.validate(&self.origin())?;
-        Ok(Recipe { options, data: given.data, upcycle: given.upcycle })
+        Ok(Recipe { options, data: given.data, upcycle: given.upcycle, from: given.from })
     }
 
     /// What the run that `recorded` began is asked to be now. `run` names its directory.
@@ -405,7 +521,12 @@ impl Request {
         options.validate(&self.origin())?;
         refuse_differences(&options, &recorded.options.fixed()?, run)?;
         let data = if given.data.is_empty() { recorded.data.clone() } else { given.data };
-        Ok(Recipe { options, data, upcycle: given.upcycle.or_else(|| recorded.upcycle.clone()) })
+        Ok(Recipe {
+            options,
+            data,
+            upcycle: given.upcycle.or_else(|| recorded.upcycle.clone()),
+            from: given.from.or_else(|| recorded.from.clone()),
+        })
     }
 
     /// File and flags laid over one another.
@@ -422,6 +543,15 @@ impl Request {
         }
         if self.upcycle.is_some() {
             given.upcycle = self.upcycle.clone();
+        }
+        if self.from.is_some() {
+            given.from = self.from.clone();
+        }
+        if given.from.is_some() && given.upcycle.is_some() {
+            return Err(Error::Usage(
+                "--from and --upcycle each say what the weights begin as\n  help: name one of them"
+                    .to_owned(),
+            ));
         }
         for (name, value) in self.flags.values()? {
             given.values.insert(name.to_owned(), value);
@@ -491,7 +621,8 @@ fn parse(text: &str, origin: &str) -> Result<Given> {
                 given.data =
                     paths.ok_or_else(|| Error::config(origin, name, value, "a list of text files"))?;
             }
-            ("upcycle", _) => match value.as_str() {
+            ("upcycle" | "from", _) => match value.as_str() {
+                Some(path) if name == "from" => given.from = Some(path.into()),
                 Some(path) => given.upcycle = Some(path.into()),
                 None => return Err(Error::config(origin, name, value, "a model directory")),
             },
@@ -499,7 +630,7 @@ fn parse(text: &str, origin: &str) -> Result<Given> {
                 given.values.insert(name.clone(), key.check(origin, name, value)?);
             }
             (_, None) => {
-                let known = KEYS.iter().map(|key| key.name).chain(["preset", "data", "upcycle"]);
+                let known = KEYS.iter().map(|key| key.name).chain(["preset", "data", "upcycle", "from"]);
                 let hint = nearest(name, known)
                     .map_or("one that `trainer train --help` lists".to_owned(), |near| format!("`{near}`"));
                 return Err(Error::config(origin, name, "not a key", hint));

@@ -37,6 +37,7 @@ fn every_preset_survives_its_own_config_file() {
             options: preset.options().settled(),
             data: vec!["t".into()],
             upcycle: Some("dense".into()),
+            from: None,
         };
         let given = parse(&recipe.to_toml().expect("plain data"), "test").expect("our own keys");
         let mut table = given.values;
@@ -82,7 +83,7 @@ fn contradictions_are_refused_by_name() {
 #[test]
 fn a_resumed_run_may_change_five_things() {
     let options = presets::find("nano-cpu").expect("a preset").settled();
-    let recorded = Recipe { options, data: vec!["text".into()], upcycle: None };
+    let recorded = Recipe { options, data: vec!["text".into()], upcycle: None, from: None };
     let run = Path::new("runs/one");
     let allowed = [("steps", "9"), ("threads", "3"), ("save_every", "7"), ("keep", "4"), ("progress", "off")];
     let resumed = request(None, &allowed).resume(&recorded, run).expect("changeable");

@@ -89,44 +89,50 @@ mod tests {
     use crate::presets;
     use crate::tape::record::record;
     use crate::tape::{Mode, Shape};
-    use formats::Layout;
+    use formats::config::{NormOrder, QueryKeyNorm};
+    use formats::{Config, Layout};
 
     #[test]
     fn no_slot_is_overwritten_while_it_is_needed() {
-        let config =
-            presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
-        let layout = Layout::new(&config);
-        let program =
-            record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train, &Mixing::default());
-        // Walks the program writing who owns each slot, and checks the owner at each read.
-        let mut owner: Vec<Option<(usize, bool)>> = vec![None; program.plan.slots.len()];
-        let value = |act: super::Act| (program.plan.value[act.index()], (act.index(), false));
-        let gradient = |act: super::Act| {
-            (program.plan.gradient[act.index()].expect("training plans gradients"), (act.index(), true))
-        };
-        for op in &program.forward {
-            for act in op.inputs().into_iter().flatten() {
-                let (slot, name) = value(act);
-                assert_eq!(owner[slot], Some(name), "{op:?}");
+        for (norm_order, query_key_norm) in
+            [(NormOrder::Pre, QueryKeyNorm::None), (NormOrder::Post, QueryKeyNorm::Head)]
+        {
+            let config =
+                presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
+            let config = Config { norm_order, query_key_norm, ..config };
+            let layout = Layout::new(&config);
+            let program =
+                record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train, &Mixing::default());
+            // Walks the program writing who owns each slot, and checks the owner at each read.
+            let mut owner: Vec<Option<(usize, bool)>> = vec![None; program.plan.slots.len()];
+            let value = |act: super::Act| (program.plan.value[act.index()], (act.index(), false));
+            let gradient = |act: super::Act| {
+                (program.plan.gradient[act.index()].expect("training plans gradients"), (act.index(), true))
+            };
+            for op in &program.forward {
+                for act in op.inputs().into_iter().flatten() {
+                    let (slot, name) = value(act);
+                    assert_eq!(owner[slot], Some(name), "{op:?}");
+                }
+                if let Some(act) = op.out() {
+                    let (slot, name) = value(act);
+                    owner[slot] = Some(name);
+                }
             }
-            if let Some(act) = op.out() {
-                let (slot, name) = value(act);
-                owner[slot] = Some(name);
-            }
-        }
-        for step in &program.backward {
-            let op = program.forward[step.op];
-            let reads = op.saved().into_iter().flatten().map(value).chain(op.out().map(gradient));
-            for (slot, name) in reads {
-                assert_eq!(owner[slot], Some(name), "backward of {op:?}");
-            }
-            for act in op.inputs().into_iter().flatten() {
-                let (slot, name) = gradient(act);
-                assert!(
-                    op.out().is_none_or(|out| gradient(out).0 != slot),
-                    "{op:?} overwrites what it reads"
-                );
-                owner[slot] = Some(name);
+            for step in &program.backward {
+                let op = program.forward[step.op];
+                let reads = op.saved().into_iter().flatten().map(value).chain(op.out().map(gradient));
+                for (slot, name) in reads {
+                    assert_eq!(owner[slot], Some(name), "backward of {op:?}");
+                }
+                for act in op.inputs().into_iter().flatten() {
+                    let (slot, name) = gradient(act);
+                    assert!(
+                        op.out().is_none_or(|out| gradient(out).0 != slot),
+                        "{op:?} overwrites what it reads"
+                    );
+                    owner[slot] = Some(name);
+                }
             }
         }
     }

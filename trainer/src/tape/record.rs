@@ -243,27 +243,33 @@ pub fn classes(config: &Config, shape: Shape) -> Classes {
 mod tests {
     use super::*;
     use crate::presets;
+    use formats::config::{NormOrder, QueryKeyNorm};
 
     #[test]
     fn every_gradient_is_set_exactly_once_and_before_it_is_read() {
-        let config =
-            presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
-        let layout = Layout::new(&config);
-        let program =
-            record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train, &Mixing::default());
-        let mut set = vec![false; program.widths.len()];
-        for step in &program.backward {
-            let op = program.forward[step.op];
-            if let Some(out) = op.out() {
-                assert!(set[out.index()], "{op:?} reads a gradient nobody wrote");
-            }
-            for (input, write) in op.inputs().into_iter().zip(step.writes) {
-                if let Some(input) = input {
-                    assert_eq!(write == Write::Set, !set[input.index()], "{op:?}");
-                    set[input.index()] = true;
+        for (norm_order, query_key_norm) in
+            [(NormOrder::Pre, QueryKeyNorm::None), (NormOrder::Post, QueryKeyNorm::Head)]
+        {
+            let config =
+                presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
+            let config = Config { norm_order, query_key_norm, ..config };
+            let layout = Layout::new(&config);
+            let program =
+                record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train, &Mixing::default());
+            let mut set = vec![false; program.widths.len()];
+            for step in &program.backward {
+                let op = program.forward[step.op];
+                if let Some(out) = op.out() {
+                    assert!(set[out.index()], "{op:?} reads a gradient nobody wrote");
+                }
+                for (input, write) in op.inputs().into_iter().zip(step.writes) {
+                    if let Some(input) = input {
+                        assert_eq!(write == Write::Set, !set[input.index()], "{op:?}");
+                        set[input.index()] = true;
+                    }
                 }
             }
+            assert_eq!(program.backward.len(), program.forward.len());
         }
-        assert_eq!(program.backward.len(), program.forward.len());
     }
 }

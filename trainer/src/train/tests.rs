@@ -32,6 +32,7 @@ fn request(folder: &Path, flags: &[(&'static str, &str)]) -> Request {
         config: None,
         data: vec![folder.join("text")],
         upcycle: None,
+        from: None,
         flags: Flags::of(&[&small[..], &[("block", "16"), ("decay_steps", "12")], flags].concat()),
     }
 }
