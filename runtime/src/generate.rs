@@ -83,7 +83,8 @@ impl Default for GenerateOptions {
 }
 
 impl GenerateOptions {
-    /// What the model's own directory asks for, and the defaults where it is silent.
+    /// What the model's own directory asks for, and the defaults where it is silent. A text ends with the tokenizer's
+    /// end-of-text token if nothing else is said.
     pub fn of(model: &Model) -> GenerateOptions {
         let generation = model.generation();
         let mut end = generation.eos_token_id.clone();

@@ -10,7 +10,7 @@
 //! # fn main() -> runtime::Result<()> {
 //! let model = Model::open("runs/zero".as_ref())?;
 //! let prompt = match model.tokenizer() {
-//!     Some(tokenizer) => tokenizer.encode("ROMEO:")?,
+//!     Some(tokenizer) => tokenizer.encode_prompt("ROMEO:")?,
 //!     None => vec![0],
 //! };
 //! let mut session = model.session()?;

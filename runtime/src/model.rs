@@ -93,7 +93,7 @@ impl Model {
                 origin.display().to_string(),
                 "vocabulary",
                 tokenizer.vocabulary(),
-                format!("the {} of config.json", config.vocabulary),
+                format!("at most the {} of config.json", config.vocabulary),
             ));
         }
         let layout = Layout::new(&config);

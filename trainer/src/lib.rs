@@ -22,6 +22,7 @@ pub mod signals;
 mod start;
 pub mod state;
 pub mod tape;
+pub mod tokenizer;
 pub mod train;
 pub mod upcycle;
 pub mod weights;

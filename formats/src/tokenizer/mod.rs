@@ -35,8 +35,8 @@ use crate::error::{Error, Result};
 use bpe::{Bpe, Parts};
 use characters::Characters;
 use special::Added;
-use std::collections::{BTreeSet, HashSet};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Largest tokenizer file that is read; the field's largest vocabularies need about half of it.
@@ -72,30 +72,22 @@ impl Tokenizer {
         Tokenizer::of_bpe(bpe.expect("the 256 bytes are a vocabulary"))
     }
 
-    /// A byte-level vocabulary as merges make it: first the 256 bytes in GPT-2's order ([`Tokenizer::byte_order`]),
-    /// then what each merge joins, unless it is there already, then the special tokens.
-    pub fn byte_level(split: Split, merges: &[(u32, u32)], special: &[String]) -> Result<Tokenizer> {
-        let mut tokens: Vec<Vec<u8>> = Tokenizer::byte_order().iter().map(|&byte| vec![byte]).collect();
-        let mut known: HashSet<Vec<u8>> = tokens.iter().cloned().collect();
-        for &(left, right) in merges {
-            let (Some(left), Some(right)) = (tokens.get(left as usize), tokens.get(right as usize)) else {
-                return Err(Error::Usage(format!(
-                    "a merge joins ids {left} and {right} before they are made"
-                )));
-            };
-            let joined = [left.as_slice(), right].concat();
-            if known.insert(joined.clone()) {
-                tokens.push(joined);
-            }
-        }
+    /// A byte-level vocabulary that was learned: the bytes of each id, the merges as pairs of ids, and special tokens,
+    /// whose ids come on top.
+    pub fn byte_level(
+        split: Split,
+        mut tokens: Vec<Vec<u8>>,
+        merges: Vec<(u32, u32)>,
+        special: &[String],
+    ) -> Result<Tokenizer> {
         let learned = tokens.len() as u32;
         let added = (learned..).zip(special).map(|(id, _)| Added { id, special: true }).collect();
         tokens.extend(special.iter().map(|text| text.as_bytes().to_vec()));
-        let bpe = Bpe::new(Parts { tokens, merges: merges.to_vec(), added, split, ..Parts::default() });
+        let bpe = Bpe::new(Parts { tokens, merges, added, split, ..Parts::default() });
         bpe.map(Tokenizer::of_bpe).map_err(Error::Usage)
     }
 
-    /// The 256 bytes in the order of their ids in GPT-2 and in [`Tokenizer::byte_level`].
+    /// The 256 bytes in the order of their ids in GPT-2 and in every vocabulary that is learned here.
     pub fn byte_order() -> [u8; 256] {
         byte_table::in_character_order()
     }
@@ -124,7 +116,7 @@ impl Tokenizer {
     }
 
     /// The tokenizer of a directory and the file that holds it, or `None` if it has none.
-    pub fn find(directory: &Path) -> Result<Option<(Tokenizer, std::path::PathBuf)>> {
+    pub fn find(directory: &Path) -> Result<Option<(Tokenizer, PathBuf)>> {
         let there = |name: &str| {
             let path = directory.join(name);
             // A link to nowhere is there too, and opening it says what is wrong.

@@ -71,3 +71,51 @@ pub(super) fn write(bpe: &Bpe) -> (String, String) {
     }
     (format!("{{{}}}\n", entries.join(", ")), merges)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(vocabulary: &str, merges: &str) -> Result<Tokenizer> {
+        read(vocabulary, Path::new("vocab.json"), merges, Path::new("merges.txt"))
+    }
+
+    /// The bytes in GPT-2's order and what follows them.
+    fn vocabulary(more: &str) -> String {
+        let order = byte_table::in_character_order();
+        let entry = |(id, &byte)| format!("{}: {id}", Value::String(byte_table::character(byte).to_string()));
+        let entries: Vec<String> = order.iter().enumerate().map(entry).collect();
+        format!("{{{}{more}}}", entries.join(", "))
+    }
+
+    fn refused(vocabulary: &str, merges: &str, words: &str) {
+        let error = pair(vocabulary, merges).expect_err(words);
+        assert!(error.to_string().contains(words), "{error} does not say {words:?}");
+        assert_eq!(error.exit_code(), 3);
+    }
+
+    #[test]
+    fn what_no_merge_makes_is_special() {
+        let vocabulary = vocabulary(", \"ab\": 256, \"<|endoftext|>\": 257");
+        let tokenizer = pair(&vocabulary, "#version: 0.2\na b\n\n").expect("a pair");
+        assert_eq!(tokenizer.end_of_text(), Some(257));
+        assert_eq!(tokenizer.split(), Some(Split::Gpt2));
+        assert_eq!(tokenizer.encode_with_special("ab<|endoftext|>").expect("text"), [256, 257]);
+        let (again, merges) = tokenizer.to_pair().expect("it has merges");
+        assert_eq!(pair(&again, &merges).expect("our own files"), tokenizer);
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let good = vocabulary(", \"ab\": 256");
+        refused(&good, "a b\nab c", "merge 1 joins \"ab\" and \"c\" into what the vocabulary lacks");
+        refused(&good, "a b\nabc d", "merge 1 names \"abc\", which the vocabulary lacks");
+        refused(&good, "a b\nab", "merges.txt: line 2 is \"ab\"");
+        refused(&good, "a  b", "line 1 is");
+        refused(&vocabulary(", \"ab\": 257"), "a b", "without gaps");
+        refused(&vocabulary(", \"ab\": 255"), "a b", "both have id 255");
+        refused(&good.replacen("\"!\": 0", "\"!!\": 0", 1), "a b", "byte 0x21 (written \"!\") is missing");
+        refused("[]", "", "not a map of tokens to ids");
+        refused("{}", "", "vocabulary is empty");
+    }
+}

@@ -31,7 +31,7 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// The ids to continue; none if no prompt was given.
+    /// The ids to continue; none if no prompt was given. Special tokens written in it are recognised.
     pub fn read(&self, model: &Model, path: &Path) -> Result<Vec<u32>> {
         let text = match (&self.prompt, &self.prompt_file, &self.ids, &self.stdin) {
             (Some(text), ..) => text.clone(),

@@ -30,7 +30,9 @@ impl Verify {
         one_token_computes(&directory)?;
 
         let tokenizer = match &directory.tokenizer {
-            Some(tokenizer) => format!("{} tokens, as many as the model has", tokenizer.vocabulary()),
+            Some(tokenizer) => {
+                format!("{} tokens, the model has {}", tokenizer.vocabulary(), directory.config.vocabulary)
+            }
             None => "none".into(),
         };
         let checksums = match checkpoint {

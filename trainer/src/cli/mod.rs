@@ -5,6 +5,7 @@ mod eval;
 mod export;
 mod inspect;
 mod presets;
+mod tokenizer;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use formats::{Error, Result};
@@ -46,6 +47,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Write a model for other tools
     Export(export::Export),
+    /// Learn a vocabulary
+    Tokenizer(tokenizer::Tokenizer),
     /// Time training steps
     Bench(bench::Bench),
 }
@@ -121,6 +124,7 @@ fn obey() -> Result<u8> {
         Command::Presets(command) => command.run().map(|()| 0),
         Command::Inspect(command) => command.run().map(|()| 0),
         Command::Export(command) => command.run().map(|()| 0),
+        Command::Tokenizer(command) => command.run().map(|()| 0),
         Command::Bench(command) => command.run().map(|()| 0),
     }
 }

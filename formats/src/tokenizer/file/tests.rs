@@ -1,4 +1,5 @@
 use super::*;
+use serde_json::json;
 
 fn read(text: &str) -> Result<Tokenizer> {
     Tokenizer::from_json(text, Path::new("tokenizer.json"))
@@ -103,6 +104,156 @@ fn every_truncation_and_bit_flip_of_a_file_is_an_error_or_a_tokenizer() {
             if let Ok(Ok(tokenizer)) = String::from_utf8(bytes).map(|text| read(&text)) {
                 assert_eq!(tokenizer.vocabulary(), 3);
             }
+        }
+    }
+}
+
+/// A byte-level file of the bytes, "ab", "abc" (no merge makes it) and a special token.
+fn level() -> Value {
+    let tokens = Tokenizer::byte_order().map(|byte| vec![byte]).into_iter();
+    let tokens: Vec<Vec<u8>> = tokens.chain([b"ab".to_vec(), b"abc".to_vec()]).collect();
+    let (a, b) = (u32::from(b'a' - b'!'), u32::from(b'b' - b'!'));
+    let tokenizer = Tokenizer::byte_level(Split::Gpt2, tokens, vec![(a, b)], &["<|endoftext|>".into()]);
+    serde_json::from_str(&tokenizer.expect("a vocabulary").to_json()).expect("JSON")
+}
+
+/// That file with one part exchanged; `path` is a JSON pointer.
+fn exchanged(path: &str, value: Value) -> String {
+    let mut file = level();
+    *file.pointer_mut(path).unwrap_or_else(|| panic!("{path} is not there")) = value;
+    file.to_string()
+}
+
+#[test]
+fn both_forms_of_a_merge_are_read() {
+    let lists = read(&level().to_string()).expect("a tokenizer");
+    assert_eq!(lists, read(&exchanged("/model/merges", json!(["a b"]))).expect("a tokenizer"));
+    assert_eq!(lists.encode("abc").expect("text"), [256, 66]);
+    for (merges, words) in [
+        (json!(["ab"]), "has no two sides"),
+        (json!(["a b c"]), "has no two sides"),
+        (json!([" b"]), "has no two sides"),
+        (json!([["a"]]), "has no two sides"),
+        (json!([["a", "b", "c"]]), "has no two sides"),
+        (json!([7]), "a merge, written"),
+        (json!([["a", "日"]]), "merge 0 names \"日\", which the vocabulary lacks"),
+        (json!([["a", "b"], ["b", "c"]]), "merge 1 joins \"b\" and \"c\" into what the vocabulary lacks"),
+        (json!([["a", "b"], ["a", "b"]]), "merge 1 joins \"a\" and \"b\" a second time"),
+    ] {
+        refused(&exchanged("/model/merges", merges), words);
+    }
+}
+
+#[test]
+fn a_piece_that_is_a_token_may_stand_above_the_merges() {
+    let tokenizer = read(&exchanged("/model/ignore_merges", json!(true))).expect("a tokenizer");
+    assert_eq!(tokenizer.encode("abc abc").expect("text"), [257, 220, 256, 66]);
+    let text = tokenizer.to_json();
+    assert_eq!(read(&text).expect("our own file"), tokenizer);
+}
+
+#[test]
+fn added_tokens_are_checked() {
+    let token = |id: u32, content: &str| json!({"id": id, "content": content, "special": true});
+    let with = |tokens: Value| exchanged("/added_tokens", tokens);
+    refused(&with(json!([token(259, "<x>"), token(261, "<y>")])), "without gaps");
+    refused(&with(json!([token(5, "<x>")])), "both have id 5");
+    refused(&with(json!([token(259, "<x>"), token(259, "<x>")])), "both have id 259");
+    refused(
+        &with(json!([token(258, "<|endoftext|>"), token(258, "<|endoftext|>")])),
+        "id 258 is added twice",
+    );
+    refused(&with(json!([token(7, "<|endoftext|>")])), "has id 7, and id 258 in the vocabulary");
+    refused(&with(json!([token(259, "")])), "is empty");
+    refused(&with(json!([token(259, &"x".repeat(513))])), "has 513 bytes; at most 512");
+    refused(&with(json!([{"id": 259, "content": "<x>", "lstrip": true}])), "\"<x>\" has lstrip");
+    refused(&with(json!([{"id": 259, "content": "<x>", "color": 1}])), "unknown field `color`");
+
+    // One that is not special is found in plain text, too; a longer one goes before a shorter one.
+    let spaces = json!({"id": 259, "content": "    ", "special": false});
+    let tokenizer =
+        read(&with(json!([token(258, "<|endoftext|>"), spaces, token(260, "    <")]))).expect("added");
+    assert_eq!(tokenizer.encode("a     <|endoftext|>").expect("text")[..3], [64, 259, 220]);
+    assert_eq!(tokenizer.encode_with_special("    <<|endoftext|>b").expect("text"), [260, 258, 65]);
+    assert_eq!(tokenizer.encode_with_special("<|endoftext|").expect("text").len(), 12);
+    assert_eq!(read(&tokenizer.to_json()).expect("our own file"), tokenizer);
+}
+
+#[test]
+fn a_template_may_put_tokens_before_a_text() {
+    let special = json!({"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let with = |single: Value| {
+        let template =
+            json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}});
+        exchanged(
+            "/post_processor",
+            json!({"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]}),
+        )
+    };
+    let tokenizer = read(&with(json!([special, text]))).expect("a prefix");
+    assert_eq!(tokenizer.prefix(), [258]);
+    assert_eq!(tokenizer.encode_prompt("a<|endoftext|>").expect("text"), [258, 64, 258]);
+    assert_eq!(tokenizer.encode_with_special("a").expect("text"), [64]);
+    assert_eq!(read(&tokenizer.to_json()).expect("our own file"), tokenizer);
+    assert_eq!(read(&with(json!([text]))).expect("nothing before it").prefix(), [0u32; 0]);
+    refused(&with(json!([text, special])), "puts tokens after a text");
+    refused(&with(json!([])), "puts tokens after a text");
+    let strange = json!({"SpecialToken": {"id": "<x>", "type_id": 0}});
+    refused(&with(json!([strange, text])), "names \"<x>\", which the vocabulary lacks");
+    refused(
+        &exchanged("/post_processor", json!({"type": "BertProcessing"})),
+        "post_processor is BertProcessing",
+    );
+}
+
+#[test]
+fn a_text_may_be_composed_first() {
+    let tokenizer = read(&exchanged("/normalizer", json!({"type": "NFC"}))).expect("composes");
+    let composed = tokenizer.encode("\u{e9}ab").expect("text");
+    assert_eq!(tokenizer.encode("e\u{301}ab").expect("text"), composed);
+    let bytes = tokenizer.encode_bytes(b"\xffe\xcc\x81ab\xcc").expect("bytes");
+    assert_eq!(tokenizer.decode(&bytes).expect("its ids"), b"\xff\xc3\xa9ab\xcc");
+    assert_eq!(read(&tokenizer.to_json()).expect("our own file"), tokenizer);
+    refused(&exchanged("/normalizer", json!({"type": "Lowercase"})), "normalizer is Lowercase");
+}
+
+#[test]
+fn patterns_that_are_not_known_are_named() {
+    let split = |regex: &str, behavior: &str| {
+        let split =
+            json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": false});
+        let level = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
+        exchanged("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": [split, level]}))
+    };
+    for known in Split::ALL {
+        if let Some(regex) = known.pattern() {
+            assert_eq!(read(&split(regex, "Isolated")).expect("known").split(), Some(known));
+        }
+    }
+    refused(&split(r"\w+", "Isolated"), r#"the pattern "\\w+"; those of gpt2, llama3"#);
+    refused(&split(r"\w+", "Removed"), "behavior \"Isolated\"");
+    refused(&exchanged("/pre_tokenizer", json!({"type": "Whitespace"})), "pre_tokenizer is Whitespace");
+    refused(&exchanged("/pre_tokenizer", json!(null)), "pre_tokenizer is null");
+    let twice = json!([{"type": "Split"}, {"type": "ByteLevel", "add_prefix_space": false}]);
+    refused(&exchanged("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": twice})), "cuts twice");
+    refused(&exchanged("/model/byte_fallback", json!(true)), "SentencePiece");
+    refused(&exchanged("/model/dropout", json!(0.1)), "model.dropout is set");
+}
+
+#[test]
+fn damage_to_a_byte_level_file_is_an_error_or_a_tokenizer() {
+    let text = level().to_string();
+    for end in (0..text.len()).step_by(7) {
+        assert!(text.get(..end).is_none_or(|cut| read(cut).is_err()), "cut at {end}");
+    }
+    for place in (0..text.len()).step_by(5) {
+        let mut bytes = text.clone().into_bytes();
+        bytes[place] ^= 1 << (place % 7);
+        if let Ok(Ok(tokenizer)) = String::from_utf8(bytes).map(|text| read(&text)) {
+            let all: Vec<u8> = (0..=u8::MAX).collect();
+            let ids = tokenizer.encode_bytes(&all).expect("any bytes");
+            assert_eq!(tokenizer.decode(&ids).expect("its ids"), all);
         }
     }
 }

@@ -1,0 +1,20 @@
+#!/usr/bin/env python3
+"""Encodes strings with a tokenizer.json in Hugging Face's tokenizers, special tokens recognised; prints a JSON list of ids
+for each.
+
+    pip install tokenizers
+    hf_encode.py TOKENIZER.json STRINGS.json
+"""
+import json
+import sys
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file(sys.argv[1])
+strings = json.loads(Path(sys.argv[2]).read_text())
+rows = [tokenizer.encode(string).ids for string in strings]
+back = [tokenizer.decode(ids, skip_special_tokens=False) for ids in rows]
+if back != strings:
+    sys.exit("decoding does not give the strings back")
+print(json.dumps(rows))
