@@ -12,6 +12,7 @@ use std::process::Command;
 use tests::folder::Folder;
 use tests::gguf::{Gguf, Value};
 use tests::models;
+use tests::peers;
 use tests::programs::Program;
 use trainer::weights::arena;
 
@@ -311,6 +312,9 @@ fn a_directory_in_a_familys_names_holds_the_same_model() {
         assert_eq!(Family::of(&directory.config), family);
         assert_eq!(directory.weights.dtype(), Dtype::Bf16);
         assert!(directory.tokenizer.is_some());
+        if peers::transformers() {
+            peers::assert_opens_in_transformers(&out, &[1, 5, 2, 7, 3]);
+        }
         let (values, layout) = (arena(&directory.weights, &directory.layout), Layout::new(&config));
         for (_, parameter) in directory.layout.iter() {
             let found = &values[parameter.range()];
