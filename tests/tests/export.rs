@@ -29,7 +29,7 @@ fn gpt2() -> Config {
 
 fn llama() -> Config {
     Config {
-        width: 10,
+        width: 12,
         heads: 4,
         kv_heads: 2,
         head_size: 6,
@@ -50,7 +50,7 @@ fn mixtral() -> Config {
     let experts = Experts {
         count: 3,
         active: 2,
-        width: 9,
+        width: 8,
         every: 1,
         shared: 0,
         score: RouterScore::Softmax,
@@ -196,7 +196,7 @@ fn experts_are_stacked() {
         assert_eq!(gguf.text("general.architecture"), name);
         assert_eq!(gguf.count(&format!("{name}.expert_count")), 3);
         assert_eq!(gguf.count(&format!("{name}.expert_used_count")), 2);
-        let (width, hidden) = (config.width, 9);
+        let (width, hidden) = (config.width, 8);
         for (index, layer) in layout.layers.iter().enumerate() {
             let name = |part: &str| format!("blk.{index}.{part}.weight");
             let FeedForward::Experts(bank) = layer.feed_forward else { panic!("experts") };
