@@ -22,8 +22,9 @@ const BUFFER: usize = 1 << 20;
 /// A checkpoint being written. Dropped without [`Commit::finish`], it leaves nothing.
 #[derive(Debug)]
 pub struct Commit {
-    checkpoints: PathBuf,
-    step: u64,
+    destination: PathBuf,
+    /// Where what is damaged at the destination goes first.
+    trash: PathBuf,
     temporary: PathBuf,
     /// Every directory under the temporary one, each after its parent.
     directories: BTreeSet<PathBuf>,
@@ -42,10 +43,20 @@ impl Commit {
         }
         let temporary = history::temporary_path(checkpoints, history::TEMPORARY, step);
         history::remove(&temporary)?;
-        fs::create_dir(&temporary).map_err(|error| failed(&temporary, error))?;
+        let trash = history::temporary_path(checkpoints, history::TRASH, step);
+        Commit::new(step_path(checkpoints, step), trash, temporary)
+    }
+
+    /// Starts a directory at `path` that is no checkpoint: [`Commit::publish`] ends it.
+    pub fn directory(path: &Path) -> Result<Commit> {
+        Commit::new(path.into(), PathBuf::new(), beside(path)?)
+    }
+
+    fn new(destination: PathBuf, trash: PathBuf, temporary: PathBuf) -> Result<Commit> {
+        fs::create_dir(&temporary).map_err(|error| Error::write(&temporary, error))?;
         Ok(Commit {
-            checkpoints: checkpoints.into(),
-            step,
+            destination,
+            trash,
             temporary,
             directories: BTreeSet::new(),
             manifest: Manifest::default(),
@@ -111,8 +122,7 @@ impl Commit {
     /// A step that already has a checkpoint in good order keeps it: saving the same once more changes nothing,
     /// and anything else is refused, because no rename replaces a directory without a moment that has neither.
     pub fn finish(self) -> Result<PathBuf> {
-        let destination = step_path(&self.checkpoints, self.step);
-        let trash = history::temporary_path(&self.checkpoints, history::TRASH, self.step);
+        let (destination, trash) = (self.destination.clone(), self.trash.clone());
         if destination.symlink_metadata().is_ok() {
             if manifest::verify(&destination).is_ok() {
                 if Manifest::open(&destination)? == self.manifest {
@@ -130,15 +140,21 @@ impl Commit {
         write_file(&self.temporary.join(manifest::NAME), |out, failed| {
             out.write_all(text.as_bytes()).map_err(failed)
         })?;
+        self.publish()?;
+        // The damaged one whose place it took, if there was one.
+        history::remove(&trash)?;
+        Ok(destination)
+    }
+
+    /// Makes the directory durable and visible as it is, without a manifest.
+    pub fn publish(self) -> Result<()> {
         for directory in self.directories.iter().rev() {
             history::sync_directory(directory)?;
         }
         history::sync_directory(&self.temporary)?;
-        fs::rename(&self.temporary, &destination).map_err(|error| Error::write(&destination, error))?;
-        history::sync_directory(&self.checkpoints)?;
-        // The damaged one whose place it took, if there was one.
-        history::remove(&trash)?;
-        Ok(destination)
+        let failed = |error| Error::write(&self.destination, error);
+        fs::rename(&self.temporary, &self.destination).map_err(failed)?;
+        history::sync_directory(self.destination.parent().unwrap_or(Path::new("")))
     }
 }
 
@@ -182,6 +198,39 @@ fn write_file(
     let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
     atomic::seal(&file).map_err(failed)?;
     Ok(Sum { checksum: hash.digest(), bytes })
+}
+
+/// Writes one file that appears whole or not at all, durable when this returns. `write` is given where the bytes go, and
+/// what a failure of theirs is.
+pub fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write, &dyn Fn(io::Error) -> Error) -> Result<()>,
+) -> Result<()> {
+    let failed = |error: io::Error| Error::write(path, error);
+    let temporary = beside(path)?;
+    let written = (|| {
+        let mut file = BufWriter::with_capacity(BUFFER, File::create_new(&temporary).map_err(failed)?);
+        write(&mut file, &failed)?;
+        file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
+        fs::rename(&temporary, path).map_err(failed)
+    })();
+    if written.is_err() {
+        // What cannot be removed now never had the name that was asked for.
+        let _ = fs::remove_file(&temporary);
+        return written;
+    }
+    history::sync_directory(path.parent().unwrap_or(Path::new("")))
+}
+
+/// A name of this process's own in the same directory, free of leftovers.
+fn beside(path: &Path) -> Result<PathBuf> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::Usage(format!("{} names no file to write", path.display())));
+    };
+    let name = format!("{}{}-{}", history::TEMPORARY, name.to_string_lossy(), std::process::id());
+    let temporary = path.with_file_name(name);
+    history::remove(&temporary)?;
+    Ok(temporary)
 }
 
 #[cfg(test)]
@@ -325,6 +374,24 @@ mod tests {
         commit.write("twice", b"x").expect("can write");
         assert!(commit.write("twice", b"y").is_err());
         assert_eq!(names(scratch.path()), ["checkpoints"]);
+    }
+
+    #[test]
+    fn a_file_appears_whole_or_leaves_nothing() {
+        let scratch = Scratch::new();
+        let path = scratch.join("model.gguf");
+        let refused = write_whole(&path, |out, failed| {
+            out.write_all(b"half").map_err(failed)?;
+            Err(Error::Diverged("not finite".to_owned()))
+        });
+        assert_eq!(refused.expect_err("refused").exit_code(), 9);
+        assert!(names(scratch.path()).is_empty());
+        write_whole(&path, |out, failed| out.write_all(b"whole").map_err(failed)).expect("can write");
+        assert_eq!(names(scratch.path()), ["model.gguf"]);
+        assert_eq!(fs::read(&path).expect("is there"), b"whole");
+        let nowhere = write_whole(&scratch.join("absent/a"), |_, _| Ok(())).expect_err("no directory");
+        assert_eq!(nowhere.exit_code(), 5);
+        assert_eq!(write_whole(Path::new("/"), |_, _| Ok(())).expect_err("no name").exit_code(), 2);
     }
 
     #[test]

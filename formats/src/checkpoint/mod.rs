@@ -29,7 +29,7 @@ mod writer;
 
 pub use advice::Advice;
 pub use atomic::AtomicFile;
-pub use commit::Commit;
+pub use commit::{Commit, write_whole};
 pub use container::{StoredTensor, TensorFile};
 pub use directory::{Directory, ModelFiles, model_config, write_model};
 pub use generation::GenerationConfig;
@@ -37,6 +37,7 @@ pub use history::{clean, newest, point, retain, step_path};
 pub use manifest::verify;
 pub use map::Map;
 pub use weights::{Piece, Weights};
+pub use writer::encode;
 
 use crate::error::Error;
 use half::{bf16, f16};

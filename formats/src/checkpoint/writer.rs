@@ -45,7 +45,7 @@ impl Outgoing<'_> {
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         match self.values {
             Values::Encoded(bytes) => out.write_all(bytes),
-            Values::Floats(values) => self.write_floats(values, out),
+            Values::Floats(values) => encode(self.dtype, values, out),
             Values::Transposed(values, columns) => {
                 let rows = values.len() / columns;
                 let mut turned = vec![0.0; rows * COLUMNS.min(columns)];
@@ -56,50 +56,53 @@ impl Outgoing<'_> {
                             turned[column * rows + row] = *value;
                         }
                     }
-                    self.write_floats(&turned[..rows * count], out)?;
+                    encode(self.dtype, &turned[..rows * count], out)?;
                 }
                 Ok(())
             }
         }
     }
 
-    fn write_floats(&self, values: &[f32], out: &mut impl Write) -> io::Result<()> {
-        let mut encoded = Vec::with_capacity(CHUNK * self.dtype.size());
-        for chunk in values.chunks(CHUNK) {
-            encoded.clear();
-            match self.dtype {
-                Dtype::F32 => encoded.extend_from_slice(bytemuck::cast_slice(chunk)),
-                Dtype::F16 => {
-                    encoded.extend(chunk.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()))
-                }
-                Dtype::Bf16 => {
-                    encoded.extend(chunk.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()))
-                }
-            }
-            out.write_all(&encoded)?;
-        }
-        Ok(())
-    }
-
-    /// Refuses numbers that the file would not hold: none that is not finite, none beyond the dtype's range.
+    /// Refuses numbers that the file would not hold.
     fn check_values(&self) -> Result<()> {
         let (Values::Floats(values) | Values::Transposed(values, _)) = self.values else { return Ok(()) };
-        let fits = |value: f32| match self.dtype {
+        self.dtype.must_hold(values, &self.name)
+    }
+}
+
+impl Dtype {
+    /// Refuses numbers that a tensor of this type would not hold: none that is not finite, none beyond its range.
+    pub fn must_hold(self, values: &[f32], tensor: &str) -> Result<()> {
+        let fits = |value: f32| match self {
             Dtype::F32 => value.is_finite(),
             Dtype::F16 => f16::from_f32(value).is_finite(),
             Dtype::Bf16 => bf16::from_f32(value).is_finite(),
         };
         match values.iter().find(|&&value| !fits(value)) {
             Some(value) if value.is_finite() => Err(Error::Usage(format!(
-                "tensor {} holds {value}, beyond the range of {}; save with --dtype f32",
-                self.name, self.dtype
+                "tensor {tensor} holds {value}, beyond the range of {self}; save with --dtype f32"
             ))),
-            Some(value) => {
-                Err(Error::Diverged(format!("tensor {} holds {value}; it was not saved", self.name)))
-            }
+            Some(value) => Err(Error::Diverged(format!("tensor {tensor} holds {value}; it was not saved"))),
             None => Ok(()),
         }
     }
+}
+
+/// Writes numbers as a file has them, rounded to `dtype` on the way.
+pub fn encode(dtype: Dtype, values: &[f32], out: &mut (impl Write + ?Sized)) -> io::Result<()> {
+    let mut encoded = Vec::with_capacity(CHUNK * dtype.size());
+    for chunk in values.chunks(CHUNK) {
+        encoded.clear();
+        match dtype {
+            Dtype::F32 => encoded.extend_from_slice(bytemuck::cast_slice(chunk)),
+            Dtype::F16 => encoded.extend(chunk.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes())),
+            Dtype::Bf16 => {
+                encoded.extend(chunk.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()))
+            }
+        }
+        out.write_all(&encoded)?;
+    }
+    Ok(())
 }
 
 /// Writes one file: widest numbers first, then by name, so that the same tensors give the same bytes.

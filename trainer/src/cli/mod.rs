@@ -2,6 +2,7 @@
 
 mod bench;
 mod eval;
+mod export;
 mod inspect;
 mod presets;
 mod tokenizer;
@@ -23,6 +24,7 @@ use trainer::train::{End, train};
   trainer train --resume --out runs/zero
   trainer train --from gpt2 --data input.txt --out runs/tuned --block 256 --learning-rate 1e-4
   trainer eval --model runs/zero --data input.txt
+  trainer export --model runs/zero --to gguf --out zero.gguf
   trainer presets
 
 Exit codes: 0 done, 1 our bug, 2 usage, 3 bad file, 4 bad config, 5 cannot write, 6 device, 7 memory,
@@ -45,6 +47,8 @@ enum Command {
     Tokenizer(tokenizer::Tokenizer),
     /// Look at what a run would learn from
     Inspect(inspect::Inspect),
+    /// Write a model for other tools
+    Export(export::Export),
     /// Time training steps
     Bench(bench::Bench),
 }
@@ -120,6 +124,7 @@ fn obey() -> Result<u8> {
         }
         Command::Eval(command) => command.run().map(|()| 0),
         Command::Presets(command) => command.run().map(|()| 0),
+        Command::Export(command) => command.run().map(|()| 0),
         Command::Tokenizer(command) => command.run().map(|()| 0),
         Command::Inspect(command) => command.run().map(|()| 0),
         Command::Bench(command) => command.run().map(|()| 0),
