@@ -5,6 +5,7 @@
 
 use super::history::{TEMPORARY, remove, sync_directory};
 use crate::error::{Error, Result};
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -27,11 +28,7 @@ impl AtomicFile {
             let error = io::Error::new(io::ErrorKind::IsADirectory, "it is a directory");
             return Err(Error::write(path, error));
         };
-        let mut beside = std::ffi::OsString::from(TEMPORARY);
-        beside.push(name);
-        beside.push(format!("-{}", std::process::id()));
-        let temporary = path.with_file_name(beside);
-        remove(&temporary)?;
+        let temporary = beside(path, name)?;
         let file = File::create_new(&temporary).map_err(|error| Error::write(path, error))?;
         Ok(AtomicFile { path: path.into(), temporary, file: BufWriter::with_capacity(BUFFER, file) })
     }
@@ -44,12 +41,12 @@ impl AtomicFile {
         Ok(())
     }
 
-    /// Makes the file read-only, durable and visible, in the place of whatever stood there.
+    /// Makes the file durable and visible, in the place of whatever stood there.
     pub fn finish(mut self) -> Result<()> {
         let path = self.path.clone();
         let failed = |error: io::Error| Error::write(&path, error);
         self.file.flush().map_err(failed)?;
-        seal(self.file.get_ref()).map_err(failed)?;
+        self.file.get_ref().sync_all().map_err(failed)?;
         fs::rename(&self.temporary, &path).map_err(failed)?;
         path.parent().map_or(Ok(()), sync_directory)
     }
@@ -72,12 +69,14 @@ impl Drop for AtomicFile {
     }
 }
 
-/// Makes what was written read-only and durable.
-pub(super) fn seal(file: &File) -> io::Result<()> {
-    let mut permissions = file.metadata()?.permissions();
-    permissions.set_readonly(true);
-    file.set_permissions(permissions)?;
-    file.sync_all()
+/// A name of this process's own in the same directory, free of leftovers.
+pub(super) fn beside(path: &Path, name: &OsStr) -> Result<PathBuf> {
+    let mut own = OsString::from(TEMPORARY);
+    own.push(name);
+    own.push(format!("-{}", std::process::id()));
+    let temporary = path.with_file_name(own);
+    remove(&temporary)?;
+    Ok(temporary)
 }
 
 #[cfg(test)]
@@ -90,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_takes_its_place_whole_and_read_only() {
+    fn a_file_takes_its_place_whole() {
         let scratch = Scratch::new();
         let path = scratch.join("file");
         for text in ["first", "second, longer"] {
@@ -101,7 +100,6 @@ mod tests {
             assert_eq!(fs::read(&path).is_ok(), text != "first", "nothing new is seen before the end");
             file.finish().expect("can finish");
             assert_eq!(fs::read(&path).expect("is there"), text.as_bytes());
-            assert!(path.metadata().expect("is there").permissions().readonly());
         }
         assert_eq!(names(&scratch), 1);
     }

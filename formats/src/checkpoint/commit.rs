@@ -49,7 +49,10 @@ impl Commit {
 
     /// Starts a directory at `path` that is no checkpoint: [`Commit::publish`] ends it.
     pub fn directory(path: &Path) -> Result<Commit> {
-        Commit::new(path.into(), PathBuf::new(), beside(path)?)
+        let Some(name) = path.file_name() else {
+            return Err(Error::Usage(format!("{} names no directory to write", path.display())));
+        };
+        Commit::new(path.into(), PathBuf::new(), atomic::beside(path, name)?)
     }
 
     fn new(destination: PathBuf, trash: PathBuf, temporary: PathBuf) -> Result<Commit> {
@@ -196,41 +199,16 @@ fn write_file(
     write(&mut sink, &failed)?;
     let Sink { file, hash, bytes } = sink;
     let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-    atomic::seal(&file).map_err(failed)?;
+    seal(&file).map_err(failed)?;
     Ok(Sum { checksum: hash.digest(), bytes })
 }
 
-/// Writes one file that appears whole or not at all, durable when this returns. `write` is given where the bytes go, and
-/// what a failure of theirs is.
-pub fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write, &dyn Fn(io::Error) -> Error) -> Result<()>,
-) -> Result<()> {
-    let failed = |error: io::Error| Error::write(path, error);
-    let temporary = beside(path)?;
-    let written = (|| {
-        let mut file = BufWriter::with_capacity(BUFFER, File::create_new(&temporary).map_err(failed)?);
-        write(&mut file, &failed)?;
-        file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
-        fs::rename(&temporary, path).map_err(failed)
-    })();
-    if written.is_err() {
-        // What cannot be removed now never had the name that was asked for.
-        let _ = fs::remove_file(&temporary);
-        return written;
-    }
-    history::sync_directory(path.parent().unwrap_or(Path::new("")))
-}
-
-/// A name of this process's own in the same directory, free of leftovers.
-fn beside(path: &Path) -> Result<PathBuf> {
-    let Some(name) = path.file_name() else {
-        return Err(Error::Usage(format!("{} names no file to write", path.display())));
-    };
-    let name = format!("{}{}-{}", history::TEMPORARY, name.to_string_lossy(), std::process::id());
-    let temporary = path.with_file_name(name);
-    history::remove(&temporary)?;
-    Ok(temporary)
+/// Makes what was written read-only and durable.
+fn seal(file: &File) -> io::Result<()> {
+    let mut permissions = file.metadata()?.permissions();
+    permissions.set_readonly(true);
+    file.set_permissions(permissions)?;
+    file.sync_all()
 }
 
 #[cfg(test)]
@@ -374,24 +352,6 @@ mod tests {
         commit.write("twice", b"x").expect("can write");
         assert!(commit.write("twice", b"y").is_err());
         assert_eq!(names(scratch.path()), ["checkpoints"]);
-    }
-
-    #[test]
-    fn a_file_appears_whole_or_leaves_nothing() {
-        let scratch = Scratch::new();
-        let path = scratch.join("model.gguf");
-        let refused = write_whole(&path, |out, failed| {
-            out.write_all(b"half").map_err(failed)?;
-            Err(Error::Diverged("not finite".to_owned()))
-        });
-        assert_eq!(refused.expect_err("refused").exit_code(), 9);
-        assert!(names(scratch.path()).is_empty());
-        write_whole(&path, |out, failed| out.write_all(b"whole").map_err(failed)).expect("can write");
-        assert_eq!(names(scratch.path()), ["model.gguf"]);
-        assert_eq!(fs::read(&path).expect("is there"), b"whole");
-        let nowhere = write_whole(&scratch.join("absent/a"), |_, _| Ok(())).expect_err("no directory");
-        assert_eq!(nowhere.exit_code(), 5);
-        assert_eq!(write_whole(Path::new("/"), |_, _| Ok(())).expect_err("no name").exit_code(), 2);
     }
 
     #[test]

@@ -29,7 +29,7 @@ mod writer;
 
 pub use advice::Advice;
 pub use atomic::AtomicFile;
-pub use commit::{Commit, write_whole};
+pub use commit::Commit;
 pub use container::{StoredTensor, TensorFile};
 pub use directory::{Directory, ModelFiles, model_config, write_model};
 pub use generation::GenerationConfig;

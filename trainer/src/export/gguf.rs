@@ -7,7 +7,7 @@
 use super::architectures::{self, Outgoing, Slice};
 use super::{Written, vocabulary};
 use crate::weights;
-use formats::checkpoint::{Directory, Dtype, encode, write_whole};
+use formats::checkpoint::{AtomicFile, Directory, Dtype, encode};
 use formats::layout::ParameterId;
 use formats::{Error, Result};
 use std::io::{self, Write};
@@ -122,18 +122,18 @@ pub(super) fn export(
     let header = header(&metadata, &tensors);
     let all = tensors.iter().map(|tensor| padded(tensor.bytes())).sum();
     let mut source = Source { directory, held: None, values: Vec::new() };
-    write_whole(out, |file, failed| {
-        file.write_all(&header).map_err(failed)?;
-        let mut done = 0;
-        for tensor in &tensors {
-            source.write(tensor, file, failed)?;
-            let padding = padded(tensor.bytes()) - tensor.bytes();
-            file.write_all(&[0; ALIGNMENT as usize][..padding as usize]).map_err(failed)?;
-            done += padded(tensor.bytes());
-            progress(done, all);
-        }
-        Ok(())
-    })?;
+    let mut file = AtomicFile::create(out)?;
+    let failed = |error| Error::write(out, error);
+    file.write_all(&header).map_err(failed)?;
+    let mut done = 0;
+    for tensor in &tensors {
+        source.write(tensor, &mut file, &failed)?;
+        let padding = padded(tensor.bytes()) - tensor.bytes();
+        file.write_all(&[0; ALIGNMENT as usize][..padding as usize]).map_err(failed)?;
+        done += padded(tensor.bytes());
+        progress(done, all);
+    }
+    file.finish()?;
     Ok(Written { architecture: architecture.name().to_owned(), tensors: tensors.len(), notes })
 }
 
