@@ -26,6 +26,16 @@ pub enum Error {
         /// What the reader of this line can do.
         help: String,
     },
+    /// A tokenizer file that is whole, and of a kind that is not computed here: a model works with it, text does not.
+    #[error("{}: {problem}\n  help: {help}", path.display())]
+    Foreign {
+        /// The file as it was named.
+        path: PathBuf,
+        /// What it has that is not computed.
+        problem: String,
+        /// What the reader of this line can do.
+        help: String,
+    },
     /// A value is impossible, or two of them contradict each other.
     #[error("{origin}: {field} is {found}, expected {expected}")]
     Config {
@@ -113,7 +123,7 @@ impl Error {
         match self {
             Error::Internal(_) => 1,
             Error::Usage(_) => 2,
-            Error::File { .. } => 3,
+            Error::File { .. } | Error::Foreign { .. } => 3,
             Error::Config { .. } => 4,
             Error::Write { .. } => 5,
             Error::Device(_) => 6,

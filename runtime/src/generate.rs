@@ -117,6 +117,8 @@ pub struct Generator<'session> {
     pending: usize,
     given: usize,
     utf8: Utf8Stream,
+    /// Whether no text stands before the next token, only special ones.
+    begins: bool,
     release: Release,
     tail: String,
     finish: Option<FinishReason>,
@@ -140,7 +142,9 @@ impl<'session> Generator<'session> {
             )));
         }
         if model.tokenizer().is_none() && !options.stop.is_empty() {
-            return Err(Error::Usage("stop strings need a tokenizer, and this model has none".into()));
+            return Err(Error::Usage(
+                "stop strings need a tokenizer, and this model has none that is computed here".into(),
+            ));
         }
         let start = [start(&model)];
         let prompt = if prompt.is_empty() && session.position() == 0 { &start } else { prompt };
@@ -171,6 +175,8 @@ impl<'session> Generator<'session> {
         } else {
             prompt.len()
         };
+        let begins = length <= ids.len()
+            && model.tokenizer().is_some_and(|tokenizer| ids.iter().all(|&id| tokenizer.is_special(id)));
         Ok(Generator {
             sampler: Sampler::new(options.sampling, options.seed, vocabulary)?,
             release: Release::new(&options.stop)?,
@@ -181,6 +187,7 @@ impl<'session> Generator<'session> {
             pending,
             given: 0,
             utf8: Utf8Stream::default(),
+            begins,
             tail: String::new(),
             finish: None,
             failed: false,
@@ -188,7 +195,9 @@ impl<'session> Generator<'session> {
         })
     }
 
-    /// The text that the last token made certain; empty where the model has no tokenizer.
+    /// The text that the last token made certain; empty where the model has no tokenizer. It goes on from the prompt's: a
+    /// blank that belongs to its first token is there, except where nothing but special tokens stands before it and the
+    /// tokenizer itself puts a blank before a text.
     pub fn text(&self) -> &str {
         self.release.text()
     }
@@ -237,8 +246,15 @@ impl<'session> Generator<'session> {
         self.pending = 1;
         self.given += 1;
 
-        let bytes = self.model.tokenizer().and_then(|tokenizer| tokenizer.token(token.id));
-        let stopped = self.release.push(self.utf8.push(bytes.unwrap_or_default()));
+        let mut bytes: &[u8] = &[];
+        if let Some(tokenizer) = self.model.tokenizer() {
+            bytes = tokenizer.token(token.id).unwrap_or_default();
+            if self.begins && !tokenizer.is_special(token.id) {
+                self.begins = false;
+                bytes = &bytes[tokenizer.leading_blank(token.id)..];
+            }
+        }
+        let stopped = self.release.push(self.utf8.push(bytes));
         if let Some(index) = stopped {
             self.finish = Some(FinishReason::Stop(index));
         } else if self.given >= self.options.max_tokens {

@@ -5,7 +5,10 @@ use crate::rotary;
 use crate::session::{Session, SessionOptions};
 use crate::simd::{Aligned, PANEL, Simd, packed_len};
 use crate::team::{Crew, Member, Slots, Team};
-use formats::checkpoint::{Advice, Directory, GenerationConfig, Piece, Tensor, Weights};
+use formats::checkpoint::{
+    Advice, Directory, ForeignTokenizer, GenerationConfig, Piece, Tensor, Weights, check_vocabulary,
+    no_tokenizer,
+};
 use formats::layout::{Parameter, ParameterId, Role};
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result, families};
@@ -42,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) layout: Layout,
     pub(crate) weights: Weights,
     tokenizer: Option<Tokenizer>,
+    foreign_tokenizer: Option<ForeignTokenizer>,
     generation: GenerationConfig,
     pub(crate) simd: &'static Simd,
     /// Gains and biases, widened once: a few of them, read at every step.
@@ -87,24 +91,24 @@ impl Model {
         let path = PathBuf::from("(memory)");
         let config = families::read_config(config_json, &path.join("config.json"))?;
         let origin = path.join("tokenizer.json");
-        let tokenizer = tokenizer_json.map(|text| Tokenizer::from_json(text, &origin)).transpose()?;
-        if let Some(tokenizer) = tokenizer.as_ref().filter(|known| known.vocabulary() > config.vocabulary) {
-            return Err(Error::config(
-                origin.display().to_string(),
-                "vocabulary",
-                tokenizer.vocabulary(),
-                format!("at most the {} of config.json", config.vocabulary),
-            ));
+        let (tokenizer, foreign_tokenizer) =
+            match tokenizer_json.map(|text| Tokenizer::from_json(text, &origin)).transpose() {
+                Ok(tokenizer) => (tokenizer, None),
+                Err(error) => (None, Some(ForeignTokenizer::of(error)?)),
+            };
+        if let Some(tokenizer) = &tokenizer {
+            check_vocabulary(tokenizer, &config, &origin)?;
         }
         let layout = Layout::new(&config);
         let origin = path.join("model.safetensors");
         let weights = Weights::from_bytes(Arc::from(weights), &config, &layout, &origin)?;
         let generation = GenerationConfig::default();
-        Model::new(Directory { path, config, layout, weights, tokenizer, generation }, options)
+        let directory = Directory { path, config, layout, weights, tokenizer, foreign_tokenizer, generation };
+        Model::new(directory, options)
     }
 
     fn new(directory: Directory, options: &ModelOptions) -> Result<Model> {
-        let Directory { path, config, layout, weights, tokenizer, generation } = directory;
+        let Directory { path, config, layout, weights, tokenizer, foreign_tokenizer, generation } = directory;
         let threads = options.threads.unwrap_or_else(|| {
             if weights.bytes() < ONE_THREAD_BYTES {
                 1
@@ -138,6 +142,7 @@ impl Model {
             layout,
             weights,
             tokenizer,
+            foreign_tokenizer,
             generation,
             simd,
             vectors,
@@ -161,9 +166,15 @@ impl Model {
         &self.shared.layout
     }
 
-    /// Its tokenizer, if the directory holds one.
+    /// Its tokenizer, if the directory holds one that is computed here.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.shared.tokenizer.as_ref()
+    }
+
+    /// The same for whoever cannot do without: the error says why there is none.
+    pub fn require_tokenizer(&self) -> Result<&Tokenizer> {
+        let shared = &self.shared;
+        shared.tokenizer.as_ref().ok_or_else(|| no_tokenizer(&shared.path, shared.foreign_tokenizer.as_ref()))
     }
 
     /// What its directory says about sampling.

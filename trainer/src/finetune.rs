@@ -7,7 +7,7 @@
 use crate::options::Recipe;
 use crate::upcycle::refuse_another_shape;
 use crate::weights::read;
-use formats::checkpoint::{Directory, GenerationConfig};
+use formats::checkpoint::{Directory, GenerationConfig, no_tokenizer};
 use formats::config::{Config, Experts};
 use formats::layout::Layout;
 use formats::tokenizer::Tokenizer;
@@ -33,7 +33,11 @@ impl Begun {
             return Ok(Begun { path: None, tokenizer: None, generation: None, vocabulary: None });
         };
         let path = checkpoint.map_or(from.clone(), |checkpoint| checkpoint.join("model"));
-        let Directory { tokenizer, generation, config, .. } = Directory::open(&path)?;
+        let directory = Directory::open(&path)?;
+        if directory.foreign_tokenizer.is_some() {
+            return Err(no_tokenizer(&directory.path, directory.foreign_tokenizer.as_ref()));
+        }
+        let Directory { tokenizer, generation, config, .. } = directory;
         Ok(Begun {
             path: Some(path),
             tokenizer,

@@ -31,8 +31,10 @@ pub struct Directory {
     pub layout: Layout,
     /// Their values.
     pub weights: Weights,
-    /// Its tokenizer, if the directory has one.
+    /// Its tokenizer, if the directory has one that is computed here.
     pub tokenizer: Option<Tokenizer>,
+    /// Why the one it has is not: a model gives and takes ids without. A damaged one is an error instead.
+    pub foreign_tokenizer: Option<ForeignTokenizer>,
     /// How it wants to be sampled; empty if the directory does not say.
     pub generation: GenerationConfig,
 }
@@ -48,21 +50,73 @@ impl Directory {
             None => GenerationConfig::default(),
         };
         generation.check_ids(config.vocabulary, &generation_path)?;
-        let tokenizer = match Tokenizer::find(&path)? {
-            // A vocabulary that ends before the model's rows do is how families round those up.
-            Some((tokenizer, origin)) if tokenizer.vocabulary() > config.vocabulary => {
-                return Err(Error::config(
-                    origin.display().to_string(),
-                    "vocabulary",
-                    tokenizer.vocabulary(),
-                    format!("at most the {} of {CONFIG}", config.vocabulary),
-                ));
+        let (tokenizer, foreign_tokenizer) = match Tokenizer::find(&path) {
+            Ok(None) => (None, None),
+            Ok(Some((tokenizer, origin))) => {
+                check_vocabulary(&tokenizer, &config, &origin)?;
+                (Some(tokenizer), None)
             }
-            found => found.map(|(tokenizer, _)| tokenizer),
+            Err(error) => (None, Some(ForeignTokenizer::of(error)?)),
         };
         let layout = Layout::new(&config);
         let weights = open_weights(&path, &config, &layout)?;
-        Ok(Directory { path, config, layout, weights, tokenizer, generation })
+        Ok(Directory { path, config, layout, weights, tokenizer, foreign_tokenizer, generation })
+    }
+
+    /// The tokenizer, for whoever cannot do without; the error says why there is none.
+    pub fn require_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| no_tokenizer(&self.path, self.foreign_tokenizer.as_ref()))
+    }
+}
+
+/// A tokenizer file that is whole and of a kind that is not computed here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForeignTokenizer {
+    /// The file.
+    pub path: PathBuf,
+    /// What it has that is not computed.
+    pub problem: String,
+}
+
+impl ForeignTokenizer {
+    /// What [`Error::Foreign`] says; any other error is given back.
+    pub fn of(error: Error) -> Result<ForeignTokenizer> {
+        match error {
+            Error::Foreign { path, problem, .. } => Ok(ForeignTokenizer { path, problem }),
+            error => Err(error),
+        }
+    }
+}
+
+/// The error for whoever needs text of the model in `directory`, which has no tokenizer, or a foreign one.
+pub fn no_tokenizer(directory: &Path, foreign: Option<&ForeignTokenizer>) -> Error {
+    const HELP: &str = "give and take ids (--ids, --format ids)";
+    match foreign {
+        Some(ForeignTokenizer { path, problem }) => Error::Foreign {
+            path: path.clone(),
+            problem: format!("{problem}; this tokenizer is not computed here, and text needs one"),
+            help: format!(
+                "{HELP}, or use a model whose tokenizer is characters, bytes or byte-pair encoding"
+            ),
+        },
+        None => Error::Usage(format!(
+            "{}: the model has no tokenizer.json, and text needs one\n  help: {HELP}",
+            directory.display()
+        )),
+    }
+}
+
+/// Refuses a tokenizer that gives ids the model lacks. A vocabulary that ends before the model's rows do is how families
+/// round those up.
+pub fn check_vocabulary(tokenizer: &Tokenizer, config: &Config, origin: &Path) -> Result<()> {
+    match tokenizer.vocabulary() {
+        found if found > config.vocabulary => Err(Error::config(
+            origin.display().to_string(),
+            "vocabulary",
+            found,
+            format!("at most the {} of {CONFIG}", config.vocabulary),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -31,7 +31,9 @@ pub use advice::Advice;
 pub use atomic::AtomicFile;
 pub use commit::Commit;
 pub use container::{StoredTensor, TensorFile};
-pub use directory::{Directory, ModelFiles, model_config, write_model};
+pub use directory::{
+    Directory, ForeignTokenizer, ModelFiles, check_vocabulary, model_config, no_tokenizer, write_model,
+};
 pub use generation::GenerationConfig;
 pub use history::{clean, newest, point, retain, step_path};
 pub use manifest::verify;

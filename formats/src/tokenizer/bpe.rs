@@ -2,11 +2,12 @@
 //! them. Everything is checked when it is put together; encoding then asks nothing that can be missing.
 
 use super::byte_table;
-use super::merge::Merging;
-use super::special::{Added, Finder, LONGEST};
+use super::lexicon::{Lexicon, TokenKind, finder, pair_table};
+use super::merge::{Merging, check_length};
+use super::special::{Added, Finder};
 use super::split::Split;
-use super::table::{Merged, PairTable, PieceTable};
-use crate::error::{Error, Result};
+use super::table::{PairTable, PieceTable};
+use crate::error::Result;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -37,11 +38,7 @@ pub(super) struct Parts {
 /// A byte-level vocabulary, ready to encode.
 #[derive(Clone, Debug)]
 pub(super) struct Bpe {
-    tokens: Tokens,
-    merges: Vec<(u32, u32)>,
-    /// Sorted by id.
-    added: Vec<Added>,
-    prefix: Vec<u32>,
+    lexicon: Lexicon,
     split: Split,
     ignore_merges: bool,
     compose: bool,
@@ -56,52 +53,16 @@ pub(super) struct Bpe {
 impl PartialEq for Bpe {
     fn eq(&self, other: &Bpe) -> bool {
         let settings = |bpe: &Bpe| (bpe.split, bpe.ignore_merges, bpe.compose);
-        self.tokens == other.tokens
-            && self.merges == other.merges
-            && self.added == other.added
-            && self.prefix == other.prefix
-            && settings(self) == settings(other)
-    }
-}
-
-/// The bytes of all tokens in one piece.
-#[derive(Clone, Debug, PartialEq)]
-struct Tokens {
-    bytes: Vec<u8>,
-    /// Where each token begins, and where the last ends.
-    starts: Vec<u32>,
-}
-
-impl Tokens {
-    fn new(tokens: &[Vec<u8>]) -> Option<Tokens> {
-        let bytes = tokens.concat();
-        let mut starts = vec![0];
-        let mut end = 0usize;
-        for token in tokens {
-            end += token.len();
-            starts.push(u32::try_from(end).ok()?);
-        }
-        Some(Tokens { bytes, starts })
-    }
-
-    fn len(&self) -> usize {
-        self.starts.len() - 1
-    }
-
-    #[inline]
-    fn get(&self, id: u32) -> Option<&[u8]> {
-        let id = id as usize;
-        let (start, end) = (*self.starts.get(id)?, *self.starts.get(id + 1)?);
-        self.bytes.get(start as usize..end as usize)
+        self.lexicon == other.lexicon && settings(self) == settings(other)
     }
 }
 
 impl Bpe {
     /// Checks the parts and builds the tables, or says what is wrong with them.
     pub(super) fn new(parts: Parts) -> Result<Bpe, String> {
-        let Parts { tokens, merges, mut added, prefix, split, ignore_merges, compose } = parts;
-        added.sort_unstable_by_key(|added| added.id);
-        let is_added = |id: u32| added.binary_search_by_key(&id, |added| added.id).is_ok();
+        let Parts { tokens, merges, added, prefix, split, ignore_merges, compose } = parts;
+        let lexicon = Lexicon::new(&tokens, merges, added, prefix)?;
+        let is_added = |id: u32| lexicon.kind(id) != Some(TokenKind::Normal);
         let mut by_bytes: HashMap<&[u8], u32> = HashMap::with_capacity(tokens.len());
         for (token, id) in tokens.iter().zip(0u32..) {
             // An added token may be spelled as one that merges make; it is looked for before anything is merged.
@@ -125,34 +86,25 @@ impl Bpe {
             };
             bytes[usize::from(byte)] = id;
         }
-        let pairs = pair_table(&tokens, &merges, &by_bytes)?;
-        let finder = finder(&tokens, &added)?;
-        if let Some(id) = prefix.iter().find(|id| **id as usize >= tokens.len()) {
-            return Err(format!("texts begin with id {id}, which is no token"));
-        }
-        let flat = Tokens::new(&tokens).ok_or("its tokens are longer than 4 GiB together")?;
-        let mut bpe = Bpe {
-            tokens: flat,
-            merges,
-            added,
-            prefix,
-            split,
-            ignore_merges,
-            compose,
-            finder,
-            bytes,
-            pairs,
-            pieces: PieceTable::new(tokens.len()),
-        };
+        let pairs = pair_table(&tokens, lexicon.merges(), &by_bytes, byte_table::written)?;
+        let sought = lexicon.added().iter().map(|&added| (tokens[added.id as usize].clone(), added));
+        let finder = finder(sought.collect())?;
+        let pieces = PieceTable::new(tokens.len());
+        let mut bpe = Bpe { lexicon, split, ignore_merges, compose, finder, bytes, pairs, pieces };
         bpe.fill_pieces(&by_bytes);
         Ok(bpe)
+    }
+
+    /// What a piece is before anything is merged.
+    fn symbols<'bytes>(&'bytes self, piece: &'bytes [u8]) -> impl ExactSizeIterator<Item = u32> + 'bytes {
+        piece.iter().map(|&byte| self.bytes[usize::from(byte)])
     }
 
     /// Notes the pieces that are one token: those that merging makes one, and all of them if merges are ignored.
     fn fill_pieces(&mut self, by_bytes: &HashMap<&[u8], u32>) {
         let (mut merging, mut ids) = (Merging::default(), Vec::new());
         for (&token, &id) in by_bytes {
-            if self.kind(id) == Some(TokenKind::Special) {
+            if self.lexicon.kind(id) == Some(TokenKind::Special) {
                 continue;
             }
             if !self.ignore_merges {
@@ -161,7 +113,7 @@ impl Bpe {
                     continue;
                 }
                 ids.clear();
-                merging.merge(token, &self.bytes, &self.pairs, &mut ids);
+                merging.merge(self.symbols(token), &self.pairs, &mut ids);
             }
             if self.ignore_merges || ids == [id] {
                 self.pieces.insert(token, id);
@@ -169,45 +121,17 @@ impl Bpe {
         }
     }
 
-    pub(super) fn vocabulary(&self) -> usize {
-        self.tokens.len()
-    }
-
-    #[inline]
-    pub(super) fn token(&self, id: u32) -> Option<&[u8]> {
-        self.tokens.get(id)
-    }
-
-    pub(super) fn kind(&self, id: u32) -> Option<TokenKind> {
-        if id as usize >= self.vocabulary() {
-            return None;
-        }
-        Some(match self.added.binary_search_by_key(&id, |added| added.id) {
-            Ok(place) if self.added[place].special => TokenKind::Special,
-            Ok(_) => TokenKind::Added,
-            Err(_) => TokenKind::Normal,
-        })
+    pub(super) fn lexicon(&self) -> &Lexicon {
+        &self.lexicon
     }
 
     /// An id of the vocabulary as files write it: GPT-2's characters for its bytes, an added token as its text.
     pub(super) fn written(&self, id: u32) -> String {
-        let token = self.token(id).unwrap_or_default();
-        match self.kind(id) {
+        let token = self.lexicon.token(id).unwrap_or_default();
+        match self.lexicon.kind(id) {
             Some(TokenKind::Added | TokenKind::Special) => String::from_utf8_lossy(token).into_owned(),
             _ => byte_table::written(token),
         }
-    }
-
-    pub(super) fn merges(&self) -> &[(u32, u32)] {
-        &self.merges
-    }
-
-    pub(super) fn added(&self) -> &[Added] {
-        &self.added
-    }
-
-    pub(super) fn prefix(&self) -> &[u32] {
-        &self.prefix
     }
 
     pub(super) fn split(&self) -> Split {
@@ -224,15 +148,16 @@ impl Bpe {
 
     /// The id whose bytes are `token`; of an added one and another, the added one.
     pub(super) fn id_of(&self, token: &[u8]) -> Option<u32> {
-        let added = self.added.iter().map(|added| added.id);
-        let mut all = added.chain(0..self.vocabulary() as u32);
-        all.find(|&id| self.token(id) == Some(token))
+        let added = self.lexicon.added().iter().map(|added| added.id);
+        let mut all = added.chain(0..self.lexicon.vocabulary() as u32);
+        all.find(|&id| self.lexicon.token(id) == Some(token))
     }
 
     /// The ids of any bytes; `special` says whether special tokens are recognised.
     pub(super) fn encode(&self, text: &[u8], special: bool) -> Result<Vec<u32>> {
         // Four bytes a token is what vocabularies reach on plain text.
-        let mut ids = Vec::with_capacity(if self.merges.is_empty() { text.len() } else { text.len() / 4 });
+        let mut ids =
+            Vec::with_capacity(if self.lexicon.merges().is_empty() { text.len() } else { text.len() / 4 });
         let mut merging = Merging::default();
         let mut start = 0;
         while let Some((range, id)) = self.finder.find(text, start, special) {
@@ -248,7 +173,7 @@ impl Bpe {
     fn encode_plain(&self, text: &[u8], merging: &mut Merging, ids: &mut Vec<u32>) -> Result<()> {
         let text = if self.compose { composed(text) } else { Cow::Borrowed(text) };
         let text = &*text;
-        if self.merges.is_empty() && !self.ignore_merges {
+        if self.lexicon.merges().is_empty() && !self.ignore_merges {
             ids.extend(text.iter().map(|&byte| self.bytes[usize::from(byte)]));
             return Ok(());
         }
@@ -258,86 +183,15 @@ impl Bpe {
             let piece = &text[start..end];
             if let [byte] = piece {
                 ids.push(self.bytes[usize::from(*byte)]);
-            } else if let Some(id) = self.pieces.get(piece, |id| self.token(id).unwrap_or_default()) {
+            } else if let Some(id) = self.pieces.get(piece, |id| self.lexicon.token(id).unwrap_or_default()) {
                 ids.push(id);
             } else {
-                if piece.len() >= u32::MAX as usize {
-                    let length = piece.len();
-                    return Err(Error::Usage(format!(
-                        "a piece of {length} bytes cannot be encoded; cut the text where words end"
-                    )));
-                }
-                merging.merge(piece, &self.bytes, &self.pairs, ids);
+                check_length(piece)?;
+                merging.merge(self.symbols(piece), &self.pairs, ids);
             }
             start = end;
         }
         Ok(())
-    }
-}
-
-/// What an id stands for, beyond its bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenKind {
-    /// A part of text.
-    Normal,
-    /// A part of text that is looked for before the text is cut, and never split.
-    Added,
-    /// A sign to the model, as the end of a text: plain text never yields it.
-    Special,
-}
-
-/// The merges by pair, each proven to join two tokens into a third.
-fn pair_table(
-    tokens: &[Vec<u8>],
-    merges: &[(u32, u32)],
-    by_bytes: &HashMap<&[u8], u32>,
-) -> Result<PairTable, String> {
-    let mut pairs = PairTable::new(merges.len());
-    let mut joined = Vec::new();
-    for (&(left, right), rank) in merges.iter().zip(0u32..) {
-        let (Some(first), Some(second)) = (tokens.get(left as usize), tokens.get(right as usize)) else {
-            return Err(format!(
-                "merge {rank} joins ids {left} and {right}; there are {} tokens",
-                tokens.len()
-            ));
-        };
-        joined.clear();
-        joined.extend_from_slice(first);
-        joined.extend_from_slice(second);
-        let written = || (byte_table::written(first), byte_table::written(second));
-        let Some(&id) = by_bytes.get(&joined[..]) else {
-            let (first, second) = written();
-            return Err(format!(
-                "merge {rank} joins {first:?} and {second:?} into what the vocabulary lacks"
-            ));
-        };
-        if !pairs.insert(left, right, Merged { rank, id }) {
-            let (first, second) = written();
-            return Err(format!("merge {rank} joins {first:?} and {second:?} a second time"));
-        }
-    }
-    Ok(pairs)
-}
-
-fn finder(tokens: &[Vec<u8>], added: &[Added]) -> Result<Finder, String> {
-    if let Some(pair) = added.windows(2).find(|pair| pair[0].id == pair[1].id) {
-        return Err(format!("id {} is added twice", pair[0].id));
-    }
-    let mut found = Vec::with_capacity(added.len());
-    for &added in added {
-        let Some(token) = tokens.get(added.id as usize).filter(|token| !token.is_empty()) else {
-            return Err(format!("added id {} is no token", added.id));
-        };
-        if token.len() > LONGEST {
-            let length = token.len();
-            return Err(format!("added id {} has {length} bytes; at most {LONGEST} are read", added.id));
-        }
-        found.push((token.clone(), added));
-    }
-    found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    match found.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        Some(pair) => Err(format!("added ids {} and {} have the same text", pair[0].1.id, pair[1].1.id)),
-        None => Ok(Finder::new(found)),
     }
 }
 

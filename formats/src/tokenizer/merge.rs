@@ -1,14 +1,15 @@
-//! Merging: the bytes of a piece joined pair by pair, the pair of the smallest rank first and of equal ones the
+//! Merging: the symbols of a piece joined pair by pair, the pair of the smallest rank first and of equal ones the
 //! leftmost (Sennrich et al. 2016), until no neighbours have a merge.
 //!
 //! A short piece is a small array that is searched for its best pair at each step. A long one is a linked list with a
 //! queue of its pairs, `O(n log n)` however it repeats. Both give the same ids; neither allocates once it is warm.
 
-use super::table::{Merged, PairTable};
+use super::table::PairTable;
+use crate::error::{Error, Result};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Longest piece, in bytes, that is searched at each step.
+/// Longest piece, in symbols, that is searched at each step.
 const SHORT: usize = 96;
 /// No pair, or no neighbour.
 const NONE: u32 = u32::MAX;
@@ -39,37 +40,41 @@ struct Link {
 }
 
 impl Merging {
-    /// Appends the tokens of `piece`, of less than 2^32 bytes, to `ids`; `bytes` are the ids of the 256 bytes.
+    /// Appends the tokens that `symbols`, less than 2^32 of them, merge into to `ids`.
     #[inline]
-    pub(super) fn merge(&mut self, piece: &[u8], bytes: &[u32; 256], pairs: &PairTable, ids: &mut Vec<u32>) {
-        if piece.len() <= SHORT {
-            self.merge_short(piece, bytes, pairs, ids);
+    pub(super) fn merge(
+        &mut self,
+        symbols: impl ExactSizeIterator<Item = u32>,
+        pairs: &PairTable,
+        ids: &mut Vec<u32>,
+    ) {
+        if symbols.len() <= SHORT {
+            self.merge_short(symbols, pairs, ids);
         } else {
-            self.merge_long(piece, bytes, pairs, ids);
+            self.merge_long(symbols, pairs, ids);
         }
     }
 
-    fn merge_short(&mut self, piece: &[u8], bytes: &[u32; 256], pairs: &PairTable, ids: &mut Vec<u32>) {
+    fn merge_short(&mut self, symbols: impl Iterator<Item = u32>, pairs: &PairTable, ids: &mut Vec<u32>) {
         let parts = &mut self.parts;
         parts.clear();
         let mut best = NONE;
         let mut place = 0;
-        for (index, &byte) in piece.iter().enumerate() {
-            let id = bytes[usize::from(byte)];
-            let next = piece.get(index + 1).map(|&next| bytes[usize::from(next)]);
-            let Merged { rank, id: merged } =
-                next.map_or(NOTHING, |next| pairs.get(id, next).unwrap_or(NOTHING));
-            if rank < best {
-                (best, place) = (rank, index);
+        for (index, id) in symbols.enumerate() {
+            if let Some(last) = parts.last_mut() {
+                (last.rank, last.merged) = merge_of(pairs, last.id, id);
+                if last.rank < best {
+                    (best, place) = (last.rank, index - 1);
+                }
             }
-            parts.push(Part { id, rank, merged });
+            parts.push(Part { id, rank: NONE, merged: NONE });
         }
         while best != NONE {
             parts[place].id = parts[place].merged;
             parts.remove(place + 1);
-            look_up(parts, place, pairs);
+            renew(parts, place, pairs);
             if place > 0 {
-                look_up(parts, place - 1, pairs);
+                renew(parts, place - 1, pairs);
             }
             best = NONE;
             for (index, part) in parts.iter().enumerate() {
@@ -81,11 +86,11 @@ impl Merging {
         ids.extend(parts.iter().map(|part| part.id));
     }
 
-    fn merge_long(&mut self, piece: &[u8], bytes: &[u32; 256], pairs: &PairTable, ids: &mut Vec<u32>) {
+    fn merge_long(&mut self, symbols: impl Iterator<Item = u32>, pairs: &PairTable, ids: &mut Vec<u32>) {
         let links = &mut self.links;
         links.clear();
-        links.extend(piece.iter().zip(0u32..).map(|(&byte, place)| Link {
-            id: bytes[usize::from(byte)],
+        links.extend(symbols.zip(0u32..).map(|(id, place)| Link {
+            id,
             previous: place.wrapping_sub(1),
             next: place + 1,
         }));
@@ -129,19 +134,34 @@ impl Merging {
     }
 }
 
-const NOTHING: Merged = Merged { rank: NONE, id: NONE };
+/// The rank of a pair's merge and what it makes; [`NONE`] where it has none.
+#[inline]
+fn merge_of(pairs: &PairTable, left: u32, right: u32) -> (u32, u32) {
+    pairs.get(left, right).map_or((NONE, NONE), |merged| (merged.rank, merged.id))
+}
 
 /// Renews the merge that the part at `place` has with the next.
 #[inline]
-fn look_up(parts: &mut [Part], place: usize, pairs: &PairTable) {
+fn renew(parts: &mut [Part], place: usize, pairs: &PairTable) {
     let left = parts[place].id;
     let right = parts.get(place + 1).map(|part| part.id);
-    let merged = right.and_then(|right| pairs.get(left, right)).unwrap_or(NOTHING);
-    (parts[place].rank, parts[place].merged) = (merged.rank, merged.id);
+    (parts[place].rank, parts[place].merged) =
+        right.map_or((NONE, NONE), |right| merge_of(pairs, left, right));
+}
+
+/// Refuses a piece whose symbols could not be counted.
+pub(super) fn check_length(piece: &[u8]) -> Result<()> {
+    match piece.len() {
+        length if length >= u32::MAX as usize => Err(Error::Usage(format!(
+            "a piece of {length} bytes cannot be encoded; cut the text where words end"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::Merged;
     use super::*;
 
     /// Three letters whose pairs merge in many ways; some results have more than one pair.
@@ -165,15 +185,15 @@ mod tests {
         pairs
     }
 
-    fn bytes() -> [u32; 256] {
-        std::array::from_fn(|value| (value as u32).saturating_sub(u32::from(b'a')).min(2))
+    fn symbols(piece: &[u8]) -> impl ExactSizeIterator<Item = u32> {
+        piece.iter().map(|&byte| u32::from(byte - b'a'))
     }
 
     #[test]
     fn the_smallest_rank_goes_first_and_then_the_leftmost() {
         let merged = |text: &str| {
             let mut ids = Vec::new();
-            Merging::default().merge(text.as_bytes(), &bytes(), &pairs(), &mut ids);
+            Merging::default().merge(symbols(text.as_bytes()), &pairs(), &mut ids);
             ids
         };
         assert_eq!(merged("abc"), [7]);
@@ -186,7 +206,7 @@ mod tests {
 
     #[test]
     fn long_pieces_merge_as_short_ones_do() {
-        let (pairs, bytes) = (pairs(), bytes());
+        let pairs = pairs();
         let (mut merging, mut state) = (Merging::default(), 7u32);
         for length in (0..400).chain([2000]) {
             let piece: Vec<u8> = (0..length)
@@ -196,8 +216,8 @@ mod tests {
                 })
                 .collect();
             let (mut short, mut long) = (vec![1], vec![1]);
-            merging.merge_short(&piece, &bytes, &pairs, &mut short);
-            merging.merge_long(&piece, &bytes, &pairs, &mut long);
+            merging.merge_short(symbols(&piece), &pairs, &mut short);
+            merging.merge_long(symbols(&piece), &pairs, &mut long);
             assert_eq!(short, long, "{length}");
         }
     }
@@ -206,7 +226,7 @@ mod tests {
     fn a_piece_that_repeats_without_end_is_not_quadratic() {
         let mut ids = Vec::new();
         let start = std::time::Instant::now();
-        Merging::default().merge(&vec![b'a'; 1 << 21], &bytes(), &pairs(), &mut ids);
+        Merging::default().merge(symbols(&vec![b'a'; 1 << 21]), &pairs(), &mut ids);
         assert_eq!(ids.len(), 1 << 17);
         // A quadratic search would take hours.
         assert!(start.elapsed().as_secs() < 20);

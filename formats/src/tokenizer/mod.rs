@@ -1,8 +1,10 @@
-//! Text to ids and back: characters, bytes, and byte-level byte-pair encoding, as Hugging Face `tokenizer.json` files
-//! and as GPT-2's pair of files.
+//! Text to ids and back: characters, bytes, and byte-pair encoding of bytes or of characters, as Hugging Face
+//! `tokenizer.json` files and as GPT-2's pair of files.
 //!
 //! - `characters`: one id a character
 //! - `bpe`: byte strings made by merges; bytes alone are the vocabulary without a merge
+//! - `fallback`: strings of characters made by merges, with bytes for what has no token (Llama 2, Mistral)
+//! - `lexicon`: what vocabularies with merges have in common
 //! - `split`, `class`: how text is cut before it is merged
 //! - `merge`, `table`: the merging itself, and what it asks
 //! - `special`: tokens that are looked for in the text and never split
@@ -16,7 +18,9 @@ mod bpe;
 mod byte_table;
 mod characters;
 mod class;
+mod fallback;
 mod file;
+mod lexicon;
 mod merge;
 mod pair;
 mod special;
@@ -25,8 +29,9 @@ mod stream;
 mod table;
 mod vocabulary;
 
-pub use bpe::TokenKind;
 pub use byte_table::character as byte_character;
+pub use fallback::Blanks;
+pub use lexicon::TokenKind;
 pub use split::Split;
 pub use stream::Utf8Stream;
 
@@ -34,6 +39,8 @@ use crate::checkpoint::source;
 use crate::error::{Error, Result};
 use bpe::{Bpe, Parts};
 use characters::Characters;
+use fallback::Fallback;
+use lexicon::Lexicon;
 use special::Added;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -52,6 +59,7 @@ pub struct Tokenizer {
 enum Kind {
     Characters(Arc<Characters>),
     Bytes(Arc<Bpe>),
+    Fallback(Arc<Fallback>),
 }
 
 impl Tokenizer {
@@ -107,6 +115,19 @@ impl Tokenizer {
         Tokenizer { kind: Kind::Bytes(Arc::new(bpe)) }
     }
 
+    fn of_fallback(fallback: Fallback) -> Tokenizer {
+        Tokenizer { kind: Kind::Fallback(Arc::new(fallback)) }
+    }
+
+    /// What all vocabularies with merges have.
+    fn lexicon(&self) -> Option<&Lexicon> {
+        match &self.kind {
+            Kind::Characters(_) => None,
+            Kind::Bytes(bpe) => Some(bpe.lexicon()),
+            Kind::Fallback(fallback) => Some(fallback.lexicon()),
+        }
+    }
+
     /// Reads a `tokenizer.json`, or the files of a directory: `tokenizer.json`, else GPT-2's `vocab.json` with
     /// `merges.txt` (or, as first published, `encoder.json` with `vocab.bpe`).
     pub fn open(path: &Path) -> Result<Tokenizer> {
@@ -158,10 +179,10 @@ impl Tokenizer {
     }
 
     /// The texts of GPT-2's `vocab.json` and `merges.txt`, which hold neither the split nor which tokens are special;
-    /// `None` for characters.
+    /// `None` for characters and for characters with bytes to fall back on.
     pub fn to_pair(&self) -> Option<(String, String)> {
         match &self.kind {
-            Kind::Characters(_) => None,
+            Kind::Characters(_) | Kind::Fallback(_) => None,
             Kind::Bytes(bpe) => Some(pair::write(bpe)),
         }
     }
@@ -170,22 +191,20 @@ impl Tokenizer {
     pub fn vocabulary(&self) -> usize {
         match &self.kind {
             Kind::Characters(characters) => characters.vocabulary(),
-            Kind::Bytes(bpe) => bpe.vocabulary(),
+            Kind::Bytes(bpe) => bpe.lexicon().vocabulary(),
+            Kind::Fallback(fallback) => fallback.lexicon().vocabulary(),
         }
     }
 
     /// The ids of plain text. A special token that stands in it is text like any other and yields no special id; a
     /// character outside a vocabulary of characters is an error that names it and its place.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.kind {
-            Kind::Characters(characters) => characters.encode(text),
-            Kind::Bytes(bpe) => bpe.encode(text.as_bytes(), false),
-        }
+        self.ids(text, false, true)
     }
 
     /// The ids of any bytes, text or not, as [`Tokenizer::encode`]. Bytes that are not UTF-8 are kept as they are: what
-    /// [`Tokenizer::decode`] gives back is equal, unless the tokenizer composes characters. A vocabulary of
-    /// characters takes UTF-8 only.
+    /// [`Tokenizer::decode`] gives back is equal, unless the tokenizer composes characters, or puts a blank before a text
+    /// only where none is. A vocabulary of characters takes UTF-8 only.
     pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
         match &self.kind {
             Kind::Characters(characters) => {
@@ -198,15 +217,27 @@ impl Tokenizer {
                 characters.encode(text)
             }
             Kind::Bytes(bpe) => bpe.encode(bytes, false),
+            Kind::Fallback(fallback) => fallback.encode(bytes, false, true),
         }
     }
 
     /// The ids of a text whose author may steer the model: special tokens written in it are recognised, and never
     /// split.
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        self.ids(text, true, true)
+    }
+
+    /// The ids of a text that goes on from another: as [`Tokenizer::encode`] or, with `special`,
+    /// [`Tokenizer::encode_with_special`], but without the blank that some tokenizers put before a text.
+    pub fn encode_continued(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        self.ids(text, special, false)
+    }
+
+    fn ids(&self, text: &str, special: bool, begins: bool) -> Result<Vec<u32>> {
         match &self.kind {
             Kind::Characters(characters) => characters.encode(text),
-            Kind::Bytes(bpe) => bpe.encode(text.as_bytes(), true),
+            Kind::Bytes(bpe) => bpe.encode(text.as_bytes(), special),
+            Kind::Fallback(fallback) => fallback.encode(text.as_bytes(), special, begins),
         }
     }
 
@@ -218,12 +249,9 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// What a prompt begins with before its text, as Llama 3's does with `<|begin_of_text|>`.
+    /// What a prompt begins with before its text, as Llama's does with `<s>` or `<|begin_of_text|>`.
     pub fn prefix(&self) -> &[u32] {
-        match &self.kind {
-            Kind::Characters(_) => &[],
-            Kind::Bytes(bpe) => bpe.prefix(),
-        }
+        self.lexicon().map_or(&[], Lexicon::prefix)
     }
 
     /// The bytes of one id, if there is such an id.
@@ -231,24 +259,27 @@ impl Tokenizer {
     pub fn token(&self, id: u32) -> Option<&[u8]> {
         match &self.kind {
             Kind::Characters(characters) => characters.token(id),
-            Kind::Bytes(bpe) => bpe.token(id),
+            Kind::Bytes(bpe) => bpe.lexicon().token(id),
+            Kind::Fallback(fallback) => fallback.lexicon().token(id),
         }
     }
 
     /// What one id is, if there is such an id.
     pub fn kind(&self, id: u32) -> Option<TokenKind> {
-        match &self.kind {
-            Kind::Characters(characters) => characters.token(id).map(|_| TokenKind::Normal),
-            Kind::Bytes(bpe) => bpe.kind(id),
+        match self.lexicon() {
+            None => self.token(id).map(|_| TokenKind::Normal),
+            Some(lexicon) => lexicon.kind(id),
         }
     }
 
-    /// One id as byte-level files write it: GPT-2's characters for its bytes, an added token as its text.
+    /// One id as files write it: GPT-2's characters for the bytes of a byte-level vocabulary, "▁" for the blanks of one
+    /// that falls back on bytes and `<0xE6>` for those bytes, an added token as its text.
     pub fn written(&self, id: u32) -> Option<String> {
         let token = self.token(id)?;
         Some(match &self.kind {
             Kind::Characters(_) => byte_table::written(token),
             Kind::Bytes(bpe) => bpe.written(id),
+            Kind::Fallback(fallback) => fallback.written(id),
         })
     }
 
@@ -259,6 +290,7 @@ impl Tokenizer {
                 characters.encode(token).ok().filter(|ids| ids.len() == 1).map(|ids| ids[0])
             }
             Kind::Bytes(bpe) => bpe.id_of(token.as_bytes()),
+            Kind::Fallback(fallback) => fallback.id_of(token),
         }
     }
 
@@ -273,10 +305,7 @@ impl Tokenizer {
 
     /// Pairs of ids, the first to merge first; none for characters and bytes.
     pub fn merges(&self) -> &[(u32, u32)] {
-        match &self.kind {
-            Kind::Characters(_) => &[],
-            Kind::Bytes(bpe) => bpe.merges(),
-        }
+        self.lexicon().map_or(&[], Lexicon::merges)
     }
 
     /// How text is cut before it is merged; `None` for characters.
@@ -284,6 +313,29 @@ impl Tokenizer {
         match &self.kind {
             Kind::Characters(_) => None,
             Kind::Bytes(bpe) => Some(bpe.split()),
+            Kind::Fallback(_) => Some(Split::None),
+        }
+    }
+
+    /// How blanks are written, where "▁" stands for them and bytes for what has no token; `None` for other kinds.
+    pub fn blanks(&self) -> Option<Blanks> {
+        self.fallback().map(Fallback::blanks)
+    }
+
+    /// The token of a byte, where "▁" stands for blanks and bytes for what has no token; `None` for other kinds.
+    pub fn byte_token(&self, byte: u8) -> Option<u32> {
+        self.fallback().map(|fallback| fallback.byte(byte))
+    }
+
+    /// The special token for what cannot be encoded, where the file names one; nothing yields it.
+    pub fn unknown(&self) -> Option<u32> {
+        self.fallback().and_then(Fallback::unknown)
+    }
+
+    fn fallback(&self) -> Option<&Fallback> {
+        match &self.kind {
+            Kind::Fallback(fallback) => Some(fallback),
+            Kind::Characters(_) | Kind::Bytes(_) => None,
         }
     }
 
@@ -297,8 +349,22 @@ impl Tokenizer {
         matches!(&self.kind, Kind::Bytes(bpe) if bpe.composes())
     }
 
-    /// The bytes of `ids`, one after the other; with a byte vocabulary they need not be UTF-8.
+    /// The bytes of `ids` as a text of their own; with a byte vocabulary they need not be UTF-8. Where encoding puts a blank
+    /// before a text, one is taken off here: off the first token that is not special, as Hugging Face's libraries do when
+    /// they skip special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<Vec<u8>> {
+        let mut bytes = self.decode_continued(ids)?;
+        let special = ids.iter().position(|&id| !self.is_special(id)).unwrap_or(ids.len());
+        if let Some(&first) = ids.get(special) {
+            let start =
+                ids[..special].iter().filter_map(|&id| self.token(id)).map(<[u8]>::len).sum::<usize>();
+            bytes.drain(start..start + self.leading_blank(first));
+        }
+        Ok(bytes)
+    }
+
+    /// The bytes of `ids` that go on from others, one after the other.
+    pub fn decode_continued(&self, ids: &[u32]) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(ids.len());
         for (position, &id) in ids.iter().enumerate() {
             let token = self.token(id).ok_or_else(|| {
@@ -310,6 +376,18 @@ impl Tokenizer {
             bytes.extend_from_slice(token);
         }
         Ok(bytes)
+    }
+
+    /// How many bytes of a token are not given out where it begins a text: the blank that encoding puts there.
+    pub fn leading_blank(&self, id: u32) -> usize {
+        let blank = self.fallback().is_some_and(Fallback::strips)
+            && self.token(id).is_some_and(|token| token.starts_with(b" "));
+        usize::from(blank)
+    }
+
+    /// Whether an id is a special token, which is no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.kind(id) == Some(TokenKind::Special)
     }
 }
 

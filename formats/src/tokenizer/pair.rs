@@ -60,11 +60,11 @@ pub(super) fn read(
 
 /// The texts of the two files.
 pub(super) fn write(bpe: &Bpe) -> (String, String) {
-    let tokens: Vec<String> = (0..bpe.vocabulary() as u32).map(|id| bpe.written(id)).collect();
+    let tokens: Vec<String> = (0..bpe.lexicon().vocabulary() as u32).map(|id| bpe.written(id)).collect();
     let entry = |(id, token): (usize, &String)| format!("{}: {id}", Value::String(token.clone()));
     let entries: Vec<String> = tokens.iter().enumerate().map(entry).collect();
     let mut merges = String::from("#version: 0.2\n");
-    for &(left, right) in bpe.merges() {
+    for &(left, right) in bpe.lexicon().merges() {
         let (left, right) = (&tokens[left as usize], &tokens[right as usize]);
         // Writing to a string cannot fail.
         let _ = writeln!(merges, "{left} {right}");

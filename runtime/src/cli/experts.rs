@@ -1,6 +1,5 @@
 //! How experts are used: after a generation, and over a text.
 
-use super::input;
 use super::output::note;
 use formats::checkpoint::source;
 use formats::{Config, Error, Result};
@@ -41,7 +40,7 @@ pub(super) fn of_text(model: &Path, text: &Path) -> Result<Vec<LayerCensus>> {
             model.display()
         )));
     }
-    let tokenizer = input::tokenizer(&opened, model)?;
+    let tokenizer = opened.require_tokenizer()?;
     let ids = tokenizer.encode(&source::read_text(text, MOST_TEXT)?)?;
     let class = |id: u32| {
         let bytes = tokenizer.decode(&[id]).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! `runtime generate`: continues a text.
 
-use super::input::{self, Prompt};
+use super::input::Prompt;
 use super::interrupt::Interrupt;
 use super::output::{Halt, Outcome, Output, note, number};
 use super::sampling::SamplingFlags;
@@ -62,7 +62,7 @@ impl Generate {
     pub fn run(&self) -> Outcome {
         let model = self.opening.open()?;
         if self.format == Format::Text {
-            input::tokenizer(&model, &self.opening.model)?;
+            model.require_tokenizer()?;
         }
         let options = GenerateOptions {
             at_context: match self.at_context {
@@ -72,7 +72,7 @@ impl Generate {
             ..self.sampling.options(&model)
         };
         options.sampling.validate()?;
-        let prompt = self.prompt.read(&model, &self.opening.model)?;
+        let prompt = self.prompt.read(&model)?;
         let mut session = model.session_with(&self.session.options())?;
         let interrupt = Interrupt::watch(session.canceller());
         let mut generator = Generator::new(&mut session, &prompt, &options)?;

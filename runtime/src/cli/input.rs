@@ -3,11 +3,10 @@
 use super::parse_ids;
 use clap::Args;
 use formats::checkpoint::source;
-use formats::tokenizer::Tokenizer;
 use formats::{Error, Result};
 use runtime::model::Model;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Longest text that is read.
 const MOST_BYTES: u64 = 1 << 30;
@@ -32,7 +31,7 @@ pub struct Prompt {
 
 impl Prompt {
     /// The ids to continue; none if no prompt was given. Special tokens written in it are recognised.
-    pub fn read(&self, model: &Model, path: &Path) -> Result<Vec<u32>> {
+    pub fn read(&self, model: &Model) -> Result<Vec<u32>> {
         let text = match (&self.prompt, &self.prompt_file, &self.ids, &self.stdin) {
             (Some(text), ..) => text.clone(),
             (_, Some(file), ..) => source::read_text(file, MOST_BYTES)?,
@@ -40,7 +39,7 @@ impl Prompt {
             (.., Some(_)) => standard_input()?,
             _ => return Ok(Vec::new()),
         };
-        tokenizer(model, path)?.encode_prompt(&text)
+        model.require_tokenizer()?.encode_prompt(&text)
     }
 }
 
@@ -61,24 +60,14 @@ pub struct Text {
 
 impl Text {
     /// The ids to score.
-    pub fn read(&self, model: &Model, path: &Path) -> Result<Vec<u32>> {
+    pub fn read(&self, model: &Model) -> Result<Vec<u32>> {
         let text = match (&self.text, &self.file, &self.ids) {
             (Some(text), ..) => text.clone(),
             (_, Some(file), _) => source::read_text(file, MOST_BYTES)?,
             (.., ids) => return parse_ids(ids.as_deref().unwrap_or_default()),
         };
-        tokenizer(model, path)?.encode(&text)
+        model.require_tokenizer()?.encode(&text)
     }
-}
-
-/// The model's tokenizer, for a command that cannot do without.
-pub fn tokenizer<'model>(model: &'model Model, path: &Path) -> Result<&'model Tokenizer> {
-    model.tokenizer().ok_or_else(|| {
-        Error::Usage(format!(
-            "{}: the model has no tokenizer.json, and text needs one\n  help: give and take ids (--ids, --format ids)",
-            path.display()
-        ))
-    })
 }
 
 fn standard_input() -> Result<String> {

@@ -61,6 +61,7 @@ impl Inspect {
                     "context": config.context,
                     "vocabulary": config.vocabulary,
                     "tokenizer": directory.tokenizer.is_some(),
+                    "foreign_tokenizer": directory.foreign_tokenizer.as_ref().map(|foreign| &foreign.problem),
                     "config": shape,
                 });
                 if self.data.is_some() {
@@ -72,7 +73,7 @@ impl Inspect {
                 let dtypes: Vec<String> = dtypes.map(|(name, count)| format!("{count} in {name}")).collect();
                 let tokenizer = match &directory.tokenizer {
                     Some(tokenizer) => format!("{} tokens", tokenizer.vocabulary()),
-                    None => "none".into(),
+                    None => no_tokenizer(&directory),
                 };
                 output.table(&[
                     ("path", path),
@@ -94,5 +95,13 @@ impl Inspect {
             }
         }
         Ok(0)
+    }
+}
+
+/// What is told of a model's text where no tokenizer of its is computed.
+pub fn no_tokenizer(directory: &Directory) -> String {
+    match &directory.foreign_tokenizer {
+        Some(foreign) => format!("one that is not computed here, so ids only: {}", foreign.problem),
+        None => "none".into(),
     }
 }

@@ -25,7 +25,7 @@ impl Score {
     /// Runs the command.
     pub fn run(&self) -> Outcome {
         let model = self.opening.open()?;
-        let ids = self.text.read(&model, &self.opening.model)?;
+        let ids = self.text.read(&model)?;
         let mut session = model.session_with(&self.session.options())?;
         let logprobs =
             runtime::score::score(&mut session, &ids).map_err(|error| self.opening.blame(error))?;

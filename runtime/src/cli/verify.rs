@@ -33,7 +33,7 @@ impl Verify {
             Some(tokenizer) => {
                 format!("{} tokens, the model has {}", tokenizer.vocabulary(), directory.config.vocabulary)
             }
-            None => "none".into(),
+            None => super::inspect::no_tokenizer(&directory),
         };
         let checksums = match checkpoint {
             Some(checkpoint) => format!("those of {}", checkpoint.display()),

@@ -1,7 +1,7 @@
 //! `trainer eval`: the exact loss of a model over every window of a text.
 
 use super::{Format, answer};
-use formats::checkpoint::Directory;
+use formats::checkpoint::{Directory, no_tokenizer};
 use formats::tokenizer::Tokenizer;
 use formats::{Error, Result};
 use serde_json::json;
@@ -41,11 +41,14 @@ impl Eval {
     pub fn run(&self) -> Result<()> {
         let directory = Directory::open(&self.model)?;
         let Some(tokenizer) = &directory.tokenizer else {
-            return Err(Error::file(
-                &directory.path,
-                "has no tokenizer.json",
-                "copy the model's tokenizer beside it: its text cannot be cut without",
-            ));
+            return Err(match directory.foreign_tokenizer {
+                Some(_) => no_tokenizer(&directory.path, directory.foreign_tokenizer.as_ref()),
+                None => Error::file(
+                    &directory.path,
+                    "has no tokenizer.json",
+                    "copy the model's tokenizer beside it: its text cannot be cut without",
+                ),
+            });
         };
         let block = directory.config.context;
         let request = Request { paths: &self.data, weights: &[], held_out: self.held_out, block };
@@ -106,7 +109,7 @@ struct Exact {
 fn of_text(learner: &mut Learner<Cpu>, tokenizer: &Tokenizer, split: &[u32], block: usize) -> Result<Exact> {
     let (inputs, targets) = windows(split, block);
     let loss = learner.evaluate(inputs, targets)?;
-    let bytes = tokenizer.decode(targets)?.len() as u64;
+    let bytes = tokenizer.decode_continued(targets)?.len() as u64;
     Ok(Exact { loss, tokens: targets.len() as u64, bytes, loads: learner.loads().to_vec() })
 }
 

@@ -1,8 +1,20 @@
 //! A tokenizer as the text of a `tokenizer.json`.
 
-use super::super::bpe::Bpe;
+use super::super::lexicon::Lexicon;
+use super::super::special::Added;
 use super::super::{Kind, Split, Tokenizer};
 use serde_json::{Value, json};
+
+/// What differs from kind to kind.
+struct Form {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    added: Vec<Value>,
+    unknown: Option<u32>,
+    ignore_merges: bool,
+    byte_fallback: bool,
+}
 
 /// The whole text, ids in order.
 pub(in crate::tokenizer) fn to_json(tokenizer: &Tokenizer) -> String {
@@ -11,25 +23,14 @@ pub(in crate::tokenizer) fn to_json(tokenizer: &Tokenizer) -> String {
             tokenizer.token(id).map(|token| String::from_utf8_lossy(token).into_owned()).unwrap_or_default()
         }
         Kind::Bytes(bpe) => bpe.written(id),
+        Kind::Fallback(fallback) => fallback.written(id),
     });
     let tokens: Vec<String> = tokens.collect();
     let quoted = |token: &String| Value::String(token.clone());
-    let level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex});
-    let null = Value::Null;
-    let file = match &tokenizer.kind {
-        Kind::Characters(_) => [null.clone(), null.clone(), null, json!({"type": "Fuse"})],
-        Kind::Bytes(bpe) => [
-            if bpe.composes() { json!({"type": "NFC"}) } else { null },
-            pre_tokenizer(bpe.split(), &level),
-            template(bpe, &tokens),
-            level(bpe.split() == Split::Gpt2),
-        ],
-    };
-    let [normalizer, pre_tokenizer, post_processor, decoder] = file;
-    let (added, ignore_merges) = match &tokenizer.kind {
-        Kind::Characters(_) => (Vec::new(), false),
-        Kind::Bytes(bpe) => (added_tokens(bpe), bpe.ignore_merges()),
-    };
+    let form = form(tokenizer, &tokens);
+    let Form { normalizer, pre_tokenizer, decoder, added, ignore_merges, byte_fallback, .. } = form;
+    let unknown = form.unknown.map_or(Value::Null, |id| quoted(&tokens[id as usize]));
+    let post_processor = template(tokenizer.prefix(), &tokens);
     let entries = tokens.iter().enumerate().map(|(id, token)| format!("      {}: {id}", quoted(token)));
     let merges = tokenizer.merges().iter().map(|&(left, right)| {
         format!("      [{}, {}]", quoted(&tokens[left as usize]), quoted(&tokens[right as usize]))
@@ -47,11 +48,11 @@ pub(in crate::tokenizer) fn to_json(tokenizer: &Tokenizer) -> String {
   "model": {{
     "type": "BPE",
     "dropout": null,
-    "unk_token": null,
+    "unk_token": {unknown},
     "continuing_subword_prefix": null,
     "end_of_word_suffix": null,
-    "fuse_unk": false,
-    "byte_fallback": false,
+    "fuse_unk": {byte_fallback},
+    "byte_fallback": {byte_fallback},
     "ignore_merges": {ignore_merges},
     "vocab": {},
     "merges": {}
@@ -62,6 +63,46 @@ pub(in crate::tokenizer) fn to_json(tokenizer: &Tokenizer) -> String {
         lines(entries, '{', '}'),
         lines(merges, '[', ']'),
     )
+}
+
+fn form(tokenizer: &Tokenizer, tokens: &[String]) -> Form {
+    let level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex});
+    let listed = |lexicon: &Lexicon, normalized: &dyn Fn(u32) -> bool| -> Vec<Value> {
+        let listed = |added: &Added| added_token(*added, &tokens[added.id as usize], normalized(added.id));
+        lexicon.added().iter().map(listed).collect()
+    };
+    match &tokenizer.kind {
+        Kind::Characters(_) => Form {
+            normalizer: Value::Null,
+            pre_tokenizer: Value::Null,
+            decoder: json!({"type": "Fuse"}),
+            added: Vec::new(),
+            unknown: None,
+            ignore_merges: false,
+            byte_fallback: false,
+        },
+        Kind::Bytes(bpe) => Form {
+            normalizer: if bpe.composes() { json!({"type": "NFC"}) } else { Value::Null },
+            pre_tokenizer: pre_tokenizer(bpe.split(), &level),
+            decoder: level(bpe.split() == Split::Gpt2),
+            added: listed(bpe.lexicon(), &|_| false),
+            unknown: None,
+            ignore_merges: bpe.ignore_merges(),
+            byte_fallback: false,
+        },
+        Kind::Fallback(fallback) => {
+            let [normalizer, pre_tokenizer] = super::fallback::written(fallback.blanks());
+            Form {
+                normalizer,
+                pre_tokenizer,
+                decoder: super::fallback::decoder(fallback.strips()),
+                added: listed(fallback.lexicon(), &|id| fallback.is_normalized(id)),
+                unknown: fallback.unknown(),
+                ignore_merges: false,
+                byte_fallback: true,
+            }
+        }
+    }
 }
 
 /// Lines between brackets, or an empty pair of them.
@@ -85,8 +126,8 @@ fn pre_tokenizer(split: Split, level: &dyn Fn(bool) -> Value) -> Value {
 }
 
 /// The post-processor that puts the prefix before a text.
-fn template(bpe: &Bpe, tokens: &[String]) -> Value {
-    let prefix: Vec<(&String, u32)> = bpe.prefix().iter().map(|&id| (&tokens[id as usize], id)).collect();
+fn template(prefix: &[u32], tokens: &[String]) -> Value {
+    let prefix: Vec<(&String, u32)> = prefix.iter().map(|&id| (&tokens[id as usize], id)).collect();
     if prefix.is_empty() {
         return Value::Null;
     }
@@ -108,17 +149,14 @@ fn template(bpe: &Bpe, tokens: &[String]) -> Value {
         "special_tokens": Value::Object(special.collect())})
 }
 
-fn added_tokens(bpe: &Bpe) -> Vec<Value> {
-    let added = bpe.added().iter().map(|added| {
-        json!({
-            "id": added.id,
-            "content": bpe.written(added.id),
-            "single_word": false,
-            "lstrip": false,
-            "rstrip": false,
-            "normalized": false,
-            "special": added.special,
-        })
-    });
-    added.collect()
+fn added_token(added: Added, content: &str, normalized: bool) -> Value {
+    json!({
+        "id": added.id,
+        "content": content,
+        "single_word": false,
+        "lstrip": false,
+        "rstrip": false,
+        "normalized": normalized,
+        "special": added.special,
+    })
 }

@@ -6,7 +6,6 @@
 
 mod conversation;
 
-use super::input;
 use super::interrupt::Attention;
 use super::output::{Halt, Outcome, Output, note};
 use super::sampling::SamplingFlags;
@@ -61,7 +60,7 @@ impl Chat {
     /// Runs the command.
     pub fn run(&self) -> Outcome {
         let model = self.opening.open()?;
-        let tokenizer = input::tokenizer(&model, &self.opening.model)?;
+        let tokenizer = model.require_tokenizer()?;
         let options = self.options(&model);
         options.sampling.validate()?;
         let mut session = model.session_with(&self.session.options())?;
@@ -132,9 +131,15 @@ impl Chat {
         let Chat { user_prefix, assistant_prefix, .. } = self;
         let seam = if first { "" } else { "\n" };
         let (before, blank) = user_prefix.split_at(user_prefix.trim_end().len());
-        let mut ids = tokenizer.encode_with_special(&format!("{seam}{before}"))?;
-        ids.extend(tokenizer.encode(&format!("{blank}{line}\n"))?);
-        ids.extend(tokenizer.encode_with_special(assistant_prefix)?);
+        let opens = format!("{seam}{before}");
+        // After a system text, and after a turn, the conversation is one text that goes on.
+        let mut ids = match first && self.system.is_none() {
+            true => tokenizer.encode_with_special(&opens)?,
+            false => tokenizer.encode_continued(&opens, true)?,
+        };
+        let (line, answer) = (format!("{blank}{line}\n"), assistant_prefix);
+        ids.extend(tokenizer.encode_continued(&line, false)?);
+        ids.extend(tokenizer.encode_continued(answer, true)?);
         Ok(ids)
     }
 
@@ -179,7 +184,7 @@ impl Chat {
 /// The ids of an answer without the stop string that ended it: a token that only began with the answer's end is encoded
 /// again in part.
 fn kept(tokenizer: &Tokenizer, answer: &[u32], options: &GenerateOptions) -> Result<Vec<u32>> {
-    let bytes = tokenizer.decode(answer)?;
+    let bytes = tokenizer.decode_continued(answer)?;
     let place = |stop: &String| bytes.windows(stop.len()).position(|window| window == stop.as_bytes());
     let Some(end) = options.stop.iter().filter_map(place).min() else { return Ok(answer.to_vec()) };
     let (mut ids, mut length) = (Vec::new(), 0);
@@ -192,7 +197,7 @@ fn kept(tokenizer: &Tokenizer, answer: &[u32], options: &GenerateOptions) -> Res
         ids.push(id);
     }
     if let Ok(rest) = std::str::from_utf8(&bytes[length..end]) {
-        ids.extend(tokenizer.encode(rest)?);
+        ids.extend(tokenizer.encode_continued(rest, false)?);
     }
     Ok(ids)
 }
