@@ -50,7 +50,8 @@ def learn(folder, pre_tokenizer, vocabulary, text):
 
 def learn_characters(folder, cut, normalizer, pre_tokenizer, text):
     """A vocabulary of characters and merges with bytes to fall back on, as converters of SentencePiece's write it. With
-    `cut`, merges are learned inside words; else they reach across blanks."""
+    `cut`, merges are learned inside words, and every way to put a token together is one, as in files converted from
+    SentencePiece's; else they reach across blanks, and each makes a token of its own."""
     special = ["<unk>", "<s>", "</s>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
@@ -61,6 +62,10 @@ def learn_characters(folder, cut, normalizer, pre_tokenizer, text):
     tokenizer.train_from_iterator([text[:6000]], trainer)
     file = json.loads(tokenizer.to_str())
     file["added_tokens"] = [token for token in file["added_tokens"] if token["content"] in special]
+    if cut:
+        known = file["model"]["vocab"]
+        file["model"]["merges"] = [[token[:place], token[place:]] for token in ("".join(pair) for pair in file["model"]["merges"])
+                                   for place in range(len(token) - 1, 0, -1) if token[:place] in known and token[place:] in known]
     tokenizer = Tokenizer.from_str(json.dumps(file))
     tokenizer.add_tokens([AddedToken("<|a b|>", normalized=True, special=False)])
     tokenizer.normalizer = normalizer

@@ -1,9 +1,9 @@
-//! Byte-level byte-pair encoding against Hugging Face's tokenizers and tiktoken: small vocabularies in the repository
+//! Byte-pair encoding of bytes, and of characters that fall back on bytes, against Hugging Face's tokenizers and tiktoken: small vocabularies in the repository
 //! (`scripts/make_tokenizer_fixture.py`), GPT-2's own where `LECTERN_DATA` names a folder that holds it, and the
 //! libraries themselves where `LECTERN_LONG` is set and python3 has them.
 
 use formats::checkpoint::Dtype;
-use formats::tokenizer::{Split, TokenKind, Tokenizer};
+use formats::tokenizer::{Blanks, Split, TokenKind, Tokenizer};
 use runtime::generate::{FinishReason, GenerateOptions, Generator};
 use runtime::model::Model;
 use runtime::sampler::Sampling;
@@ -21,7 +21,19 @@ struct Row {
     text: String,
     ids: Vec<u32>,
     with_special: Vec<u32>,
+    /// What those ids are as text, special tokens left out; `None` where that is the string itself.
+    decoded: Option<String>,
 }
+
+/// The vocabularies whose characters fall back on bytes, by how they write blanks.
+const FALLBACKS: [(&str, Blanks); 6] = [
+    ("prepended", Blanks::Prepended),
+    ("prepended-words", Blanks::Prepended),
+    ("replaced", Blanks::Replaced),
+    ("first", Blanks::First),
+    ("always", Blanks::Always),
+    ("never", Blanks::Never),
+];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
@@ -81,7 +93,7 @@ fn ids_are_those_of_hugging_face() {
         let rows = std::fs::read_to_string(folder.join("expected.json")).expect("expected ids");
         let rows: Vec<Row> = serde_json::from_str(&rows).expect("rows");
         assert!(rows.len() > 60);
-        for Row { text, ids, with_special } in &rows {
+        for Row { text, ids, with_special, .. } in &rows {
             assert_eq!(tokenizer.encode(text).expect("any text"), *ids, "{split:?}: {text:?}");
             assert_eq!(
                 tokenizer.encode_with_special(text).expect("any text"),
@@ -97,6 +109,88 @@ fn ids_are_those_of_hugging_face() {
         assert!(rows.iter().all(|row| !row.ids.contains(&end)), "plain text yields no special token");
         assert!(rows.iter().any(|row| row.with_special.contains(&end)));
     }
+}
+
+#[test]
+fn characters_that_fall_back_on_bytes_have_the_ids_of_hugging_face() {
+    for (name, blanks) in FALLBACKS {
+        let folder = fixture("tokenizer").join(name);
+        let tokenizer = open(&folder.join("tokenizer.json"));
+        assert_eq!((tokenizer.blanks(), tokenizer.prefix()), (Some(blanks), &[1][..]));
+        assert_eq!((tokenizer.end_of_text(), tokenizer.unknown()), (Some(2), Some(0)));
+        let rows = std::fs::read_to_string(folder.join("expected.json")).expect("expected ids");
+        let rows: Vec<Row> = serde_json::from_str(&rows).expect("rows");
+        assert!(rows.len() > 80);
+        for Row { text, ids, with_special, decoded } in &rows {
+            assert_eq!(tokenizer.encode(text).expect("any text"), *ids, "{name}: {text:?}");
+            assert_eq!(tokenizer.encode_bytes(text.as_bytes()).expect("any text"), *ids);
+            assert_eq!(tokenizer.encode_prompt(text).expect("any text"), *with_special, "{name}: {text:?}");
+            let said: Vec<u32> =
+                with_special.iter().copied().filter(|&id| !tokenizer.is_special(id)).collect();
+            let bytes = tokenizer.decode(&said).expect("its ids");
+            assert_eq!(
+                String::from_utf8_lossy(&bytes),
+                *decoded.as_ref().expect("a text"),
+                "{name}: {text:?}"
+            );
+            assert!(ids.iter().all(|&id| !tokenizer.is_special(id)), "plain text yields no special token");
+            // A blank is written "▁", so a text that holds that sign comes back with a blank.
+            if blanks == Blanks::Prepended && !text.contains('\u{2581}') {
+                assert_eq!(tokenizer.decode(ids).expect("its ids"), text.as_bytes(), "{name}");
+            }
+        }
+        assert!(rows.iter().any(|row| row.with_special.contains(&2)));
+
+        let written = tokenizer.to_json();
+        let again = Tokenizer::from_json(&written, Path::new("tokenizer.json")).expect("our own file");
+        assert_eq!((&again, again.to_json()), (&tokenizer, written));
+    }
+}
+
+#[test]
+fn a_text_that_goes_on_has_no_blank_before_it() {
+    let tokenizer = open(&fixture("tokenizer/prepended-words/tokenizer.json"));
+    let (whole, first) =
+        (tokenizer.encode("the lamp").expect("text"), tokenizer.encode("the").expect("text"));
+    let rest = tokenizer.encode_continued(" lamp", false).expect("text");
+    assert_eq!([first.clone(), rest.clone()].concat(), whole);
+    assert_eq!(tokenizer.decode_continued(&rest).expect("its ids"), b" lamp");
+    assert_eq!(tokenizer.decode(&rest).expect("its ids"), b"lamp");
+    assert_eq!(tokenizer.decode(&[&[1], &first[..]].concat()).expect("its ids"), b"<s>the");
+
+    // A model's first word after a prompt keeps its blank; where nothing stands before it, it has none.
+    let config = formats::Config { vocabulary: tokenizer.vocabulary(), context: 16, ..models::small() };
+    let written = models::write(&config, &models::random_weights(&config, 8), Dtype::F32);
+    std::fs::write(written.path.join("tokenizer.json"), tokenizer.to_json()).expect("can be written");
+    let model = Model::open(&written.path).expect("a model");
+    let plain = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..Sampling::default() };
+    let mut blanks = 0;
+    for seed in 0..400 {
+        for prompt in [&[1][..], &first] {
+            let options = GenerateOptions {
+                max_tokens: 3,
+                sampling: plain,
+                end: vec![],
+                seed,
+                ..GenerateOptions::default()
+            };
+            let mut session = model.session().expect("a session");
+            let mut generator = Generator::new(&mut session, prompt, &options).expect("a generator");
+            let (mut ids, mut text) = (vec![], String::new());
+            while let Some(token) = generator.next() {
+                ids.push(token.expect("a token").id);
+                text.push_str(generator.text());
+            }
+            text.push_str(generator.tail());
+            let bytes = match prompt {
+                [1] => tokenizer.decode(&ids),
+                _ => tokenizer.decode_continued(&ids),
+            };
+            assert_eq!(text, String::from_utf8_lossy(&bytes.expect("its ids")));
+            blanks += usize::from(text.starts_with(' '));
+        }
+    }
+    assert!(blanks > 20, "{blanks} texts begin with a blank");
 }
 
 #[test]
@@ -137,11 +231,15 @@ fn files_come_back_as_they_went() {
 #[test]
 fn decoding_inverts_encoding_on_every_byte_string() {
     let mut chance = Chance::new(3);
-    for split in [Split::Gpt2, Split::Llama3] {
-        let tokenizer = open(&fixture("tokenizer").join(split.name()).join("tokenizer.json"));
+    for name in ["gpt2", "llama3", "prepended", "prepended-words", "never"] {
+        let tokenizer = open(&fixture("tokenizer").join(name).join("tokenizer.json"));
         let check = |bytes: &[u8]| {
             let ids = tokenizer.encode_bytes(bytes).expect("any bytes");
-            assert!(tokenizer.decode(&ids).expect("its ids") == bytes, "{split:?}: {bytes:?}");
+            let back = match name {
+                "never" => tokenizer.decode_continued(&ids),
+                _ => tokenizer.decode(&ids),
+            };
+            assert!(back.expect("its ids") == bytes, "{name}: {bytes:?}");
         };
         for _ in 0..3000 {
             let length = chance.below(120);

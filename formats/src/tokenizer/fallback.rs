@@ -39,6 +39,13 @@ impl Blanks {
     fn normalize(self) -> bool {
         matches!(self, Blanks::Prepended | Blanks::Replaced)
     }
+
+    /// A stretch of text after the normalizer.
+    fn normal(self, text: &str) -> String {
+        let mut normal = Vec::new();
+        replace(text.as_bytes(), self == Blanks::Prepended, &mut normal);
+        String::from_utf8(normal).expect("a blank for a blank keeps text what it is")
+    }
 }
 
 /// What such a vocabulary is made of; [`Fallback::new`] checks it.
@@ -99,8 +106,23 @@ impl Fallback {
     /// Checks the parts and builds the tables, or says what is wrong with them.
     pub(super) fn new(parts: Parts) -> Result<Fallback, String> {
         let Parts { spelt, merges, added, mut normalized, prefix, blanks, strip, unknown } = parts;
-        let decoded: Vec<Vec<u8>> = spelt.iter().map(|token| decoded(token)).collect();
-        let lexicon = Lexicon::new(&decoded, merges, added, prefix)?;
+        normalized.sort_unstable();
+        // What is looked for in normalized text is normalized itself, and stands for the blanks it takes with it.
+        let sought = |id: u32, token: &str| match blanks.normalize() && normalized.binary_search(&id).is_ok()
+        {
+            true => (blanks.normal(token), true),
+            false => (token.to_owned(), false),
+        };
+        let tokens: Vec<Vec<u8>> =
+            (0u32..).zip(&spelt).map(|(id, token)| decoded(&sought(id, token).0)).collect();
+        let lexicon = Lexicon::new(&tokens, merges, added, prefix)?;
+        let mut finders = [Vec::new(), Vec::new()];
+        for &added in lexicon.added() {
+            let (text, late) = sought(added.id, &spelt[added.id as usize]);
+            finders[usize::from(late)].push((text.into_bytes(), added));
+        }
+        let [early, late] = finders;
+        let finders = [finder(early)?, finder(late)?];
         let spelt: Vec<Vec<u8>> = spelt.into_iter().map(String::into_bytes).collect();
         let by_spelling: HashMap<&[u8], u32> = spelt.iter().map(Vec::as_slice).zip(0..).collect();
         let mut bytes = [0; 256];
@@ -116,17 +138,7 @@ impl Fallback {
         let pairs = pair_table(&spelt, lexicon.merges(), &by_spelling, |token| {
             String::from_utf8_lossy(token).into_owned()
         })?;
-        normalized.sort_unstable();
-        let after = |added: &Added| blanks.normalize() && normalized.binary_search(&added.id).is_ok();
-        let (late, early): (Vec<Added>, Vec<Added>) = lexicon.added().iter().partition(|added| after(added));
         let text = |id: u32| spelt[id as usize].as_slice();
-        let early = early.into_iter().map(|added| (text(added.id).to_vec(), added)).collect();
-        let late = late.into_iter().map(|added| {
-            let mut normal = Vec::new();
-            replace(text(added.id), blanks == Blanks::Prepended, &mut normal);
-            (normal, added)
-        });
-        let finders = [finder(early)?, finder(late.collect())?];
         let crosses =
             |&(left, right): &(u32, u32)| text(right).starts_with(BLANK) && !text(left).ends_with(BLANK);
         let words = !lexicon.merges().iter().any(crosses);

@@ -27,6 +27,7 @@ pub(super) enum Value {
     Text(String),
     Texts(Vec<String>),
     Integers(Vec<i32>),
+    Numbers(Vec<f32>),
 }
 
 impl Value {
@@ -62,6 +63,10 @@ impl Value {
             Value::Texts(values) => {
                 array(out, string, values.len());
                 values.iter().for_each(|value| text(out, value));
+            }
+            Value::Numbers(values) => {
+                array(out, number, values.len());
+                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
             }
             Value::Integers(values) => {
                 array(out, integer, values.len());

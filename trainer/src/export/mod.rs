@@ -3,6 +3,7 @@
 //! - `gguf`: the file format of llama.cpp: header, metadata, tensors one after the other
 //! - `architectures`: which of llama.cpp's models computes what ours does, and under which names it has the parameters
 //! - `vocabulary`: a tokenizer in llama.cpp's terms
+//! - `scores`: merges as the scores of tokens, where they can be told so
 //! - `huggingface`: a directory in a public family's own names
 //!
 //! Works over the layout's roles, whatever family the source is of. A part that the target cannot compute is refused by
@@ -11,6 +12,7 @@
 mod architectures;
 mod gguf;
 mod huggingface;
+mod scores;
 mod vocabulary;
 
 use formats::checkpoint::{Directory, Dtype};

@@ -4,23 +4,31 @@
 //! pre-tokenizer. A character of several bytes is such a token too, with merges that put it together byte by byte; an
 //! intermediate piece of them needs no id. That model always has a token that ends a text, id 11 if the file names none.
 //! An alphabet of single bytes without one is the model `rwkv` instead: the longest token first, and no token ends.
+//! Characters that fall back on bytes are the model `llama`: tokens as SentencePiece writes them, a score for each.
 
 use super::gguf::Value;
+use super::scores::scores;
 use formats::checkpoint::Directory;
-use formats::tokenizer::{Split, TokenKind, Tokenizer, byte_character};
+use formats::tokenizer::{Blanks, Split, TokenKind, Tokenizer, byte_character};
 use formats::{Error, Result};
 use std::collections::HashSet;
 
 /// What llama.cpp calls its kinds of tokens.
 const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
 
 /// The metadata of the directory's tokenizer.
 pub(super) fn metadata(directory: &Directory, notes: &mut Vec<String>) -> Result<Vec<(String, Value)>> {
     let Some(tokenizer) = &directory.tokenizer else {
-        notes.push("the model has no tokenizer: llama.cpp will take and give ids only".to_owned());
+        let what = match &directory.foreign_tokenizer {
+            Some(foreign) => format!("the model's tokenizer is not computed here ({})", foreign.problem),
+            None => "the model has no tokenizer".to_owned(),
+        };
+        notes.push(format!("{what}: llama.cpp will take and give ids only"));
         return Ok(list([("model", Value::Text("none".to_owned()))]));
     };
     let known = tokenizer.vocabulary() as u32;
@@ -43,6 +51,10 @@ pub(super) fn metadata(directory: &Directory, notes: &mut Vec<String>) -> Result
         kinds.push(UNUSED);
     }
     refuse_twins(directory, &written)?;
+    let mut metadata = match tokenizer.blanks() {
+        Some(blanks) => characters(directory, tokenizer, blanks, &mut kinds, notes)?,
+        None => pairs(directory, tokenizer, alphabet.then_some(&tokens), notes)?,
+    };
     let end = end.unwrap_or_else(|| {
         let last = known.saturating_sub(1);
         notes.push(format!(
@@ -64,24 +76,83 @@ pub(super) fn metadata(directory: &Directory, notes: &mut Vec<String>) -> Result
             (id, true)
         }
     };
-    let merges = match alphabet {
-        true => assembly(&tokens),
-        false => merges(tokenizer),
-    };
-    Ok(list([
-        ("model", Value::Text("gpt2".to_owned())),
-        ("pre", Value::Text(pre_tokenizer(directory, tokenizer, notes)?.to_owned())),
+    metadata.extend([
         ("tokens", Value::Texts(written)),
         ("token_type", Value::Integers(kinds)),
-        ("merges", Value::Texts(merges)),
         ("bos_token_id", Value::Count(begin)),
         ("eos_token_id", Value::Count(end)),
         ("add_bos_token", Value::Bool(begins)),
         ("add_eos_token", Value::Bool(false)),
-    ]))
+    ]);
+    Ok(list(metadata))
 }
 
-fn list<const N: usize>(pairs: [(&str, Value); N]) -> Vec<(String, Value)> {
+/// Pairs of bytes, or the characters of an `alphabet` put together from their bytes.
+fn pairs(
+    directory: &Directory,
+    tokenizer: &Tokenizer,
+    alphabet: Option<&Vec<&[u8]>>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(&'static str, Value)>> {
+    let merges = match alphabet {
+        Some(tokens) => assembly(tokens),
+        None => merges(tokenizer),
+    };
+    Ok(vec![
+        ("model", Value::Text("gpt2".to_owned())),
+        ("pre", Value::Text(pre_tokenizer(directory, tokenizer, notes)?.to_owned())),
+        ("merges", Value::Texts(merges)),
+    ])
+}
+
+/// Characters that fall back on bytes.
+fn characters(
+    directory: &Directory,
+    tokenizer: &Tokenizer,
+    blanks: Blanks,
+    kinds: &mut [i32],
+    notes: &mut Vec<String>,
+) -> Result<Vec<(&'static str, Value)>> {
+    let bytes = (0..=u8::MAX).filter_map(|byte| Some((tokenizer.byte_token(byte)?, BYTE)));
+    let unknown = tokenizer.unknown();
+    for (id, kind) in bytes.chain(unknown.map(|id| (id, UNKNOWN))) {
+        kinds[id as usize] = kind;
+    }
+    let mut scores = scores(tokenizer, notes).map_err(|problem| {
+        Error::config(
+            directory.path.display().to_string(),
+            "tokenizer",
+            problem,
+            "merges that scores can tell, as those of files converted from SentencePiece's (Llama 2, Mistral)",
+        )
+    })?;
+    let lowest = scores.iter().copied().fold(0.0, f32::min);
+    scores.resize(kinds.len(), lowest - 1.0);
+    let put = match blanks {
+        Blanks::Prepended => true,
+        Blanks::Replaced | Blanks::Never => false,
+        Blanks::First | Blanks::Always => {
+            let first = match blanks {
+                Blanks::First => ", and after every special token,",
+                _ => "",
+            };
+            notes.push(format!(
+                "llama.cpp puts a blank before every text{first} where this tokenizer puts one only before a text that \
+                 begins with none"
+            ));
+            true
+        }
+    };
+    let mut metadata = vec![
+        ("model", Value::Text("llama".to_owned())),
+        ("scores", Value::Numbers(scores)),
+        ("add_space_prefix", Value::Bool(put)),
+    ];
+    metadata.extend(unknown.map(|id| ("unknown_token_id", Value::Count(id))));
+    Ok(metadata)
+}
+
+fn list(pairs: impl IntoIterator<Item = (&'static str, Value)>) -> Vec<(String, Value)> {
     pairs.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect()
 }
 
