@@ -85,6 +85,15 @@ tokenizer.save(sys.argv[2])
 PYTHON
         compare "$family-pairs"
     done
+    # Characters that fall back on bytes, blanks before words or not.
+    for family in llama mixtral; do
+        for blanks in prepended-words never; do
+            name=$family-$blanks
+            python3 scripts/peers/hf_checkpoint.py "$family" "$folder/$name" --set vocab_size=490 >/dev/null 2>&1
+            cp "tests/fixtures/tokenizer/$blanks/tokenizer.json" "$folder/$name/tokenizer.json"
+            compare "$name"
+        done
+    done
 else
     printf 'skipped: byte pairs need torch, transformers and tokenizers\n'
 fi

@@ -7,7 +7,8 @@ use formats::config::{
 };
 use formats::families::Family;
 use formats::layout::{FeedForward, Layout, ParameterId};
-use std::path::Path;
+use formats::tokenizer::Tokenizer;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use tests::folder::Folder;
 use tests::gguf::{Gguf, Value};
@@ -243,6 +244,60 @@ fn a_tokenizer_goes_along() {
     );
     assert!(merges.iter().any(|merge| merge.replace(' ', "") == tokens[96]));
     assert_eq!(gguf.count("tokenizer.ggml.eos_token_id"), 96);
+}
+
+/// A small model that speaks a vocabulary of `tests/fixtures/tokenizer`.
+fn speaking(name: &str) -> models::Written {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizer").join(name).join("tokenizer.json");
+    let tokenizer = Tokenizer::open(&path).expect("a tokenizer");
+    // Two rows more than it has tokens, as families round up.
+    let config = Config { vocabulary: tokenizer.vocabulary() + 2, ..llama() };
+    let written = models::write(&config, &models::random_weights(&config, 5), Dtype::F32);
+    std::fs::copy(path, written.path.join("tokenizer.json")).expect("can be copied");
+    written
+}
+
+fn export(written: &models::Written) -> (tests::programs::Ran, PathBuf) {
+    let out = written.folder.join("model.gguf");
+    let mut command = Program::Trainer.command(&["export", "--to", "gguf", "--model"]);
+    command.arg(&written.path).arg("--out").arg(&out);
+    (tests::programs::run(command), out)
+}
+
+#[test]
+fn merges_go_along_as_scores_where_scores_can_tell_them() {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    for (name, put) in [("prepended-words", true), ("first", true), ("replaced", false), ("never", false)] {
+        let written = speaking(name);
+        let (ran, out) = export(&written);
+        let ran = ran.expect(0);
+        if name == "first" {
+            ran.naming("llama.cpp puts a blank before every text");
+        }
+        let gguf = Gguf::open(&out);
+        assert_eq!(gguf.text(&key("model")), "llama");
+        let tokens = gguf.texts(&key("tokens"));
+        let list = |name: &str| match &gguf.metadata[&key(name)] {
+            Value::List(list) => list.clone(),
+            other => panic!("{name} is {other:?}"),
+        };
+        let (scores, kinds) = (list("scores"), list("token_type"));
+        assert_eq!((tokens.len(), scores.len(), kinds.len()), (483, 483, 483));
+        assert_eq!((tokens[0], tokens[3], tokens[482]), ("<unk>", "<0x00>", "[PAD482]"));
+        let kind = |id: usize| kinds[id].clone();
+        assert_eq!([0, 1, 3, 300, 480, 482].map(kind), [2, 3, 6, 1, 4, 5].map(Value::Integer));
+        // The first merge makes the first token after the characters, and no score is higher.
+        let highest = scores.iter().position(|score| *score == Value::Number(0.0));
+        assert!(highest.is_some_and(|id| tokens[id].chars().count() == 2));
+        assert_eq!(gguf.metadata[&key("add_space_prefix")], Value::Flag(put));
+        assert_eq!(gguf.metadata[&key("add_bos_token")], Value::Flag(true));
+        let special = ["unknown", "bos", "eos"].map(|name| gguf.count(&key(&format!("{name}_token_id"))));
+        assert_eq!(special, [0, 1, 2]);
+    }
+    for name in ["prepended", "always"] {
+        export(&speaking(name)).0.expect(4).naming("which llama.cpp would");
+    }
 }
 
 /// `trainer export` of a config's random model.

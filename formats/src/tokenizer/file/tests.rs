@@ -60,7 +60,11 @@ fn what_we_do_not_compute_is_refused_by_name() {
     refused(&changed("\"truncation\": null", "\"truncation\": {}"), "truncation is set");
     refused(&changed("\"unk_token\": null", "\"unk_token\": \"a\""), "model.unk_token is set");
     refused(&changed("\"end_of_word_suffix\": null", "\"end_of_word_suffix\": \"w\""), "end_of_word_suffix");
-    refused(&changed("\"byte_fallback\": false", "\"byte_fallback\": true"), "byte_fallback is true");
+    refused(
+        &changed("\"byte_fallback\": false", "\"byte_fallback\": true"),
+        "with model.byte_fallback the normalizers",
+    );
+    refused(&changed("\"fuse_unk\": false", "\"fuse_unk\": true"), "model.fuse_unk is true");
     refused(&changed("\"version\": \"1.0\"", "\"version\": \"2.0\""), "version is \"2.0\"");
     refused(&changed("\"BPE\"", "\"WordLevel\""), "type \"WordLevel\"");
     refused(&changed("\"Fuse\"", "\"WordPiece\""), "decoder is WordPiece");
@@ -237,7 +241,7 @@ fn patterns_that_are_not_known_are_named() {
     refused(&exchanged("/pre_tokenizer", json!(null)), "pre_tokenizer is null");
     let twice = json!([{"type": "Split"}, {"type": "ByteLevel", "add_prefix_space": false}]);
     refused(&exchanged("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": twice})), "cuts twice");
-    refused(&exchanged("/model/byte_fallback", json!(true)), "SentencePiece");
+    refused(&exchanged("/model/byte_fallback", json!(true)), "with model.byte_fallback the normalizers");
     refused(&exchanged("/model/dropout", json!(0.1)), "model.dropout is set");
 }
 
@@ -254,6 +258,131 @@ fn damage_to_a_byte_level_file_is_an_error_or_a_tokenizer() {
             let all: Vec<u8> = (0..=u8::MAX).collect();
             let ids = tokenizer.encode_bytes(&all).expect("any bytes");
             assert_eq!(tokenizer.decode(&ids).expect("its ids"), all);
+        }
+    }
+}
+
+/// A file of characters that fall back on bytes: two letters, a blank, and some merges.
+fn falling_back() -> Value {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
+    tokens.extend((0..=u8::MAX).map(|byte| format!("<0x{byte:02X}>")));
+    tokens.extend(["\u{2581}", "a", "b", "ab", "\u{2581}a", "\u{2581}ab"].map(String::from));
+    let vocabulary: Map<String, Value> =
+        tokens.iter().zip(0..).map(|(token, id)| (token.clone(), json!(id))).collect();
+    let special =
+        |id: u32, content: &str| json!({"id": id, "content": content, "normalized": true, "special": true});
+    let replace =
+        |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    json!({
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "\u{2581}"}, replace(" ", "\u{2581}")]},
+        "decoder": {"type": "Sequence", "decoders": [replace("\u{2581}", " "), {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": vocabulary,
+            "merges": ["\u{2581} a", "a b", "\u{2581}a b", "\u{2581} ab"]},
+    })
+}
+
+/// That file with one part exchanged.
+fn fallen(path: &str, value: Value) -> String {
+    let mut file = falling_back();
+    let (parent, key) = path.rsplit_once('/').expect("a pointer");
+    file.pointer_mut(parent).unwrap_or_else(|| panic!("{path} is not there"))[key] = value;
+    file.to_string()
+}
+
+fn said_of(text: &str) -> (bool, String) {
+    let error = read(text).expect_err("must be refused");
+    (matches!(error, Error::Foreign { .. }), error.to_string())
+}
+
+#[test]
+fn characters_fall_back_on_bytes() {
+    let tokenizer = read(&falling_back().to_string()).expect("a tokenizer");
+    let (blank, a, b, ab, blank_a, blank_ab) = (259, 260, 261, 262, 263, 264);
+    let ids = |text: &str| tokenizer.encode(text).expect("any text");
+    assert_eq!(ids("ab a"), [blank_ab, blank_a]);
+    assert_eq!(ids(" b"), [blank, blank, b]);
+    assert_eq!(ids("\u{e9}ab"), [blank, 3 + 0xC3, 3 + 0xA9, ab]);
+    assert_eq!(ids("a</s>"), [blank_a, 3 + 0x3C, 3 + 0x2F, 3 + 0x73, 3 + 0x3E]);
+    assert_eq!(ids(""), [0u32; 0]);
+    // Special tokens that say so are looked for in normalized text, with the blank before it.
+    assert_eq!(tokenizer.encode_with_special("<s>ab </s>a").expect("text"), [1, ab, 2, a]);
+    assert_eq!(tokenizer.decode(&[blank_ab, blank_a, blank]).expect("ids"), b"ab a ");
+    assert_eq!(tokenizer.decode(&[3 + 0x20, blank_a]).expect("ids"), b" a");
+    assert_eq!(tokenizer.encode_bytes(b"\xffa").expect("bytes"), [blank, 3 + 0xFF, a]);
+    let text = tokenizer.to_json();
+    assert_eq!((read(&text).expect("our own file"), text), (tokenizer.clone(), tokenizer.to_json()));
+}
+
+#[test]
+fn what_is_not_computed_of_a_fallback_is_foreign() {
+    let space = |more: Value| {
+        let mut file = falling_back();
+        file["normalizer"] = Value::Null;
+        file["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "\u{2581}", "split": false});
+        for (key, value) in more.as_object().expect("a map") {
+            file["pre_tokenizer"][key] = value.clone();
+        }
+        file.to_string()
+    };
+    let blanks = |more: Value| read(&space(more)).expect("a tokenizer").blanks();
+    use crate::tokenizer::Blanks;
+    assert_eq!(blanks(json!({})), Some(Blanks::Always));
+    assert_eq!(blanks(json!({"prepend_scheme": "first"})), Some(Blanks::First));
+    assert_eq!(blanks(json!({"add_prefix_space": false})), Some(Blanks::Never));
+    for (text, words) in [
+        (space(json!({"split": true})), "pre_tokenizer.split must be false"),
+        (space(json!({"split": null})), "pre_tokenizer.split must be false"),
+        (space(json!({"replacement": "_"})), "pre_tokenizer.replacement must be"),
+        (space(json!({"prepend_scheme": "last"})), "prepend_scheme is \"last\""),
+        (fallen("/normalizer", json!({"type": "NFKC"})), "normalizer is {\"type\":\"NFKC\"}"),
+        (fallen("/pre_tokenizer", json!({"type": "Whitespace"})), "pre_tokenizer {\"type\":\"Whitespace\"}"),
+        (fallen("/decoder", json!({"type": "Metaspace"})), "decoder is {\"type\":\"Metaspace\"}"),
+        (fallen("/decoder", Value::Null), "decoder is null"),
+        (fallen("/model/ignore_merges", json!(true)), "model.ignore_merges is true"),
+        (fallen("/model/dropout", json!(0.5)), "model.dropout is set"),
+        (fallen("/model/color", json!(1)), "unknown field `color`"),
+        (
+            fallen("/added_tokens", json!([{"id": 0, "content": "<unk>", "rstrip": true}])),
+            "\"<unk>\" has rstrip",
+        ),
+    ] {
+        let (foreign, said) = said_of(&text);
+        assert!(foreign && said.contains(words), "{said:?} does not say {words:?}");
+    }
+    for (text, words) in [
+        (fallen("/model/unk_token", json!("<x>")), "model.unk_token is <x>, which the vocabulary lacks"),
+        (
+            fallen("/model/merges", json!(["b a"])),
+            "merge 0 joins \"b\" and \"a\" into what the vocabulary lacks",
+        ),
+        (fallen("/model/vocab/a", json!(400)), "without gaps"),
+        (
+            falling_back().to_string().replacen("<0x0A>", "<0x0Z>", 1),
+            "byte 0x0A (written \"<0x0A>\") is missing",
+        ),
+        (fallen("/added_tokens", json!([{"id": 7, "content": "<unk>"}])), "has id 7, and id 0"),
+    ] {
+        let (foreign, said) = said_of(&text);
+        assert!(!foreign && said.contains(words), "{said:?} does not say {words:?}");
+    }
+}
+
+#[test]
+fn damage_to_a_fallback_file_is_an_error_or_a_tokenizer() {
+    let text = falling_back().to_string();
+    for end in (0..text.len()).step_by(7) {
+        assert!(text.get(..end).is_none_or(|cut| read(cut).is_err()), "cut at {end}");
+    }
+    for place in (0..text.len()).step_by(5) {
+        let mut bytes = text.clone().into_bytes();
+        bytes[place] ^= 1 << (place % 7);
+        if let Ok(Ok(tokenizer)) = String::from_utf8(bytes).map(|text| read(&text)) {
+            let all: Vec<u8> = (0..=u8::MAX).chain(*b" ab a  b ab").collect();
+            let ids = tokenizer.encode_bytes(&all).expect("any bytes");
+            assert_eq!(ids.iter().filter(|&&id| tokenizer.token(id).is_none()).count(), 0);
         }
     }
 }
