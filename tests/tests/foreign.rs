@@ -79,6 +79,11 @@ fn a_model_with_a_foreign_tokenizer_speaks_ids_and_says_why() {
     }
     let written = model(&foreign()[0].0);
     run(Program::Runtime, &["bench", "--prompt", "4", "--decode", "2"], &written.path).expect(0);
+    for (to, words) in [("hf", "was not written"), ("gguf", "is not computed here")] {
+        let mut export = Program::Trainer.command(&["export", "--to", to, "--model"]);
+        export.arg(&written.path).arg("--out").arg(written.folder.join(to));
+        tests::programs::run(export).naming(words);
+    }
     let data = written.folder.write("text.txt", "abcabcabcabc".repeat(20));
     let eval = ["eval", "--data", data.to_str().expect("a path")];
     run(Program::Trainer, &eval, &written.path).expect(3).naming("\"Unigram\"");

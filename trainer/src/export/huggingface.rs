@@ -5,7 +5,7 @@
 use super::{Misfit, Written, misfits, refuse, spelt};
 use crate::memory;
 use crate::weights;
-use formats::checkpoint::{Commit, Directory, Dtype, ModelFiles, write_model};
+use formats::checkpoint::{Commit, Directory, Dtype, ForeignTokenizer, ModelFiles, write_model};
 use formats::config::{Activation, AttentionScale, Config, NormKind, NormOrder, Position};
 use formats::families::{Family, stored};
 use formats::{Error, Layout, Result};
@@ -50,8 +50,14 @@ pub(super) fn export(
     Ok(Written {
         architecture: family.architecture().to_owned(),
         tensors: stored(&config, &layout).len(),
-        notes: Vec::new(),
+        notes: directory.foreign_tokenizer.iter().map(foreign_tokenizer).collect(),
     })
+}
+
+/// What is said of a tokenizer that cannot be written because it is not computed here.
+fn foreign_tokenizer(foreign: &ForeignTokenizer) -> String {
+    let path = foreign.path.display();
+    format!("{path} is not computed here and was not written ({}): copy it beside the model", foreign.problem)
 }
 
 /// Refuses what does not fit: all values are held in f32 while they are written.
