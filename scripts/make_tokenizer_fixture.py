@@ -63,9 +63,13 @@ def learn_characters(folder, cut, normalizer, pre_tokenizer, text):
     file = json.loads(tokenizer.to_str())
     file["added_tokens"] = [token for token in file["added_tokens"] if token["content"] in special]
     if cut:
-        known = file["model"]["vocab"]
-        file["model"]["merges"] = [[token[:place], token[place:]] for token in ("".join(pair) for pair in file["model"]["merges"])
-                                   for place in range(len(token) - 1, 0, -1) if token[:place] in known and token[place:] in known]
+        # Runs of blanks have one score in the files of Llama 2 and Mistral: their merges come last, by length.
+        known, runs = file["model"]["vocab"], ["\u2581" * length for length in (2, 3, 4)]
+        merges = [[token[:place], token[place:]] for token in ("".join(pair) for pair in file["model"]["merges"])
+                  for place in range(len(token) - 1, 0, -1) if token[:place] in known and token[place:] in known]
+        last = [[run[:place], run[place:]] for run in runs for place in range(1, len(run))]
+        file["model"]["merges"] = merges + sorted(last, key=lambda pair: (len(pair[0]), len(pair[1])), reverse=True)
+        known.update({run: len(known) + place for place, run in enumerate(runs)})
     tokenizer = Tokenizer.from_str(json.dumps(file))
     tokenizer.add_tokens([AddedToken("<|a b|>", normalized=True, special=False)])
     tokenizer.normalizer = normalizer

@@ -283,10 +283,11 @@ fn merges_go_along_as_scores_where_scores_can_tell_them() {
             other => panic!("{name} is {other:?}"),
         };
         let (scores, kinds) = (list("scores"), list("token_type"));
-        assert_eq!((tokens.len(), scores.len(), kinds.len()), (483, 483, 483));
-        assert_eq!((tokens[0], tokens[3], tokens[482]), ("<unk>", "<0x00>", "[PAD482]"));
+        assert_eq!((tokens.len(), scores.len(), kinds.len()), (486, 486, 486));
+        assert_eq!((tokens[0], tokens[3], tokens[485]), ("<unk>", "<0x00>", "[PAD485]"));
         let kind = |id: usize| kinds[id].clone();
-        assert_eq!([0, 1, 3, 300, 480, 482].map(kind), [2, 3, 6, 1, 4, 5].map(Value::Integer));
+        assert_eq!([0, 1, 3, 300, 483, 485].map(kind), [2, 3, 6, 1, 4, 5].map(Value::Integer));
+        assert!(scores[480..483].iter().all(|score| *score == scores[480]), "runs of blanks have one score");
         // The first merge makes the first token after the characters, and no score is higher.
         let highest = scores.iter().position(|score| *score == Value::Number(0.0));
         assert!(highest.is_some_and(|id| tokens[id].chars().count() == 2));
@@ -298,6 +299,19 @@ fn merges_go_along_as_scores_where_scores_can_tell_them() {
     for name in ["prepended", "always"] {
         export(&speaking(name)).0.expect(4).naming("which llama.cpp would");
     }
+    // Runs of blanks in an order that joins five as two and three, where the leftmost go first as four and one.
+    let written = speaking("prepended-words");
+    let path = written.path.join("tokenizer.json");
+    let text = std::fs::read_to_string(&path).expect("a tokenizer");
+    let mut file: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let merges = file["model"]["merges"].as_array_mut().expect("merges");
+    merges.truncate(merges.len() - 6);
+    merges.extend(
+        [(1, 1), (3, 1), (2, 1), (1, 2), (1, 3), (2, 2)]
+            .map(|(left, right)| serde_json::json!(["\u{2581}".repeat(left), "\u{2581}".repeat(right)])),
+    );
+    std::fs::write(&path, file.to_string()).expect("can be written");
+    export(&written).0.expect(4).naming("merges 5 of '\u{2581}' as [2, 3], and llama.cpp as [4, 1]");
 }
 
 /// `trainer export` of a config's random model.

@@ -2,6 +2,7 @@
 //! A damaged tokenizer is refused where the model is opened.
 
 use formats::checkpoint::Dtype;
+use formats::config::{Activation, Config};
 use serde_json::{Value, json};
 use std::path::Path;
 use tests::models::{self, Written};
@@ -9,7 +10,8 @@ use tests::programs::{Program, Ran};
 
 /// A small model beside a `tokenizer.json` of this text.
 fn model(tokenizer: &str) -> Written {
-    let config = models::small();
+    let config =
+        Config { head_bias: false, activation: Activation::GeluTanh, qkv_bias: false, ..models::small() };
     let written = models::write(&config, &models::random_weights(&config, 8), Dtype::F32);
     std::fs::write(written.path.join("tokenizer.json"), tokenizer).expect("can be written");
     // As a directory that was downloaded: without the list of checksums, which has another file's.
