@@ -10,7 +10,6 @@ use super::merge::{Merging, check_length};
 use super::special::{Added, Finder};
 use super::table::{PairTable, PieceTable};
 use crate::error::Result;
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// The character that stands for a blank (U+2581), in UTF-8.
@@ -40,11 +39,27 @@ impl Blanks {
         matches!(self, Blanks::Prepended | Blanks::Replaced)
     }
 
-    /// A stretch of text after the normalizer.
-    fn normal(self, text: &str) -> String {
-        let mut normal = Vec::new();
-        replace(text.as_bytes(), self == Blanks::Prepended, &mut normal);
-        String::from_utf8(normal).expect("a blank for a blank keeps text what it is")
+    /// A stretch of text with its blanks written so; `first` says whether it is what a text begins with, `opens` whether
+    /// one may be put before it at all.
+    fn written(self, text: &[u8], first: bool, opens: bool) -> Vec<u8> {
+        let begun = text.starts_with(b" ") || text.starts_with(BLANK);
+        let put = match self {
+            Blanks::Prepended => opens,
+            Blanks::First => first && !begun,
+            Blanks::Always => opens && !begun,
+            Blanks::Replaced | Blanks::Never => false,
+        };
+        let mut out = Vec::with_capacity(text.len() + text.len() / 2 + BLANK.len());
+        if put {
+            out.extend_from_slice(BLANK);
+        }
+        for &byte in text {
+            match byte {
+                b' ' => out.extend_from_slice(BLANK),
+                _ => out.push(byte),
+            }
+        }
+        out
     }
 }
 
@@ -108,22 +123,22 @@ impl Fallback {
         let Parts { spelt, merges, added, mut normalized, prefix, blanks, strip, unknown } = parts;
         normalized.sort_unstable();
         // What is looked for in normalized text is normalized itself, and stands for the blanks it takes with it.
-        let sought = |id: u32, token: &str| match blanks.normalize() && normalized.binary_search(&id).is_ok()
-        {
-            true => (blanks.normal(token), true),
-            false => (token.to_owned(), false),
+        let late = |id: u32| blanks.normalize() && normalized.binary_search(&id).is_ok();
+        let sought = |id: u32, token: &[u8]| match late(id) {
+            true => blanks.written(token, true, true),
+            false => token.to_vec(),
         };
+        let spelt: Vec<Vec<u8>> = spelt.into_iter().map(String::into_bytes).collect();
         let tokens: Vec<Vec<u8>> =
-            (0u32..).zip(&spelt).map(|(id, token)| decoded(&sought(id, token).0)).collect();
+            (0u32..).zip(&spelt).map(|(id, token)| decoded(&sought(id, token))).collect();
         let lexicon = Lexicon::new(&tokens, merges, added, prefix)?;
         let mut finders = [Vec::new(), Vec::new()];
         for &added in lexicon.added() {
-            let (text, late) = sought(added.id, &spelt[added.id as usize]);
-            finders[usize::from(late)].push((text.into_bytes(), added));
+            let text = sought(added.id, &spelt[added.id as usize]);
+            finders[usize::from(late(added.id))].push((text, added));
         }
-        let [early, late] = finders;
-        let finders = [finder(early)?, finder(late)?];
-        let spelt: Vec<Vec<u8>> = spelt.into_iter().map(String::into_bytes).collect();
+        let [in_text, in_normal] = finders;
+        let finders = [finder(in_text)?, finder(in_normal)?];
         let by_spelling: HashMap<&[u8], u32> = spelt.iter().map(Vec::as_slice).zip(0..).collect();
         let mut bytes = [0; 256];
         for byte in 0..=u8::MAX {
@@ -224,33 +239,11 @@ impl Fallback {
         // Three bytes a token is what vocabularies of this kind reach on plain text.
         let mut ids = Vec::with_capacity(if self.words { text.len() / 3 } else { 0 });
         let mut room = Room::default();
-        for_each_piece(&self.finders[0], text, special, &mut ids, &mut |stretch, place, ids| {
-            let opens = begins || place > 0;
-            let mut normal = Vec::new();
-            let text = match self.blanks.normalize() {
-                true => {
-                    replace(stretch, opens && self.blanks == Blanks::Prepended, &mut normal);
-                    normal.as_slice()
-                }
-                false => stretch,
-            };
-            for_each_piece(&self.finders[1], text, special, ids, &mut |piece, _, ids| {
-                let piece = match self.blanks {
-                    Blanks::Prepended | Blanks::Replaced => Cow::Borrowed(piece),
-                    Blanks::First | Blanks::Always | Blanks::Never => {
-                        let first = place == 0 && begins;
-                        let put = match self.blanks {
-                            Blanks::First => first,
-                            Blanks::Always => opens,
-                            _ => false,
-                        };
-                        let put = put && !piece.starts_with(b" ") && !piece.starts_with(BLANK);
-                        let mut replaced = Vec::new();
-                        replace(piece, put, &mut replaced);
-                        Cow::Owned(replaced)
-                    }
-                };
-                self.encode_piece(&piece, &mut room, ids)
+        between(&self.finders[0], text, special, &mut ids, &mut |stretch, place, ids| {
+            let (first, opens) = (begins && place == 0, begins || place > 0);
+            let normal = self.blanks.written(stretch, first, opens);
+            between(&self.finders[1], &normal, special, ids, &mut |piece, _, ids| {
+                self.encode_piece(piece, &mut room, ids)
             })
         })?;
         Ok(ids)
@@ -304,7 +297,7 @@ struct Room {
 }
 
 /// Pushes the added tokens of `text` and gives what stands between them, where it is something, to `take` with its place.
-fn for_each_piece(
+fn between(
     finder: &Finder,
     text: &[u8],
     special: bool,
@@ -325,20 +318,6 @@ fn for_each_piece(
     Ok(())
 }
 
-/// Appends `text` with "▁" for each blank, and one before it if `put`.
-fn replace(text: &[u8], put: bool, out: &mut Vec<u8>) {
-    out.reserve(text.len() + text.len() / 2 + BLANK.len());
-    if put {
-        out.extend_from_slice(BLANK);
-    }
-    for &byte in text {
-        match byte {
-            b' ' => out.extend_from_slice(BLANK),
-            _ => out.push(byte),
-        }
-    }
-}
-
 /// Where the first word of `text` ends: before a "▁" that follows something else.
 fn word_end(text: &[u8]) -> usize {
     let mut place = 0;
@@ -357,7 +336,8 @@ fn byte_token(byte: u8) -> String {
 }
 
 /// The bytes that a token stands for, as Hugging Face's decoders `Replace` and `ByteFallback` read it.
-fn decoded(token: &str) -> Vec<u8> {
+fn decoded(token: &[u8]) -> Vec<u8> {
+    let token = String::from_utf8_lossy(token);
     let byte = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     match byte.filter(|digits| digits.len() == 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
         Some(byte) => vec![byte],
