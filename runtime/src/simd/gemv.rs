@@ -1,4 +1,4 @@
-//! Products of a matrix with one vector, and the row operations of attention: weights are converted in
+//! Products of a matrix with one vector, and the row operations around them: weights are converted in
 //! registers, the vector stays f32.
 //!
 //! Each row's sum is built the same way whatever rows stand beside it, so a row's value does not depend on how

@@ -18,6 +18,7 @@ pub mod lanes;
 pub mod octets;
 mod peak;
 pub mod product;
+mod recall;
 pub mod routines;
 mod scalar;
 
@@ -103,12 +104,17 @@ pub struct Simd {
     pub softmax: fn(&mut [f32], &mut [f32]),
     /// `log sum exp` of one row.
     pub log_sum_exp: fn(&[f32]) -> f32,
-    /// `sum k q` with keys in half precision.
-    pub dot_f16: fn(&[f16], &[f32]) -> f32,
-    /// `sum k q`.
+    /// `scores[j] = sum_c query[c] key_j[c]` over keys in half precision, in blocks of [`PANEL`] positions: element
+    /// `c` of key `j` stands at `(j / PANEL * query.len() + c) * PANEL + j % PANEL`.
+    pub scores_f16: fn(&[f16], &[f32], &mut [f32]),
+    /// The same in single precision.
+    pub scores_f32: fn(&[f32], &[f32], &mut [f32]),
+    /// `out = sum_j weights[j] value_j` over values `[weights.len(), out.len()]` in half precision.
+    pub mix_f16: fn(&[f32], &[f16], &mut [f32]),
+    /// The same in single precision.
+    pub mix_f32: fn(&[f32], &[f32], &mut [f32]),
+    /// `sum x y`.
     pub dot_f32: fn(&[f32], &[f32]) -> f32,
-    /// `out += weight v` with values in half precision.
-    pub axpy_f16: fn(f32, &[f16], &mut [f32]),
     /// `out += weight v`.
     pub axpy_f32: fn(f32, &[f32], &mut [f32]),
     /// Rounds to half precision, to nearest even.
@@ -277,9 +283,15 @@ macro_rules! vector_table {
             fn softmax(x: &mut [f32], moments: &mut [f32])
                 = routines::softmax(routines::Unit::FUSED, x, moments);
             fn log_sum_exp(x: &[f32]) -> f32 = routines::log_sum_exp(routines::Unit::FUSED, x);
-            fn dot_f16(k: &[f16], q: &[f32]) -> f32 = gemv::dot::<$lanes, f16>(k, q);
+            fn scores_f16(keys: &[f16], query: &[f32], scores: &mut [f32])
+                = recall::scores::<$lanes, f16>(keys, query, scores);
+            fn scores_f32(keys: &[f32], query: &[f32], scores: &mut [f32])
+                = recall::scores::<$lanes, f32>(keys, query, scores);
+            fn mix_f16(weights: &[f32], values: &[f16], out: &mut [f32])
+                = recall::mix::<$lanes, f16>(weights, values, out);
+            fn mix_f32(weights: &[f32], values: &[f32], out: &mut [f32])
+                = recall::mix::<$lanes, f32>(weights, values, out);
             fn dot_f32(k: &[f32], q: &[f32]) -> f32 = gemv::dot::<$lanes, f32>(k, q);
-            fn axpy_f16(weight: f32, v: &[f16], out: &mut [f32]) = gemv::axpy::<$lanes, f16>(weight, v, out);
             fn axpy_f32(weight: f32, v: &[f32], out: &mut [f32]) = gemv::axpy::<$lanes, f32>(weight, v, out);
             fn narrow_f16(x: &[f32], out: &mut [f16]) = gemv::narrow::<$lanes>(x, out);
             fn widen_f16(x: &[f16], out: &mut [f32]) = gemv::widen::<$lanes, f16>(x, out);
@@ -312,9 +324,11 @@ macro_rules! vector_table {
             add,
             softmax,
             log_sum_exp,
-            dot_f16,
+            scores_f16,
+            scores_f32,
+            mix_f16,
+            mix_f32,
             dot_f32,
-            axpy_f16,
             axpy_f32,
             narrow_f16,
             widen_f16,
