@@ -94,8 +94,13 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use crate::mixing::Mixing;
+    use crate::presets;
+    use crate::tape::recompute::Recompute;
+    use crate::tape::record::record;
     use crate::tape::record::tests::programs;
-    use crate::tape::{Act, Op, Program, Step};
+    use crate::tape::{Act, Mode, Op, Program, Shape, Step};
+    use formats::Layout;
 
     #[test]
     fn no_slot_is_overwritten_while_it_is_needed() {
