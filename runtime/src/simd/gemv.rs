@@ -26,8 +26,6 @@ pub(super) unsafe fn gemv<L: Lanes, T: Element>(weight: &[T], x: &[f32], y: &mut
     }
 }
 
-/// Inputs whose rows are read side by side, so that sums are loaded and stored once for all of them.
-const INPUTS: usize = 8;
 /// Bytes that come from memory together.
 const LINE_BYTES: usize = 64;
 
@@ -54,69 +52,36 @@ pub(super) unsafe fn gemv_rows<L: Lanes, T: Element>(weight: &[T], stride: usize
     let needed = x.len().checked_sub(1).map_or(0, |last| last * stride + y.len());
     assert!(needed <= weight.len(), "weight is [x.len(), stride]");
     y.fill(0.0);
-    let (groups, rest) = x.as_chunks::<INPUTS>();
-    let mut at = 0;
-    for group in groups {
-        // SAFETY: rows `at .. at + INPUTS` have `y.len()` columns inside `weight`, whose length was checked above.
-        unsafe { add_rows::<L, T, INPUTS>(weight.as_ptr().add(at * stride), stride, group, y) };
-        at += INPUTS;
-    }
-    for value in rest {
-        // SAFETY: as above, for one row.
-        unsafe { add_rows::<L, T, 1>(weight.as_ptr().add(at * stride), stride, &[*value], y) };
-        at += 1;
+    for (row, by) in x.iter().enumerate() {
+        // SAFETY: the row has `y.len()` columns inside `weight`, whose length was checked above.
+        unsafe { add_row::<L, T>(*by, weight.as_ptr().add(row * stride), y) };
     }
 }
 
-/// `y += sum x_n W_n` over `N` rows, in order.
+/// `out += weight v`, `v` being as long.
 #[inline(always)]
-unsafe fn add_rows<L: Lanes, T: Element, const N: usize>(
-    weight: *const T,
-    stride: usize,
-    x: &[f32; N],
-    y: &mut [f32],
-) {
-    // SAFETY: every access below stays inside `y` and inside `N` rows of as many columns.
+unsafe fn add_row<L: Lanes, T: Element>(weight: f32, v: *const T, out: &mut [f32]) {
+    // SAFETY: the caller vouches for `out.len()` values at `v`.
     unsafe {
-        let (mut by, mut rows) = ([L::splat(0.0); N], [weight; N]);
-        for n in 0..N {
-            by[n] = L::splat(x[n]);
-            rows[n] = weight.add(n * stride);
-        }
+        let by = L::splat(weight);
         let mut at = 0;
-        while at + 2 * L::WIDTH <= y.len() {
-            let to = y.as_mut_ptr().add(at);
-            let (mut even, mut odd) = (L::load(to), L::load(to.add(L::WIDTH)));
-            for n in 0..N {
-                let row = rows[n].add(at);
-                // A row is too short for the processor to see where the next group's begin.
-                prefetch(row.wrapping_add(N * stride));
-                if 2 * L::WIDTH * size_of::<T>() > LINE_BYTES {
-                    prefetch(row.wrapping_add(N * stride + L::WIDTH));
-                }
-                even = T::load::<L>(row).multiply_add(by[n], even);
-                odd = T::load::<L>(row.add(L::WIDTH)).multiply_add(by[n], odd);
+        while at + 4 * L::WIDTH <= out.len() {
+            for n in 0..4 {
+                let (from, to) = (v.add(at + n * L::WIDTH), out.as_mut_ptr().add(at + n * L::WIDTH));
+                T::load::<L>(from).multiply_add(by, L::load(to)).store(to);
             }
-            even.store(to);
-            odd.store(to.add(L::WIDTH));
-            at += 2 * L::WIDTH;
+            at += 4 * L::WIDTH;
         }
-        if at + L::WIDTH <= y.len() {
-            let to = y.as_mut_ptr().add(at);
-            let mut sum = L::load(to);
-            for n in 0..N {
-                sum = T::load::<L>(rows[n].add(at)).multiply_add(by[n], sum);
-            }
-            sum.store(to);
+        while at + L::WIDTH <= out.len() {
+            let to = out.as_mut_ptr().add(at);
+            T::load::<L>(v.add(at)).multiply_add(by, L::load(to)).store(to);
             at += L::WIDTH;
         }
-        if at < y.len() {
-            let (to, count) = (y.as_mut_ptr().add(at), y.len() - at);
-            let mut sum = L::load_part(to, count);
-            for n in 0..N {
-                sum = T::load_part::<L>(rows[n].add(at), count).multiply_add(by[n], sum);
-            }
-            sum.store_part(to, count);
+        if at < out.len() {
+            let (to, count) = (out.as_mut_ptr().add(at), out.len() - at);
+            T::load_part::<L>(v.add(at), count)
+                .multiply_add(by, L::load_part(to, count))
+                .store_part(to, count);
         }
     }
 }
@@ -172,21 +137,7 @@ unsafe fn sum<L: Lanes, T: Element>(weight: *const T, x: &[f32]) -> f32 {
 pub(super) unsafe fn axpy<L: Lanes, T: Element>(weight: f32, v: &[T], out: &mut [f32]) {
     assert_eq!(v.len(), out.len(), "axpy");
     // SAFETY: both slices have `out.len()` values.
-    unsafe {
-        let by = L::splat(weight);
-        let mut at = 0;
-        while at + L::WIDTH <= out.len() {
-            let to = out.as_mut_ptr().add(at);
-            T::load::<L>(v.as_ptr().add(at)).multiply_add(by, L::load(to)).store(to);
-            at += L::WIDTH;
-        }
-        if at < out.len() {
-            let (to, count) = (out.as_mut_ptr().add(at), out.len() - at);
-            T::load_part::<L>(v.as_ptr().add(at), count)
-                .multiply_add(by, L::load_part(to, count))
-                .store_part(to, count);
-        }
-    }
+    unsafe { add_row::<L, T>(weight, v.as_ptr(), out) };
 }
 
 /// Rounds to half precision.
