@@ -4,7 +4,7 @@
 //! the runtime's session, a float64 reference in the tests, and [`count`]'s counter. Nothing here knows of
 //! gradients, caches, dropout or threads: those belong inside a machine's verbs.
 
-use crate::config::Config;
+use crate::config::{Config, NormOrder};
 use crate::layout::{Bank, FeedForward, Layout, Linear, Norm};
 
 /// Something that can carry out a model's operations.
@@ -19,8 +19,8 @@ pub trait Machine {
 
     /// Token embedding, plus position embedding where positions are learned, of the rows at hand.
     fn embed(&mut self, layout: &Layout) -> Self::Rows;
-    /// The config's norm of each row.
-    fn norm(&mut self, x: &Self::Rows, norm: &Norm) -> Self::Rows;
+    /// The residual stream as a branch or the head reads it: the config's norm of each row, or as it stands.
+    fn norm(&mut self, x: &Self::Rows, norm: Option<&Norm>) -> Self::Rows;
     /// `x W^T + b`.
     fn linear(&mut self, x: Self::Rows, linear: &Linear) -> Self::Rows;
     /// RMSNorm of the queries and of the keys within fused rows, each head or all heads together.
@@ -37,21 +37,28 @@ pub trait Machine {
     /// `sum_i w_i down_i(activation(up_i(x)))` over the experts each row was routed to, and the shared ones with
     /// weight one. Only these are computed.
     fn experts(&mut self, x: Self::Rows, routing: Self::Routing, bank: &Bank) -> Self::Rows;
-    /// The residual stream plus a branch's result.
-    fn add(&mut self, stream: Self::Rows, branch: Self::Rows) -> Self::Rows;
+    /// The residual stream plus a branch's result, normalised if there is a norm.
+    fn add(&mut self, stream: Self::Rows, branch: Self::Rows, norm: Option<&Norm>) -> Self::Rows;
     /// The projection to the vocabulary; a machine may keep only the rows it needs.
     fn logits(&mut self, x: Self::Rows, head: &Linear) -> Self::Rows;
 }
 
-/// A pre-norm decoder: the lecture's GPT, GPT-2, Llama, Mixtral and their kin.
+/// A decoder: the lecture's GPT, GPT-1, GPT-2, Llama, Mixtral and their kin.
 ///
 /// For each layer, `x += out(attention(qkv(norm(x))))` and then `x += down(activation(up(norm(x))))`
 /// (Radford et al. 2019, section 2.3), the latter summed over the chosen experts where there are several
-/// (Shazeer et al. 2017, eq. 1).
+/// (Shazeer et al. 2017, eq. 1). Where norms follow, `x = norm(x + out(attention(qkv(x))))` and so on (Vaswani et al.
+/// 2017, section 3.1; GPT-1, 2018).
 pub fn forward<M: Machine>(machine: &mut M, layout: &Layout) -> M::Rows {
+    // Before a branch, and after it.
+    let norms = |norm| match layout.norm_order {
+        NormOrder::Pre => (Some(norm), None),
+        NormOrder::Post => (None, Some(norm)),
+    };
     let mut x = machine.embed(layout);
     for (index, layer) in layout.layers.iter().enumerate() {
-        let h = machine.norm(&x, &layer.attention_norm);
+        let (before, after) = norms(&layer.attention_norm);
+        let h = machine.norm(&x, before);
         let h = machine.linear(h, &layer.qkv);
         let h = match &layer.query_key_norm {
             Some(norms) => machine.query_key_norm(h, norms),
@@ -60,9 +67,10 @@ pub fn forward<M: Machine>(machine: &mut M, layout: &Layout) -> M::Rows {
         let h = if layout.position_embedding.is_none() { machine.rotate(h) } else { h };
         let h = machine.attention(h, index);
         let h = machine.linear(h, &layer.attention_out);
-        x = machine.add(x, h);
+        x = machine.add(x, h, after);
 
-        let h = machine.norm(&x, &layer.feed_forward_norm);
+        let (before, after) = norms(&layer.feed_forward_norm);
+        let h = machine.norm(&x, before);
         let h = match &layer.feed_forward {
             FeedForward::Dense { up, down } => {
                 let h = machine.linear(h, up);
@@ -74,9 +82,9 @@ pub fn forward<M: Machine>(machine: &mut M, layout: &Layout) -> M::Rows {
                 machine.experts(h, routing, bank)
             }
         };
-        x = machine.add(x, h);
+        x = machine.add(x, h, after);
     }
-    let h = machine.norm(&x, &layout.final_norm);
+    let h = machine.norm(&x, layout.final_norm.as_ref());
     machine.logits(h, &layout.head)
 }
 
@@ -113,7 +121,8 @@ impl Machine for Counter<'_> {
         self.cost.active_parameters += rows * self.config.width as u64;
     }
 
-    fn norm(&mut self, _: &(), norm: &Norm) {
+    fn norm(&mut self, _: &(), norm: Option<&Norm>) {
+        let Some(norm) = norm else { return };
         self.cost.active_parameters += self.config.width as u64 * (1 + u64::from(norm.bias.is_some()));
     }
 
@@ -150,7 +159,9 @@ impl Machine for Counter<'_> {
         }
     }
 
-    fn add(&mut self, _: (), _: ()) {}
+    fn add(&mut self, (): (), (): (), norm: Option<&Norm>) {
+        self.norm(&(), norm);
+    }
 
     fn logits(&mut self, x: (), head: &Linear) {
         self.linear(x, head);
@@ -164,10 +175,12 @@ mod tests {
 
     #[test]
     fn the_counter_walks_every_parameter_but_unread_embedding_rows() {
-        let config = lecture();
-        let layout = Layout::new(&config);
-        let cost = count(&config, &layout);
-        let unread = (config.vocabulary - 1 + config.context - 1) * config.width;
-        assert_eq!(cost.active_parameters as usize, layout.parameters() - unread);
+        for norm_order in [NormOrder::Pre, NormOrder::Post] {
+            let config = Config { norm_order, ..lecture() };
+            let layout = Layout::new(&config);
+            let cost = count(&config, &layout);
+            let unread = (config.vocabulary - 1 + config.context - 1) * config.width;
+            assert_eq!(cost.active_parameters as usize, layout.parameters() - unread);
+        }
     }
 }

@@ -52,6 +52,9 @@ pub struct Config {
     pub rotary_base: f32,
     /// What normalises the residual stream.
     pub norm: NormKind,
+    /// Where it does. Configs written before there was a choice do not say.
+    #[serde(default)]
+    pub norm_order: NormOrder,
     /// Whether queries and keys are normalised before they meet.
     pub query_key_norm: QueryKeyNorm,
     /// The feed-forward layer's nonlinearity.
@@ -100,6 +103,17 @@ pub enum NormKind {
     LayerNorm,
     /// Mean square one (Zhang and Sennrich 2019).
     RmsNorm,
+}
+
+/// Where a layer normalises the residual stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NormOrder {
+    /// What enters a branch, and last what enters the head: `x + f(norm(x))` (Radford et al. 2019, section 2.3).
+    #[default]
+    Pre,
+    /// What a branch was added to: `norm(x + f(x))`, and nothing after the last layer (GPT-1, 2018).
+    Post,
 }
 
 /// Over what queries and keys are normalised, by RMSNorm with a gain.
@@ -343,6 +357,7 @@ pub(crate) mod tests {
             position: Position::Learned,
             rotary_base: 10_000.0,
             norm: NormKind::LayerNorm,
+            norm_order: NormOrder::Pre,
             query_key_norm: QueryKeyNorm::None,
             activation: Activation::GeluErf,
             attention_scale: AttentionScale::HeadSize,

@@ -3,7 +3,7 @@
 //! Nothing else in the project identifies a parameter by a number or a formatted string. The trainer's arena
 //! is this list laid end to end; [`crate::families`] says under which names the same list stands in a file.
 
-use crate::config::{Config, Experts, Position, QueryKeyNorm};
+use crate::config::{Config, Experts, NormOrder, Position, QueryKeyNorm};
 
 /// Names one parameter of one [`Layout`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,7 +23,7 @@ pub enum Role {
     TokenEmbedding,
     /// `[context, width]`, one row a place.
     PositionEmbedding,
-    /// The norm before attention.
+    /// The norm before attention, or after it.
     AttentionNorm(Part),
     /// The fused projection to queries, keys and values: `[(heads + 2 kv_heads) head_size, width]`.
     Qkv(Part),
@@ -33,7 +33,7 @@ pub enum Role {
     KeyNorm,
     /// The projection back from the heads: `[width, heads head_size]`.
     AttentionOut(Part),
-    /// The norm before the feed-forward layer.
+    /// The norm before the feed-forward layer, or after it.
     FeedForwardNorm(Part),
     /// The projection to the experts' scores: `[experts, width]`.
     Router,
@@ -210,7 +210,7 @@ pub struct Linear {
 /// One decoder layer's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// Before attention.
+    /// Of what enters attention, or of what it was added to: see [`Layout::norm_order`].
     pub attention_norm: Norm,
     /// To queries, keys and values.
     pub qkv: Linear,
@@ -218,7 +218,7 @@ pub struct Layer {
     pub query_key_norm: Option<[Norm; 2]>,
     /// Back to the residual stream.
     pub attention_out: Linear,
-    /// Before the feed-forward layer.
+    /// Likewise of the feed-forward layer.
     pub feed_forward_norm: Norm,
     /// What follows it.
     pub feed_forward: FeedForward,
@@ -302,8 +302,10 @@ pub struct Layout {
     pub position_embedding: Option<ParameterId>,
     /// The decoder layers.
     pub layers: Vec<Layer>,
-    /// Before the head.
-    pub final_norm: Norm,
+    /// Where layers normalise.
+    pub norm_order: NormOrder,
+    /// Before the head, where layers normalise what enters them.
+    pub final_norm: Option<Norm>,
     /// To logits; its weight is the token embedding when the model is tied.
     pub head: Linear,
 }
@@ -317,7 +319,8 @@ impl Layout {
             .then(|| list.matrix(Role::PositionEmbedding, config.context, config.width));
         let mut layers: Vec<Layer> = (0..config.layers).map(|layer| list.layer(layer, config)).collect();
         list.layer = None;
-        let final_norm = list.norm(Role::FinalNorm, config);
+        let norm_order = config.norm_order;
+        let final_norm = (norm_order == NormOrder::Pre).then(|| list.norm(Role::FinalNorm, config));
         let head = if config.tied {
             Linear {
                 weight: token_embedding,
@@ -337,7 +340,8 @@ impl Layout {
                 bank.noise = Some(list.matrix(Role::RouterNoise, bank.count, config.width));
             }
         }
-        Layout { parameters: list.parameters, token_embedding, position_embedding, layers, final_norm, head }
+        let parameters = list.parameters;
+        Layout { parameters, token_embedding, position_embedding, layers, norm_order, final_norm, head }
     }
 
     /// One parameter.
@@ -492,6 +496,37 @@ mod tests {
     fn gpt_dev_counts_209729_parameters() {
         let config = Config { context: 32, qkv_bias: false, ..lecture() };
         assert_eq!(Layout::new(&config).parameters(), 209_729);
+    }
+
+    fn gpt(width: usize, layers: usize, heads: usize) -> Config {
+        Config {
+            vocabulary: 50257,
+            context: 1024,
+            width,
+            layers,
+            heads,
+            kv_heads: heads,
+            head_size: width / heads,
+            feed_forward: 4 * width,
+            tied: true,
+            head_bias: false,
+            ..lecture()
+        }
+    }
+
+    #[test]
+    fn the_gpts_count_what_was_published() {
+        let first =
+            Config { vocabulary: 40478, context: 512, norm_order: NormOrder::Post, ..gpt(768, 12, 12) };
+        for (config, parameters) in [
+            (first, 116_534_784),
+            (gpt(768, 12, 12), 124_439_808),
+            (gpt(1024, 24, 16), 354_823_168),
+            (gpt(1280, 36, 20), 774_030_080),
+            (gpt(1600, 48, 25), 1_557_611_200),
+        ] {
+            assert_eq!(Layout::new(&config).parameters(), parameters);
+        }
     }
 
     #[test]

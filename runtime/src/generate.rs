@@ -43,7 +43,7 @@ impl FinishReason {
     /// The word for it in JSON.
     pub fn name(self) -> &'static str {
         match self {
-            FinishReason::EndOfText => "end_of_text",
+            FinishReason::EndOfText => "eos",
             FinishReason::Stop(_) => "stop",
             FinishReason::Length => "length",
             FinishReason::Context => "context",
@@ -95,6 +95,15 @@ impl GenerateOptions {
     }
 }
 
+/// What a text starts from: the model's bos id, else what its tokenizer begins a prompt with, else the id that ends the
+/// text before, else id 0.
+fn start(model: &Model) -> u32 {
+    let tokenizer = model.tokenizer();
+    let begins = tokenizer.and_then(|tokenizer| tokenizer.prefix().first().copied());
+    let bos = model.generation().bos_token_id.or(begins);
+    bos.or_else(|| tokenizer.and_then(Tokenizer::end_of_text)).unwrap_or(0)
+}
+
 /// Generates tokens, one a call of [`Iterator::next`]; their text is lent by [`Generator::text`].
 #[derive(Debug)]
 pub struct Generator<'session> {
@@ -116,8 +125,8 @@ pub struct Generator<'session> {
 }
 
 impl<'session> Generator<'session> {
-    /// Continues what `session` holds, then `prompt`. When both are empty it starts from the model's bos id, or
-    /// from id 0 if it has none.
+    /// Continues what `session` holds, then `prompt`. When both are empty it starts from the model's bos id; without
+    /// one from what its tokenizer begins or ends texts with, or from id 0.
     pub fn new(
         session: &'session mut Session,
         prompt: &[u32],
@@ -133,7 +142,7 @@ impl<'session> Generator<'session> {
         if model.tokenizer().is_none() && !options.stop.is_empty() {
             return Err(Error::Usage("stop strings need a tokenizer, and this model has none".into()));
         }
-        let start = [model.generation().bos_token_id.unwrap_or(0)];
+        let start = [start(&model)];
         let prompt = if prompt.is_empty() && session.position() == 0 { &start } else { prompt };
         let context = session.context();
         let length = session.position() + prompt.len();

@@ -107,6 +107,8 @@ pub(crate) fn compute(
 pub(crate) enum Rows {
     /// In one of the board's streams.
     Stream(usize),
+    /// There too, and not to be given back: the residual stream as it stands.
+    Lent(usize),
     /// Among the board's fused queries, keys and values.
     Qkv,
     /// In the board's place for what attention gives.
@@ -161,7 +163,7 @@ impl<'w> Worker<'w, '_> {
     /// The place of rows that are shared.
     fn shared(&self, rows: &Rows) -> Result<Place<f32>> {
         let place = match rows {
-            Rows::Stream(index) => Some(self.board.streams[*index]),
+            Rows::Stream(index) | Rows::Lent(index) => Some(self.board.streams[*index]),
             Rows::Qkv => Some(self.board.qkv),
             Rows::Heads => Some(self.board.heads),
             Rows::Hidden => self.board.hidden,
@@ -201,6 +203,31 @@ impl<'w> Worker<'w, '_> {
         let (x, mut out) = self.member.open((Whole(x), Mine(out, Cut::Columns)))?;
         let x = &x[rows.start * linear.inputs..rows.end * linear.inputs];
         projection.write(x, &mut out, to, &mut self.local.scratch, cancelled)
+    }
+
+    /// The few rows still wanted, normalised or as they stand, on every thread.
+    fn normalise_few(&mut self, x: &Rows, norm: Option<&Norm>) -> Result<()> {
+        let (width, rows, x) = (self.config().width, self.rows(), self.shared(x)?);
+        let (x,) = self.member.open((Whole(x),))?;
+        let x = x[rows.start * width..rows.end * width].chunks_exact(width);
+        for (x, out) in x.zip(self.local.norm.chunks_exact_mut(width)) {
+            match norm {
+                Some(norm) => normalise(self.model, norm, x, out),
+                None => out.copy_from_slice(x),
+            }
+        }
+        Ok(())
+    }
+
+    /// All rows normalised, into a stream of their own.
+    fn normalise_many(&mut self, x: &Rows, norm: &Norm) -> Result<Rows> {
+        let (width, rows, x) = (self.config().width, self.rows(), self.shared(x)?);
+        let (normed, out) = self.take()?;
+        let (x, mut out) = self.member.open((Whole(x), Mine(out, Cut::Rows { rows: rows.end })))?;
+        for row in out.rows() {
+            normalise(self.model, norm, &x[row * width..][..width], out.row(row));
+        }
+        Ok(normed)
     }
 
     fn attend<T: Cached>(&mut self, past: Past<T>) -> Result<()> {
@@ -267,31 +294,17 @@ impl Machine for Worker<'_, '_> {
         })
     }
 
-    fn norm(&mut self, x: &Rows, norm: &Norm) -> Rows {
+    fn norm(&mut self, x: &Rows, norm: Option<&Norm>) -> Rows {
         self.attempt(|worker| {
-            let (width, eps) = (worker.config().width, worker.config().norm_eps);
-            let x = worker.shared(x)?;
-            let model = worker.model;
-            let (gain, bias) = (model.vector(norm.gain), norm.bias.map(|id| model.vector(id)));
-            let normalise = |x: &[f32], out: &mut [f32]| match model.config.norm {
-                NormKind::LayerNorm => (model.simd.layer_norm)(x, gain, bias, eps, out, &mut [0.0; 2]),
-                NormKind::RmsNorm => _ = (model.simd.rms_norm)(x, gain, eps, out),
-            };
-            let rows = worker.rows();
-            if rows.len() <= FEW_ROWS {
-                let (x,) = worker.member.open((Whole(x),))?;
-                let own = worker.local.norm.chunks_exact_mut(width);
-                for (x, out) in x[rows.start * width..rows.end * width].chunks_exact(width).zip(own) {
-                    normalise(x, out);
-                }
+            if worker.rows().len() <= FEW_ROWS {
+                worker.normalise_few(x, norm)?;
                 return Ok(Rows::Local);
             }
-            let (normed, out) = worker.take()?;
-            let (x, mut out) = worker.member.open((Whole(x), Mine(out, Cut::Rows { rows: rows.end })))?;
-            for row in out.rows() {
-                normalise(&x[row * width..][..width], out.row(row));
+            match (norm, x) {
+                (Some(norm), _) => worker.normalise_many(x, norm),
+                (None, Rows::Stream(index)) => Ok(Rows::Lent(*index)),
+                (None, other) => Err(Error::Internal(format!("the residual stream is {other:?}"))),
             }
-            Ok(normed)
         })
     }
 
@@ -347,7 +360,7 @@ impl Machine for Worker<'_, '_> {
         self.attempt(|worker| worker.mix(x, bank))
     }
 
-    fn add(&mut self, stream: Rows, branch: Rows) -> Rows {
+    fn add(&mut self, stream: Rows, branch: Rows, norm: Option<&Norm>) -> Rows {
         self.attempt(|worker| {
             let (to, from) = (worker.shared(&stream)?, worker.shared(&branch)?);
             let rows = worker.rows();
@@ -357,7 +370,24 @@ impl Machine for Worker<'_, '_> {
                 (worker.model.simd.add)(to.row(row), from.row(row));
             }
             worker.release(branch);
-            Ok(stream)
+            let Some(norm) = norm else { return Ok(stream) };
+            let rows = worker.rows();
+            if rows.len() > FEW_ROWS {
+                let normed = worker.normalise_many(&stream, norm)?;
+                worker.release(stream);
+                return Ok(normed);
+            }
+            // Every thread has the rows whole, and gives its columns of them to the new stream.
+            worker.normalise_few(&stream, Some(norm))?;
+            let width = worker.config().width;
+            let (normed, out) = worker.take()?;
+            let (mut out,) = worker.member.open((Mine(out, Cut::Columns),))?;
+            let columns = out.columns();
+            for (row, from) in rows.zip(worker.local.norm.chunks_exact(width)) {
+                out.row(row)[..columns.len()].copy_from_slice(&from[columns.clone()]);
+            }
+            worker.release(stream);
+            Ok(normed)
         })
     }
 
@@ -366,6 +396,16 @@ impl Machine for Worker<'_, '_> {
             worker.project(&x, head, worker.board.logits, 0)?;
             Ok(Rows::Nowhere)
         })
+    }
+}
+
+/// The config's norm of one row.
+fn normalise(model: &Shared, norm: &Norm, x: &[f32], out: &mut [f32]) {
+    let (gain, bias, eps) =
+        (model.vector(norm.gain), norm.bias.map(|id| model.vector(id)), model.config.norm_eps);
+    match model.config.norm {
+        NormKind::LayerNorm => (model.simd.layer_norm)(x, gain, bias, eps, out, &mut [0.0; 2]),
+        NormKind::RmsNorm => _ = (model.simd.rms_norm)(x, gain, eps, out),
     }
 }
 

@@ -3,14 +3,13 @@
 use crate::residency::{Keeper, Residency};
 use crate::rotary;
 use crate::session::{Session, SessionOptions};
-use crate::simd::{Aligned, Simd, packed_len};
+use crate::simd::{Aligned, PANEL, Simd, packed_len};
 use crate::team::{Crew, Member, Slots, Team};
-use formats::checkpoint::{Advice, Directory, GenerationConfig, Tensor, Weights};
+use formats::checkpoint::{Advice, Directory, GenerationConfig, Piece, Tensor, Weights};
 use formats::layout::{Parameter, ParameterId, Role};
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result, families};
 use std::fmt;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -199,7 +198,7 @@ impl Model {
         let bytes = layout.iter().map(|(id, parameter)| {
             let looked_up = Some(id) == layout.position_embedding || id == layout.token_embedding;
             let rows = if looked_up && id != layout.head.weight { 1 } else { parameter.rows };
-            let size = self.shared.weights.pieces(id).next().map_or(0, |(_, tensor)| tensor.dtype().size());
+            let size = self.shared.weights.pieces(id).next().map_or(0, |piece| piece.values.dtype().size());
             let stored = (rows * parameter.columns * size) as u64;
             match (parameter.expert, &self.shared.config.experts) {
                 // Experts are alike: each router's stands for its share of what is chosen.
@@ -238,18 +237,11 @@ fn pack<'a>(
     simd: &Simd,
     parameter: &Parameter,
     gated: bool,
-    pieces: impl Iterator<Item = (Range<usize>, Tensor<'a>)>,
+    pieces: impl Iterator<Item = Piece<'a>>,
 ) -> Aligned {
     let (rows, columns) = (parameter.rows, parameter.columns);
     let mut whole = vec![0.0; rows * columns];
-    for (rows, tensor) in pieces {
-        let to = &mut whole[rows.start * columns..rows.end * columns];
-        match tensor {
-            Tensor::F32(values) => to.copy_from_slice(values),
-            Tensor::F16(values) => (simd.widen_f16)(values, to),
-            Tensor::Bf16(values) => (simd.widen_bf16)(values, to),
-        }
-    }
+    pieces.for_each(|piece| widen_piece(simd, &piece, columns, &mut whole));
     let halves = if gated && matches!(parameter.role, Role::Up(_)) { 2 } else { 1 };
     let len = packed_len(rows / halves, columns);
     let mut panels = Aligned::zeroed(halves * len);
@@ -257,6 +249,32 @@ fn pack<'a>(
         (simd.pack_f32)(half, rows / halves, columns, panels);
     }
     panels
+}
+
+/// One piece of a parameter into all of its values, `[rows, columns]`, widened.
+pub fn widen_piece(simd: &Simd, piece: &Piece, columns: usize, whole: &mut [f32]) {
+    let to = &mut whole[piece.rows.start * columns..piece.rows.end * columns];
+    let widen = |values: Tensor, to: &mut [f32]| match values {
+        Tensor::F32(values) => to.copy_from_slice(values),
+        Tensor::F16(values) => (simd.widen_f16)(values, to),
+        Tensor::Bf16(values) => (simd.widen_bf16)(values, to),
+    };
+    if !piece.inputs_first {
+        return widen(piece.values, to);
+    }
+    // Some inputs at a time, so that whole cache lines are written.
+    let rows = piece.rows.len();
+    let mut lines = vec![0.0; PANEL.min(columns) * rows];
+    for first in (0..columns).step_by(PANEL) {
+        let count = PANEL.min(columns - first);
+        let lines = &mut lines[..count * rows];
+        widen(piece.values.part(first * rows..(first + count) * rows), lines);
+        for (row, to) in to.chunks_exact_mut(columns).enumerate() {
+            for (column, to) in to[first..first + count].iter_mut().enumerate() {
+                *to = lines[column * rows + row];
+            }
+        }
+    }
 }
 
 /// Tells the system what of a mapped model every token needs, and what only some do.

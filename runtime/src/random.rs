@@ -27,6 +27,8 @@ pub enum Purpose {
     Dropout = 4,
     /// Which token comes next.
     Sample = 5,
+    /// In which order a corpus is read.
+    Order = 6,
 }
 
 /// One seed's numbers for one purpose.

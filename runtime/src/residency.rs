@@ -42,7 +42,8 @@ impl Keeper {
     /// A budget of `budget` bytes; none for a dense model.
     pub(crate) fn new(layout: &Layout, weights: &Weights, budget: u64) -> Option<Keeper> {
         let bank = layout.layers.iter().find_map(|layer| bank(&layer.feed_forward))?;
-        let values = |id| weights.pieces(id).map(|(_, t)| (t.len() * t.dtype().size()) as u64).sum::<u64>();
+        let values =
+            |id| weights.pieces(id).map(|p| (p.values.len() * p.values.dtype().size()) as u64).sum::<u64>();
         Some(Keeper {
             report: Residency { budget, ..Residency::default() },
             count: bank.count,

@@ -3,7 +3,7 @@
 //! A program of its own, because it counts every allocation of the process.
 
 use formats::checkpoint::{Commit, Dtype, GenerationConfig, ModelFiles, write_model};
-use formats::config::{Activation, AttentionScale, NormKind, Position, QueryKeyNorm};
+use formats::config::{Activation, AttentionScale, NormKind, NormOrder, Position, QueryKeyNorm};
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Layout};
 use runtime::generate::{GenerateOptions, Generator};
@@ -56,6 +56,7 @@ fn a_generator_allocates_nothing_after_its_first_token() {
         position: Position::Learned,
         rotary_base: 10_000.0,
         norm: NormKind::LayerNorm,
+        norm_order: NormOrder::Pre,
         query_key_norm: QueryKeyNorm::None,
         activation: Activation::GeluErf,
         attention_scale: AttentionScale::HeadSize,

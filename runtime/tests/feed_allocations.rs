@@ -4,7 +4,8 @@
 
 use formats::checkpoint::Dtype;
 use formats::config::{
-    Activation, AttentionScale, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight,
+    Activation, AttentionScale, Experts, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore,
+    RouterWeight,
 };
 use formats::{Config, Layout, families};
 use runtime::model::{Model, ModelOptions};
@@ -72,6 +73,7 @@ fn feeding_allocates_nothing() {
         position: Position::Learned,
         rotary_base: 10_000.0,
         norm: NormKind::LayerNorm,
+        norm_order: NormOrder::Pre,
         query_key_norm: QueryKeyNorm::None,
         activation: Activation::GeluTanh,
         attention_scale: AttentionScale::HeadSize,

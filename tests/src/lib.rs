@@ -5,13 +5,17 @@
 //! - [`models`]: small configs, random weights, model directories
 //! - [`fixtures`]: what PyTorch computed, from `tests/fixtures`
 //! - [`folder`]: directories that vanish with the test
+//! - [`gguf`]: a file for llama.cpp, read back
+//! - [`peers`]: other programs that read and write the same files
 //! - [`programs`]: the two built commands, run as a user runs them
 //! - [`training`]: runs short enough for a test, and their directories byte for byte
 
 pub mod compare;
 pub mod fixtures;
 pub mod folder;
+pub mod gguf;
 pub mod models;
+pub mod peers;
 pub mod programs;
 pub mod reference;
 pub mod training;

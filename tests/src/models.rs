@@ -4,7 +4,8 @@ use crate::Chance;
 use crate::folder::Folder;
 use formats::checkpoint::{Commit, Dtype, GenerationConfig, ModelFiles, write_model};
 use formats::config::{
-    Activation, AttentionScale, Config, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight,
+    Activation, AttentionScale, Config, Experts, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore,
+    RouterWeight,
 };
 use formats::layout::{Layout, Part, Role};
 use formats::tokenizer::Tokenizer;
@@ -25,6 +26,7 @@ pub fn lecture() -> Config {
         position: Position::Learned,
         rotary_base: 10_000.0,
         norm: NormKind::LayerNorm,
+        norm_order: NormOrder::Pre,
         query_key_norm: QueryKeyNorm::None,
         activation: Activation::GeluErf,
         attention_scale: AttentionScale::HeadSize,
@@ -57,6 +59,8 @@ pub fn small() -> Config {
 /// A small config of any shape and any switches.
 pub fn random_config(seed: u64) -> Config {
     let mut chance = Chance::new(seed);
+    // Drawn apart, so that what else a seed gives stays what it was.
+    let norm_order = Chance::new(seed ^ 0x90D).of(&[NormOrder::Pre, NormOrder::Pre, NormOrder::Post]);
     let heads = 1 + chance.below(4);
     let size = 1 + chance.below(9);
     let config = Config {
@@ -72,6 +76,7 @@ pub fn random_config(seed: u64) -> Config {
         position: Position::Learned,
         rotary_base: 10_000.0,
         norm: NormKind::LayerNorm,
+        norm_order,
         query_key_norm: QueryKeyNorm::None,
         activation: chance.of(&[Activation::Relu, Activation::GeluErf, Activation::GeluTanh]),
         attention_scale: chance.of(&[AttentionScale::HeadSize, AttentionScale::Width]),
@@ -116,6 +121,11 @@ pub fn random_mixture(seed: u64) -> Config {
         position: chance.of(&[Position::Learned, Position::Rotary]),
         rotary_base: chance.of(&[100.0, 10_000.0]),
         norm,
+        query_key_norm: Chance::new(seed ^ 0x94).of(&[
+            QueryKeyNorm::None,
+            QueryKeyNorm::Head,
+            QueryKeyNorm::Whole,
+        ]),
         norm_bias: norm == NormKind::LayerNorm && chance.of(&[true, false]),
         activation: chance.of(&[Activation::GeluErf, Activation::GeluTanh, Activation::SwiGlu]),
         ..random_config(seed)
@@ -199,8 +209,12 @@ pub fn write_unchecked(config: &Config, weights: &[f32]) -> Written {
         let parameter = layout.parameter(stored.id);
         let at = header + text[&stored.name]["data_offsets"][0].as_u64().expect("an offset") as usize;
         let values = &weights[parameter.range()][stored.range(parameter)];
-        for (to, value) in bytes[at..].chunks_exact_mut(4).zip(values) {
-            to.copy_from_slice(&value.to_le_bytes());
+        for (index, to) in bytes[at..].chunks_exact_mut(4).take(values.len()).enumerate() {
+            let from = match stored.inputs_first {
+                true => index % parameter.rows * parameter.columns + index / parameter.rows,
+                false => index,
+            };
+            to.copy_from_slice(&values[from].to_le_bytes());
         }
     }
     // No file of a checkpoint is modified in place, in tests neither.
@@ -219,6 +233,18 @@ mod tests {
         let configs: Vec<Config> = (0..50).map(random_config).collect();
         assert!(configs.iter().any(|c| c.tied) && configs.iter().any(|c| !c.tied));
         assert!(configs.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+
+    #[test]
+    fn random_configs_have_every_order_of_norms_and_every_family() {
+        let drawn: Vec<Config> =
+            (0..60).flat_map(|seed| [random_config(seed), random_mixture(seed)]).collect();
+        for order in [NormOrder::Pre, NormOrder::Post] {
+            assert!(drawn.iter().any(|config| config.norm_order == order));
+        }
+        for norm in [QueryKeyNorm::None, QueryKeyNorm::Head, QueryKeyNorm::Whole] {
+            assert!(drawn.iter().any(|config| config.query_key_norm == norm));
+        }
     }
 
     #[test]

@@ -188,7 +188,8 @@ impl Machine for Walk<'_> {
         Matrix { columns: width, values }
     }
 
-    fn norm(&mut self, x: &Matrix, norm: &Norm) -> Matrix {
+    fn norm(&mut self, x: &Matrix, norm: Option<&Norm>) -> Matrix {
+        let Some(norm) = norm else { return Matrix { columns: x.columns, values: x.values.clone() } };
         let gain = self.model.values(norm.gain);
         let bias = norm.bias.map(|bias| self.model.values(bias));
         let mut values = Vec::new();
@@ -359,11 +360,11 @@ impl Machine for Walk<'_> {
         Matrix { columns: x.columns, values }
     }
 
-    fn add(&mut self, mut stream: Matrix, branch: Matrix) -> Matrix {
+    fn add(&mut self, mut stream: Matrix, branch: Matrix, norm: Option<&Norm>) -> Matrix {
         for (sum, value) in stream.values.iter_mut().zip(&branch.values) {
             *sum += value;
         }
-        stream
+        self.norm(&stream, norm)
     }
 
     fn logits(&mut self, x: Matrix, head: &Linear) -> Matrix {

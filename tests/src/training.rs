@@ -10,11 +10,13 @@ use std::process::Command;
 use trainer::backend::cpu::Cpu;
 use trainer::learner::{BatchShape, Learner};
 use trainer::mixing::Mixing;
-use trainer::optimizer::{Decay, OptimizerOptions};
+use trainer::optimizer::{Decay, OptimizerKind, OptimizerOptions};
+use trainer::tape::recompute::Recompute;
 
 /// PyTorch's AdamW, as the lecture uses it.
 pub fn adamw(learning_rate: f32) -> OptimizerOptions {
     OptimizerOptions {
+        kind: OptimizerKind::Adamw,
         learning_rate,
         beta1: 0.9,
         beta2: 0.999,
@@ -47,7 +49,8 @@ pub fn mixing_learner(
     mixing: &Mixing,
 ) -> Learner<Cpu> {
     let backend = Cpu::new(threads).expect("threads");
-    let mut learner = Learner::with_mixing(backend, config, shape, &adamw(1e-3), mixing).expect("a learner");
+    let mut learner =
+        Learner::with(backend, config, shape, &adamw(1e-3), mixing, Recompute::Nothing).expect("a learner");
     let zeros = vec![0.0; weights.len()];
     learner.load(weights, &zeros, &zeros).expect("weights of the right length");
     learner

@@ -1,6 +1,9 @@
 //! The whole model's gradient, from the trainer's recorded program, against differences of the float64 loss.
 
-use formats::config::{Activation, AttentionScale, Experts, RouterScore, RouterWeight};
+use formats::config::{
+    Activation, AttentionScale, Experts, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore,
+    RouterWeight,
+};
 use formats::layout::{FeedForward, Role};
 use formats::{Config, Layout};
 use tests::Chance;
@@ -85,6 +88,13 @@ fn every_switch_alone() {
         Config { head_bias: false, ..base() },
         Config { tied: true, ..base() },
         Config { tied: true, head_bias: false, ..base() },
+        Config { norm_order: NormOrder::Post, ..base() },
+        Config { norm_order: NormOrder::Post, layers: 3, tied: true, head_bias: false, ..base() },
+        Config { norm_order: NormOrder::Post, norm: NormKind::RmsNorm, norm_bias: false, ..base() },
+        Config { query_key_norm: QueryKeyNorm::Head, ..base() },
+        Config { query_key_norm: QueryKeyNorm::Whole, ..base() },
+        Config { query_key_norm: QueryKeyNorm::Whole, position: Position::Rotary, ..base() },
+        Config { query_key_norm: QueryKeyNorm::Head, norm_order: NormOrder::Post, ..base() },
     ];
     for (seed, config) in switched.iter().enumerate() {
         check(config, 3, 5, 12, seed as u64);

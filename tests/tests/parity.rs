@@ -2,7 +2,8 @@
 
 use formats::Config;
 use formats::checkpoint::Dtype;
-use formats::config::QueryKeyNorm;
+use formats::config::{NormOrder, Position};
+use formats::families::Family;
 use runtime::model::{Model, ModelOptions};
 use runtime::session::{CacheType, SessionOptions};
 use std::path::Path;
@@ -65,10 +66,7 @@ fn the_runtime_gives_the_references_logits_for_configs_of_any_shape() {
 #[test]
 fn the_runtime_gives_the_references_logits_for_mixtures_of_any_shape() {
     for seed in 0..60 {
-        let drawn = models::random_mixture(seed);
-        // The trainer has no norms on queries and keys, the runtime does.
-        let norms = [QueryKeyNorm::None, QueryKeyNorm::Head, QueryKeyNorm::Whole];
-        let config = Config { query_key_norm: norms[seed as usize % 3], ..drawn };
+        let config = models::random_mixture(seed);
         let weights = models::random_weights(&config, seed);
         let ids = Chance::new(seed).ids(config.context, config.vocabulary);
         let expected = Reference::new(&config, &weights).logits(&ids);
@@ -81,6 +79,56 @@ fn the_runtime_gives_the_references_logits_for_mixtures_of_any_shape() {
             assert_close(&what, &actual, &expected, tolerance);
             assert!(chunk != 256 || actual == one, "another number of threads, other bytes: {what}");
         }
+    }
+}
+
+/// A GPT of either kind, of any shape.
+fn gpt(seed: u64) -> Config {
+    let drawn = models::random_config(seed);
+    let order = [NormOrder::Pre, NormOrder::Post][seed as usize % 2];
+    let config = Config {
+        // Every other one is too large to be packed when it is opened.
+        context: if seed % 4 < 2 { drawn.context } else { (1 << 20) / drawn.width + 1 },
+        position: Position::Learned,
+        norm_order: order,
+        feed_forward: if order == NormOrder::Post { 4 * drawn.width } else { drawn.feed_forward },
+        activation: formats::config::Activation::GeluTanh,
+        attention_scale: formats::config::AttentionScale::HeadSize,
+        norm_bias: true,
+        qkv_bias: true,
+        attention_bias: true,
+        feed_forward_bias: true,
+        head_bias: false,
+        ..drawn
+    };
+    let family = if order == NormOrder::Pre { Family::Gpt2 } else { Family::OpenaiGpt };
+    assert_eq!(Family::of(&config), family);
+    config
+}
+
+#[test]
+fn weights_that_stand_transposed_give_the_references_logits_and_the_trainers() {
+    for seed in 0..24 {
+        let config = gpt(seed);
+        let weights = models::random_weights(&config, seed);
+        let ids = Chance::new(seed).ids(config.context.min(20), config.vocabulary);
+        let expected = Reference::new(&config, &weights).logits(&ids);
+        let tolerance = Tolerance::relative_to(PROMISED, &expected);
+        let dtype = [Dtype::F32, Dtype::F16][seed as usize / 2 % 2];
+        let Written { path, folder: _kept } = models::write(&config, &weights, dtype);
+        let one = logits(&path, &ids, CacheType::F32, 1, 256);
+        for (threads, chunk) in [(1, 256), (2, 256), (3, 7), (2, 1), (1, 4)] {
+            let actual = logits(&path, &ids, CacheType::F32, threads, chunk);
+            let what = format!("seed {seed}, {threads} threads, chunks of {chunk}, {config:?}");
+            assert_close(&what, &actual, &expected, tolerance);
+            assert!(chunk != 256 || actual == one, "another number of threads, other bytes: {what}");
+        }
+        let steps = [1, 2].map(|threads| logits(&path, &ids, CacheType::F32, threads, 1));
+        assert!(steps[0] == steps[1], "another number of threads, other bytes");
+        let directory = formats::checkpoint::Directory::open(&path).expect("a model");
+        assert!(trainer::weights::arena(&directory.weights, &directory.layout) == weights, "as written");
+        let trained = learner(&config, &weights, 1, 1, 2).logits(&ids, ids.len()).expect("logits");
+        assert_close(&format!("{config:?}"), &trained, &expected, tolerance);
     }
 }
 

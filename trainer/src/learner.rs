@@ -1,19 +1,24 @@
 //! A model that learns: steps and losses over a backend.
 //!
-//! A batch is cut into shards by its size alone; each shard replays the program on its own, with its own
-//! gradient, and the gradients are summed in shard order. No number of threads enters a result.
+//! A batch is cut into shards by its size and the model's alone; each shard replays the program on its own, with its own
+//! gradient, and the gradients are summed in shard order. A large model has one shard, whose operations are split
+//! instead. No number of threads enters a result.
+//!
+//! A step may have several micro-batches, one after the other: their cross-entropies are summed over all tokens and
+//! divided once, so that they are the large batch. The balancing terms of mixtures are each micro-batch's own.
 
 use crate::backend::Backend;
 use crate::memory::MemoryPlan;
 use crate::mixing::{Load, Mixing};
 use crate::ops::dropout::Noise;
+use crate::ops::hands::Crowd;
 use crate::ops::route::Router;
 use crate::optimizer::{Optimizer, OptimizerOptions};
 use crate::params::Params;
+use crate::tape::recompute::Recompute;
 use crate::tape::record::record;
 use crate::tape::replay::{Place, Replay};
 use crate::tape::{Mode, Shape};
-use formats::config::QueryKeyNorm;
 use formats::layout::FeedForward;
 use formats::{Config, Error, Layout, Result};
 use std::cmp::Ordering;
@@ -22,6 +27,8 @@ use std::cmp::Ordering;
 const MAX_SHARDS: usize = 4;
 /// Fewest rows of a shard; smaller products waste their packing.
 const MIN_SHARD_ROWS: usize = 64;
+/// Most parameters of a model that is cut into shards: of more, several gradients cost more than they save.
+const MAX_SHARD_PARAMETERS: usize = 1 << 24;
 /// Most rows a shard computes at once, unless one window is longer: what it saves stays near the caches.
 const MAX_PASS_ROWS: usize = 1024;
 /// Rows of one evaluation pass, unless one window is longer.
@@ -53,10 +60,19 @@ impl BatchShape {
         self.sequences * self.block
     }
 
-    /// The cut of this batch, a function of its size alone.
+    /// The cut of this batch for a model of so many parameters, a function of these sizes alone.
+    pub fn cut_for(&self, parameters: usize) -> Cut {
+        if parameters > MAX_SHARD_PARAMETERS { self.cut_into(1) } else { self.cut() }
+    }
+
+    /// The cut of this batch for a small model.
     pub fn cut(&self) -> Cut {
+        self.cut_into((self.rows() / MIN_SHARD_ROWS).clamp(1, MAX_SHARDS))
+    }
+
+    /// Into at most so many shards.
+    fn cut_into(&self, most: usize) -> Cut {
         let divides = |count: &usize| self.sequences.is_multiple_of(*count);
-        let most = (self.rows() / MIN_SHARD_ROWS).clamp(1, MAX_SHARDS);
         let shards = (1..=most).rev().find(divides).unwrap_or(1);
         let each = self.sequences / shards;
         let fits =
@@ -131,29 +147,23 @@ impl<B: Backend> Learner<B> {
         shape: BatchShape,
         optimizer: &OptimizerOptions,
     ) -> Result<Learner<B>> {
-        Learner::with_mixing(backend, config, shape, optimizer, &Mixing::default())
+        Learner::with(backend, config, shape, optimizer, &Mixing::default(), Recompute::Nothing)
     }
 
-    /// The same with what keeps experts alive.
-    pub fn with_mixing(
+    /// The same with what keeps experts alive, and with what the backward pass makes again.
+    pub fn with(
         backend: B,
         config: &Config,
         shape: BatchShape,
         optimizer: &OptimizerOptions,
         mixing: &Mixing,
+        recompute: Recompute,
     ) -> Result<Learner<B>> {
-        if config.query_key_norm != QueryKeyNorm::None {
-            return Err(Error::Usage(
-                "models that normalise queries and keys are not trained yet\n  help: the runtime generates from \
-                 them; train one with query_key_norm none"
-                    .to_owned(),
-            ));
-        }
         let layout = Layout::new(config);
         let parameters = layout.parameters();
-        let cut = shape.cut();
+        let cut = shape.cut_for(parameters);
         let windows = Shape { sequences: cut.sequences, block: shape.block };
-        let program = record(config, &layout, windows, Mode::Train, mixing);
+        let program = record(config, &layout, windows, Mode::Train, mixing, recompute);
         let loads = program.routers.iter().map(|router| Load::new(router.layer, router.active, router.count));
         let loads = loads.collect();
         let shards = (0..cut.shards)
@@ -183,18 +193,30 @@ impl<B: Backend> Learner<B> {
     }
 
     /// What [`Learner::new`] and evaluation will take with `lanes` lanes.
-    pub fn memory(config: &Config, shape: BatchShape, lanes: usize) -> MemoryPlan {
+    pub fn memory(config: &Config, shape: BatchShape, lanes: usize, recompute: Recompute) -> MemoryPlan {
         let layout = Layout::new(config);
-        let (parameters, cut) = (layout.parameters() as u64, shape.cut());
+        let cut = shape.cut_for(layout.parameters());
+        let parameters = layout.parameters() as u64;
         let bytes = |sequences: usize, mode: Mode| {
-            record(config, &layout, Shape { sequences, block: shape.block }, mode, &Mixing::default()).bytes()
+            record(
+                config,
+                &layout,
+                Shape { sequences, block: shape.block },
+                mode,
+                &Mixing::default(),
+                recompute,
+            )
+            .bytes()
         };
         let evaluation = bytes(evaluation_sequences(shape.block), Mode::Evaluate);
         MemoryPlan {
             weights: 2 * 4 * parameters,
             gradients: 4 * parameters * cut.shards as u64,
             moments: 2 * 4 * parameters,
-            activations: bytes(cut.sequences, Mode::Train) * cut.shards as u64 + evaluation * lanes as u64,
+            activations: bytes(cut.sequences, Mode::Train) * cut.shards as u64
+                + evaluation * lanes as u64
+                + if cut.shards == 1 { Crowd::BYTES } else { 0 },
+            copies: 3 * 4 * parameters,
         }
     }
 
@@ -245,7 +267,7 @@ impl<B: Backend> Learner<B> {
         host
     }
 
-    /// One update from `sequences x block` ids and their successors. A loss or gradient that is not finite
+    /// One update from one or more micro-batches of `sequences x block` ids and their successors. A loss or gradient that is not finite
     /// changes nothing and is [`Error::Diverged`].
     pub fn step(&mut self, inputs: &[u32], targets: &[u32], rates: Rates) -> Result<Outcome> {
         let noise = Noise::new(rates.seed, rates.step, self.config.dropout);
@@ -272,7 +294,7 @@ impl<B: Backend> Learner<B> {
         Ok(outcome)
     }
 
-    /// Mean loss and the gradient of every parameter, with no update and no noise.
+    /// Mean loss and the gradient of every parameter over as many, with no update and no noise.
     pub fn gradients(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(f64, Vec<f32>)> {
         let outcome = self.accumulate(inputs, targets, None)?;
         let grads = self.shards.first().map(|shard| self.arena(&shard.grads)).unwrap_or_default();
@@ -280,19 +302,21 @@ impl<B: Backend> Learner<B> {
         Ok((outcome.loss, grads))
     }
 
-    /// Forward and backward over every shard; the summed gradient is left with the first.
+    /// Forward and backward over every micro-batch and every shard; the summed gradient is left with the first.
     fn accumulate(&mut self, inputs: &[u32], targets: &[u32], noise: Option<Noise>) -> Result<Outcome> {
         self.check(inputs, targets)?;
-        let total = self.shape.rows();
-        if inputs.len() != total {
-            return Err(Error::Internal(format!("a batch of {} ids for {total} rows", inputs.len())));
+        let (total, batch) = (inputs.len(), self.shape.rows());
+        if total == 0 || !total.is_multiple_of(batch) {
+            return Err(Error::Internal(format!("{total} ids are no whole batches of {batch} rows")));
         }
         self.loads.iter_mut().for_each(Load::clear);
         let Learner { backend, params, shards, cut, shape, loads, mixing, .. } = self;
         shards.iter_mut().for_each(|shard| shard.loss = 0.0);
         let rows = cut.sequences * shape.block;
-        for pass in 0..cut.passes {
-            let first_sequence = |index: usize| (index * cut.passes + pass) * cut.sequences;
+        let passes = (0..total / batch).flat_map(|micro| (0..cut.passes).map(move |pass| (micro, pass)));
+        for (micro, pass) in passes {
+            let first_sequence =
+                |index: usize| micro * shape.sequences + (index * cut.passes + pass) * cut.sequences;
             let ahead = |index: usize, shard: &mut Shard<B>| {
                 let first_sequence = first_sequence(index);
                 let at = first_sequence * shape.block..(first_sequence + cut.sequences) * shape.block;
@@ -431,7 +455,8 @@ impl<B: Backend> Learner<B> {
             return Err(Error::Internal(format!("{} ids are no whole windows of {block}", inputs.len())));
         }
         let shape = Shape { sequences: inputs.len() / block, block };
-        let program = record(&self.config, &self.params.layout, shape, Mode::Logits, &self.mixing);
+        let program =
+            record(&self.config, &self.params.layout, shape, Mode::Logits, &self.mixing, Recompute::Nothing);
         let mut replay = Replay::new(&self.backend, program)?;
         replay.upload(&self.backend, inputs, &[]);
         replay.forward(&self.backend, &self.params, Place::default())?;
@@ -443,7 +468,14 @@ impl<B: Backend> Learner<B> {
     fn make_lanes(&mut self) -> Result<()> {
         let shape = Shape { sequences: evaluation_sequences(self.shape.block), block: self.shape.block };
         while self.lanes.len() < self.backend.lanes() {
-            let program = record(&self.config, &self.params.layout, shape, Mode::Evaluate, &self.mixing);
+            let program = record(
+                &self.config,
+                &self.params.layout,
+                shape,
+                Mode::Evaluate,
+                &self.mixing,
+                Recompute::Nothing,
+            );
             self.lanes.push(Lane {
                 loads: empty_loads(&program.routers),
                 losses: vec![0.0; shape.rows()],
@@ -494,8 +526,12 @@ mod tests {
         }
         assert_eq!(BatchShape { sequences: 16, block: 8 }.cut(), Cut { shards: 2, passes: 1, sequences: 8 });
         assert_eq!(
-            BatchShape { sequences: 64, block: 256 }.cut(),
+            BatchShape { sequences: 64, block: 256 }.cut_for(MAX_SHARD_PARAMETERS),
             Cut { shards: 4, passes: 4, sequences: 4 }
+        );
+        assert_eq!(
+            BatchShape { sequences: 64, block: 256 }.cut_for(MAX_SHARD_PARAMETERS + 1),
+            Cut { shards: 1, passes: 16, sequences: 4 }
         );
     }
 }

@@ -2,6 +2,8 @@
 
 pub mod backend;
 pub mod data;
+pub mod export;
+pub mod finetune;
 pub mod learner;
 pub mod memory;
 pub mod mixing;

@@ -15,14 +15,28 @@ pub struct MemoryPlan {
     pub moments: u64,
     /// Activations and their gradients.
     pub activations: u64,
+    /// Weights and moments on their way in from a checkpoint, or out to one.
+    pub copies: u64,
 }
 
 impl MemoryPlan {
     /// All of it; more than fits a counter counts as the largest there is.
     pub fn total(&self) -> u64 {
-        [self.weights, self.gradients, self.moments, self.activations]
+        [self.weights, self.gradients, self.moments, self.activations, self.copies]
             .into_iter()
             .fold(0, u64::saturating_add)
+    }
+
+    /// Which flag makes the most of a difference.
+    fn advice(&self) -> String {
+        let state = self.weights.saturating_add(self.gradients).saturating_add(self.moments);
+        if self.activations > state {
+            "pass --keep layer-inputs, or choose a smaller --batch with --accumulate, or a smaller --block"
+                .to_owned()
+        } else {
+            "choose a smaller --width or fewer --layers: the model alone takes most of it; then a smaller --batch"
+                .to_owned()
+        }
     }
 
     /// Refuses a plan that does not fit beside what the process already holds.
@@ -32,15 +46,16 @@ impl MemoryPlan {
         }
         Err(Error::Memory {
             what: format!(
-                "training (weights {} MiB, gradients {} MiB, moments {} MiB, activations {} MiB)",
+                "training (weights {} MiB, gradients {} MiB, moments {} MiB, activations {} MiB, a checkpoint {} MiB)",
                 self.weights >> 20,
                 self.gradients >> 20,
                 self.moments >> 20,
-                self.activations >> 20
+                self.activations >> 20,
+                self.copies >> 20
             ),
             needed: self.total(),
             available,
-            help: "choose a smaller --batch, then a smaller --block or --width".to_owned(),
+            help: self.advice(),
         })
     }
 }
@@ -104,12 +119,20 @@ mod tests {
 
     #[test]
     fn a_plan_that_does_not_fit_names_the_flag() {
-        let plan =
-            MemoryPlan { weights: 1 << 20, gradients: 2 << 20, moments: 3 << 20, activations: 4 << 20 };
+        let plan = MemoryPlan {
+            weights: 1 << 20,
+            gradients: 2 << 20,
+            moments: 3 << 20,
+            activations: 4 << 20,
+            copies: 0,
+        };
         assert!(plan.require(10 << 20).is_ok());
         let error = plan.require((10 << 20) - 1).expect_err("too large");
         assert_eq!(error.exit_code(), 7);
         assert!(error.to_string().contains("--batch"), "{error}");
+        let long = MemoryPlan { activations: 7 << 20, ..plan };
+        let error = long.require(10 << 20).expect_err("too large").to_string();
+        assert!(error.contains("--keep layer-inputs") && error.contains("--batch"), "{error}");
         assert_eq!(MemoryPlan { weights: u64::MAX, moments: 1, ..plan }.total(), u64::MAX);
     }
 

@@ -1,10 +1,11 @@
-//! The optimiser's options and its state: AdamW over the whole arena, with the gradient's norm clipped.
+//! The optimiser's options and its state: Adam or AdamW over the whole arena, with the gradient's norm clipped.
 
 use crate::backend::Backend;
 use crate::ops::adamw::Adam;
 use crate::params::Params;
 use formats::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::fmt::Write;
 
 /// Added to the norm that divides when clipping, as PyTorch does.
 const CLIP_EPS: f64 = 1e-6;
@@ -13,6 +14,8 @@ const CLIP_EPS: f64 = 1e-6;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerOptions {
+    /// What weight decay acts on.
+    pub kind: OptimizerKind,
     /// The peak of the schedule.
     pub learning_rate: f32,
     /// Decay of the first moment.
@@ -21,12 +24,23 @@ pub struct OptimizerOptions {
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
-    /// Decoupled weight decay.
+    /// Weight decay.
     pub weight_decay: f32,
     /// What decays.
     pub decay: Decay,
     /// Largest norm of the gradient; 0 does not clip.
     pub clip: f32,
+}
+
+/// Whose update it is; without weight decay the two are one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimizerKind {
+    /// Kingma and Ba 2015: decay is a term of the gradient, and so of both moments.
+    Adam,
+    /// Loshchilov and Hutter 2019: weights decay beside the gradient's step.
+    #[default]
+    Adamw,
 }
 
 /// Which parameters decay.
@@ -70,7 +84,25 @@ pub struct Optimizer<B: Backend> {
 
 /// `value` as the decimal number it was written as: 0.9, not the f32 next to it, so that `1 - beta` is right.
 fn decimal(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
+    let mut digits = Digits { text: [0; 64], len: 0 };
+    let written = write!(digits, "{value}").is_ok();
+    let text = std::str::from_utf8(&digits.text[..digits.len]).unwrap_or_default();
+    text.parse().ok().filter(|_| written).unwrap_or(f64::from(value))
+}
+
+/// A short text that needs no memory of its own: updates allocate nothing.
+struct Digits {
+    text: [u8; 64],
+    len: usize,
+}
+
+impl Write for Digits {
+    fn write_str(&mut self, part: &str) -> std::fmt::Result {
+        let room = self.text.get_mut(self.len..self.len + part.len()).ok_or(std::fmt::Error)?;
+        room.copy_from_slice(part.as_bytes());
+        self.len += part.len();
+        Ok(())
+    }
 }
 
 impl<B: Backend> Optimizer<B> {
@@ -98,9 +130,24 @@ impl<B: Backend> Optimizer<B> {
             eps: decimal(self.options.eps),
             weight_decay: decimal(self.options.weight_decay),
             decay_vectors: self.options.decay == Decay::Everything,
+            coupled: self.options.kind == OptimizerKind::Adam,
             step,
             gradient_scale,
         };
         backend.adamw(&adam, params, &mut self.first, &mut self.second, grads);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_the_decimal_it_was_written_as() {
+        for (value, expected) in [(0.9, 0.9), (2.5e-4, 2.5e-4), (1e-8, 1e-8), (0.0, 0.0), (1e-45, 1e-45)] {
+            assert_eq!(decimal(value), expected);
+        }
+        assert_eq!(decimal(f32::MAX), f32::MAX.to_string().parse::<f64>().unwrap_or(0.0));
+        assert_eq!(decimal(f32::INFINITY), f64::INFINITY);
     }
 }

@@ -223,7 +223,8 @@ mod tests {
         assert!(!Run::exists(&path));
         assert_eq!(run.recorded().expect("nothing to read"), None);
         let options = presets::find("nano").expect("a preset").settled();
-        let recipe = Recipe { options, data: vec!["some text.txt".into()], upcycle: None };
+        let data = vec!["some text.txt".into()];
+        let recipe = Recipe { options, data, data_weight: vec![], upcycle: None, from: None };
         run.record(&recipe).expect("a file");
         assert!(Run::exists(&path));
         assert_eq!(run.recorded().expect("its own file"), Some(recipe));

@@ -11,6 +11,10 @@ pub enum Curve {
     Constant,
     /// Half a cosine from the peak to the floor (Loshchilov and Hutter 2017, eq. 5), then the floor.
     Cosine,
+    /// A straight line from the peak to the floor, then the floor.
+    Linear,
+    /// The peak over the root of the steps since the warm-up began (Vaswani et al. 2017, eq. 3).
+    InverseSqrt,
 }
 
 /// A learning rate for every step.
@@ -20,11 +24,11 @@ pub struct Schedule {
     pub curve: Curve,
     /// The highest rate.
     pub peak: f64,
-    /// Where a cosine ends.
+    /// Where a cosine or a line ends.
     pub floor: f64,
     /// Steps of linear rise: step `s` of them has `peak (s + 1) / (warmup + 1)`.
     pub warmup: u64,
-    /// The step at which a cosine reaches the floor.
+    /// The step at which a cosine or a line reaches the floor.
     pub decay_steps: u64,
 }
 
@@ -36,12 +40,18 @@ impl Schedule {
         }
         match self.curve {
             Curve::Constant => self.peak,
-            Curve::Cosine if step >= self.decay_steps => self.floor,
+            Curve::InverseSqrt => self.peak * ((self.warmup + 1) as f64 / (step as f64 + 1.0)).sqrt(),
+            Curve::Cosine | Curve::Linear if step >= self.decay_steps => self.floor,
             Curve::Cosine => {
-                let done = (step - self.warmup) as f64 / (self.decay_steps - self.warmup) as f64;
-                self.floor + 0.5 * (1.0 + (PI * done).cos()) * (self.peak - self.floor)
+                self.floor + 0.5 * (1.0 + (PI * self.done(step)).cos()) * (self.peak - self.floor)
             }
+            Curve::Linear => self.floor + (1.0 - self.done(step)) * (self.peak - self.floor),
         }
+    }
+
+    /// How much of the way to the floor is done at a step between.
+    fn done(&self, step: u64) -> f64 {
+        (step - self.warmup) as f64 / (self.decay_steps - self.warmup) as f64
     }
 }
 
@@ -77,6 +87,22 @@ mod tests {
         for step in [0, 1, 4999, u64::MAX] {
             near(schedule.learning_rate(step), 1e-3);
         }
+    }
+
+    #[test]
+    fn a_line_falls_evenly_and_an_inverse_root_never_ends() {
+        let line = Schedule { curve: Curve::Linear, ..nano() };
+        near(line.learning_rate(99), 0.0009900990099009901);
+        near(line.learning_rate(100), 1e-3);
+        near(line.learning_rate(1050), 0.00055);
+        near(line.learning_rate(2000), 1e-4);
+        near(line.learning_rate(u64::MAX), 1e-4);
+        let root = Schedule { curve: Curve::InverseSqrt, ..nano() };
+        near(root.learning_rate(99), 0.0009900990099009901);
+        near(root.learning_rate(100), 1e-3);
+        // Four times the steps, half the rate.
+        near(root.learning_rate(4 * 101 - 1), 5e-4);
+        near(root.learning_rate(100 * 101 - 1), 1e-4);
     }
 
     #[test]

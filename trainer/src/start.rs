@@ -1,18 +1,25 @@
 //! What a run begins from: its recipe settled, and its state restored from a checkpoint or drawn afresh.
 
-use crate::data::Text;
-use crate::options::{Options, Recipe, Request, refuse_differences};
+use crate::data::{Data, TokenizerSource, open_tokenizer};
+use crate::options::{Recipe, Request, refuse_differences};
 use crate::presets;
 use crate::random::Generator;
 use crate::run::Run;
 use crate::state::TrainState;
-use crate::upcycle;
+use crate::{finetune, upcycle};
 use formats::tokenizer::Tokenizer;
-use formats::{Config, Error, Layout, Result};
+use formats::{Config, Error, Layout, Result, checkpoint};
 use std::path::Path;
 
 /// What is to be done: a new run's recipe, or a recorded one's with the changes it allows.
-pub(crate) fn settle(request: &Request, run: Option<&Run>, out: &Path, resume: bool) -> Result<Recipe> {
+///
+/// The recorded recipe, if there is one, comes with it.
+pub(crate) fn settle(
+    request: &Request,
+    run: Option<&Run>,
+    out: &Path,
+    resume: bool,
+) -> Result<(Recipe, Option<Recipe>)> {
     if !resume && Run::exists(out) {
         return Err(Error::Usage(format!(
             "{} holds a run\n  help: pass --resume to continue it, or choose another --out",
@@ -22,12 +29,12 @@ pub(crate) fn settle(request: &Request, run: Option<&Run>, out: &Path, resume: b
     let recorded = run.map(Run::recorded).transpose()?.flatten();
     let recipe = match &recorded {
         Some(recorded) => request.resume(recorded, out)?,
-        None if request.names_a_model() => request.resolve()?,
+        None if request.names_a_model() => request.begin(checkpoint::model_config)?,
         None => {
             let place =
                 if resume { format!("{} holds no run yet, and ", out.display()) } else { String::new() };
             return Err(Error::Usage(format!(
-                "{place}there is no model to train\n  help: name one with --preset ({}) or --config FILE",
+                "{place}there is no model to train\n  help: name one with --preset ({}), --config FILE or --from DIR",
                 presets::names()
             )));
         }
@@ -37,46 +44,76 @@ pub(crate) fn settle(request: &Request, run: Option<&Run>, out: &Path, resume: b
             "there is no text to learn from\n  help: name one with --data TEXT".to_owned(),
         ));
     }
-    Ok(Recipe { options: recipe.options.settled(), ..recipe })
+    Ok((Recipe { options: recipe.options.settled(), ..recipe }, recorded))
+}
+
+/// The run's tokenizer, if it does not follow from the text: that of the run's newest `checkpoint`, where it has one,
+/// so that a resumed run does not need the file it began with; another file that is asked for must hold the same.
+pub(crate) fn tokenizer(
+    recipe: &Recipe,
+    recorded: Option<&Recipe>,
+    checkpoint: Option<&Path>,
+    run: &Path,
+) -> Result<Option<Tokenizer>> {
+    let source = &recipe.options.tokenizer;
+    let (TokenizerSource::File(asked), Some(checkpoint)) = (source, checkpoint) else {
+        return source.given();
+    };
+    let kept = open_tokenizer(checkpoint)?;
+    if recorded.is_some_and(|recorded| recorded.options.tokenizer != *source)
+        && open_tokenizer(asked)? != kept
+    {
+        return Err(Error::config(
+            run.display().to_string(),
+            "tokenizer",
+            format!("{} with other tokens", asked.display()),
+            "the tokenizer the run was started with; other runs need another --out",
+        ));
+    }
+    Ok(Some(kept))
 }
 
 /// The state of a checkpoint, refused if it is of another run.
 pub(crate) fn restore(
     path: &Path,
     run: &Run,
-    options: &Options,
-    text: &Text,
+    recipe: &Recipe,
+    data: &Data,
     layout: &Layout,
 ) -> Result<TrainState> {
     // Another text may change the vocabulary and with it the parameter count: say the cause, not the effect.
     let stored = TrainState::text_of(path)?;
-    if stored != *text.fingerprint() {
+    if stored != *data.fingerprint() {
         return Err(Error::config(
             run.path().display().to_string(),
             "data",
-            text.fingerprint(),
+            data.fingerprint(),
             format!("{stored}, the text the run was started with"),
         ));
     }
     let state = TrainState::open(path, layout.parameters())?;
-    refuse_differences(options, &state.options, run.path())?;
+    refuse_differences(recipe, &state.options, run.path())?;
     Ok(state)
 }
 
 /// The state before the first step.
 pub(crate) fn fresh(
     generator: &mut Generator,
-    options: &Options,
-    text: &Text,
+    recipe: &Recipe,
+    data: &Data,
     layout: &Layout,
     config: &Config,
-    upcycle: Option<(&Path, &Tokenizer)>,
+    tokenizer: &Tokenizer,
 ) -> Result<TrainState> {
+    let options = &recipe.options;
     let zero = vec![0.0; layout.parameters()];
     let mut weights = zero.clone();
     generator.initialise(&mut weights, layout, config, options.init);
-    if let Some((dense, tokenizer)) = upcycle {
+    if let Some(dense) = &recipe.upcycle {
         upcycle::copy(dense, tokenizer, config, layout, &mut weights)?;
+    }
+    if let Some(model) = &recipe.from {
+        finetune::copy(model, config, layout, &mut weights)?;
     }
     Ok(TrainState {
         step: 0,
@@ -85,7 +122,7 @@ pub(crate) fn fresh(
         second_moment: zero,
         generator: generator.state(),
         best_validation: None,
-        text: text.fingerprint().clone(),
-        options: options.fixed()?,
+        text: data.fingerprint().clone(),
+        options: recipe.fixed()?,
     })
 }

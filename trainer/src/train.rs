@@ -5,20 +5,22 @@
 
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
-use crate::data::{self, Source, Text};
+use crate::data::{self, Batch, Data, Side, TokenizerSource};
+use crate::finetune::Begun;
 use crate::learner::{BatchShape, Learner, Rates};
 use crate::memory;
 use crate::mixing::{Load, Worst};
 use crate::options::{Device, Options, Recipe, Request};
 use crate::progress::{Progress, StepReport};
-use crate::random::Generator;
+use crate::random::{Generator, RngKind};
 use crate::report::{self, ReportInput};
 use crate::run::{EvaluationRow, Metrics, Run, StepRow};
 use crate::sample;
 use crate::signals::Interrupt;
-use crate::start::{fresh, restore, settle};
+use crate::start::{fresh, restore, settle, tokenizer};
 use crate::state::TrainState;
 use formats::checkpoint::{self, Commit, GenerationConfig, ModelFiles};
+use formats::families::Family;
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result};
 use std::path::{Path, PathBuf};
@@ -47,20 +49,40 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
     // A directory that is there is taken before it is looked at; one that is not is made only once everything
     // asked for is known to be possible, so that a mistyped flag leaves nothing behind.
     let run = if out.is_dir() { Some(Run::lock(out)?) } else { None };
-    let recipe = settle(request, run.as_ref(), out, resume)?;
+    let (recipe, recorded) = settle(request, run.as_ref(), out, resume)?;
     let options = &recipe.options;
-    let (tokenizer, text) = Text::learn(options.tokenizer, &Source::read(&recipe.data)?)?;
-    text.require(options.block)?;
-    let config = options.model(tokenizer.vocabulary())?;
+    let mut problems = vec![];
+    let newest = match run.as_ref().map(Run::checkpoints).filter(|checkpoints| checkpoints.is_dir()) {
+        Some(checkpoints) => {
+            checkpoint::clean(&checkpoints)?;
+            checkpoint::newest(&checkpoints, &mut problems)?
+        }
+        None => None,
+    };
+    let at = newest.as_ref().map(|(_, path)| path.as_path());
+    let begun = Begun::open(&recipe, at)?;
+    let given = match begun.tokenizer.clone() {
+        None => tokenizer(&recipe, recorded.as_ref(), at, out)?,
+        own => own,
+    };
+    let Recipe { data: paths, data_weight: weights, .. } = &recipe;
+    let asked = data::Request { paths, weights, held_out: options.held_out, block: options.block };
+    let (tokenizer, data) = Data::open(&asked, given)?;
+    if let (Data::Corpus(_), RngKind::Torch) = (&data, options.rng) {
+        let expected = "counter for shards and weighted data, whose order PyTorch's generator does not draw";
+        return Err(Error::config("options", "rng", "torch", expected));
+    }
+    let config = options.model(begun.vocabulary(&tokenizer)?)?;
     let backend = cpu(options)?;
-    let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes());
+    let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes(), options.recompute);
     plan.require(memory::available().unwrap_or(u64::MAX))?;
     let run = match run {
         Some(run) => run,
         None => Run::lock(out)?,
     };
     let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
-    Trainer::begin(backend, device, run, recipe, config, tokenizer, text)?.carry_out()
+    let sampled = (begun.generation(&tokenizer), tokenizer);
+    Trainer::begin(backend, device, run, recipe, (newest, problems), config, sampled, data)?.carry_out()
 }
 
 /// The CPU, unless another device is asked for.
@@ -97,7 +119,8 @@ struct Trainer<B: Backend> {
     recipe: Recipe,
     config: Config,
     tokenizer: Tokenizer,
-    text: Text,
+    generation: GenerationConfig,
+    data: Data,
     generator: Generator,
     learner: Learner<B>,
     step: u64,
@@ -107,50 +130,45 @@ struct Trainer<B: Backend> {
     progress: Progress,
     interrupt: Interrupt,
     begin: Instant,
-    inputs: Vec<u32>,
-    targets: Vec<u32>,
-    offsets: Vec<usize>,
+    batch: Batch,
     /// Layer and number of each expert that was warned of.
     starved: Vec<(usize, usize)>,
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Plans the memory, then starts from the newest checkpoint that verifies, or from fresh weights.
+    /// Plans the memory, then starts from the newest checkpoint that verifies, or from fresh weights. `newest` comes with
+    /// what was wrong with newer ones.
     fn begin(
         backend: B,
         device: String,
         run: Run,
         recipe: Recipe,
+        (newest, problems): (Option<(u64, PathBuf)>, Vec<Error>),
         config: Config,
-        tokenizer: Tokenizer,
-        text: Text,
+        (generation, tokenizer): (GenerationConfig, Tokenizer),
+        data: Data,
     ) -> Result<Trainer<B>> {
         let options = &recipe.options;
-        let plan = Learner::<B>::memory(&config, shape(options), backend.lanes());
+        let plan = Learner::<B>::memory(&config, shape(options), backend.lanes(), options.recompute);
         let layout = Layout::new(&config);
-        let checkpoints = run.checkpoints();
-        let mut problems = vec![];
-        let found = if checkpoints.is_dir() {
-            checkpoint::clean(&checkpoints)?;
-            checkpoint::newest(&checkpoints, &mut problems)?
-        } else {
-            None
-        };
         let mut generator = Generator::new(options.rng, options.seed);
-        let state = match &found {
-            Some((_, path)) => restore(path, &run, options, &text, &layout)?,
-            None => {
-                let dense = recipe.upcycle.as_deref().map(|dense| (dense, &tokenizer));
-                fresh(&mut generator, options, &text, &layout, &config, dense)?
-            }
+        let state = match &newest {
+            Some((_, path)) => restore(path, &run, &recipe, &data, &layout)?,
+            None => fresh(&mut generator, &recipe, &data, &layout, &config, &tokenizer)?,
         };
         if let Some(kept) = &state.generator {
             generator = Generator::restore(kept).ok_or_else(|| {
                 Error::file(run.path(), "holds a damaged generator state", "resume from another checkpoint")
             })?;
         }
-        let mut learner =
-            Learner::with_mixing(backend, &config, shape(options), &options.optimizer(), &options.mixing())?;
+        let mut learner = Learner::with(
+            backend,
+            &config,
+            shape(options),
+            &options.optimizer(),
+            &options.mixing(),
+            options.recompute,
+        )?;
         learner.load(&state.weights, &state.first_moment, &state.second_moment)?;
 
         let mut progress = Progress::new(options.progress, options.steps, state.step);
@@ -166,6 +184,10 @@ impl<B: Backend> Trainer<B> {
             config.width,
             config.context
         ));
+        if let Some(from) = &recipe.from {
+            let family = Family::of(&config).model_type();
+            progress.message(&format!("from    {} ({family})", from.display()));
+        }
         if let Some(experts) = &config.experts {
             progress.message(&format!(
                 "experts {} a layer, {} active{}; {} parameters are active for a token",
@@ -177,10 +199,11 @@ impl<B: Backend> Trainer<B> {
         }
         progress.message(&format!(
             "data    {} training and {} validation tokens, vocabulary {}",
-            grouped(text.training().len() as u64),
-            grouped(text.validation().len() as u64),
+            grouped(data.tokens(Side::Training)),
+            grouped(data.tokens(Side::Validation)),
             config.vocabulary
         ));
+        data.notes().iter().for_each(|note| progress.message(note));
         progress.message(&format!(
             "device  {device}; needs {} MiB{}",
             plan.total().div_ceil(1 << 20),
@@ -191,25 +214,32 @@ impl<B: Backend> Trainer<B> {
             progress.message(&format!("resumed from step {}", state.step));
         }
         // Whole paths, so that the run can be resumed from any directory.
-        let data = recipe.data.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
-        let upcycle =
-            recipe.upcycle.as_ref().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
-        run.record(&Recipe { options: options.clone(), data: data.collect(), upcycle })?;
+        let whole = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        let tokenizer_source = match &options.tokenizer {
+            TokenizerSource::File(path) => TokenizerSource::File(whole(path)),
+            word => word.clone(),
+        };
+        run.record(&Recipe {
+            options: Options { tokenizer: tokenizer_source, ..options.clone() },
+            data: recipe.data.iter().map(whole).collect(),
+            data_weight: recipe.data_weight.clone(),
+            upcycle: recipe.upcycle.as_ref().map(whole),
+            from: recipe.from.as_ref().map(whole),
+        })?;
         Ok(Trainer {
             metrics: run.metrics(state.step)?,
             interrupt: Interrupt::listen()?,
             begin: Instant::now(),
-            inputs: vec![],
-            targets: vec![],
-            offsets: vec![0; options.batch],
+            batch: Batch::default(),
             starved: vec![],
             step: state.step,
-            saved: found.map(|(step, _)| step),
+            saved: newest.map(|(step, _)| step),
             best_validation: state.best_validation,
             run,
             config,
             tokenizer,
-            text,
+            generation,
+            data,
             generator,
             learner,
             progress,
@@ -222,7 +252,7 @@ impl<B: Backend> Trainer<B> {
         let options = self.recipe.options.clone();
         let curve = options.curve();
         let show_every = if self.progress.is_live() { LIVE_EVERY } else { PLAIN_EVERY };
-        let tokens = (options.batch * options.block) as f64;
+        let tokens = (options.sequences() * options.block) as f64;
         // Throughput since the last row and since the last line shown.
         let (mut row, mut shown) = ((Instant::now(), self.step), (Instant::now(), self.step));
         // What the steps since then asked of the experts.
@@ -238,12 +268,11 @@ impl<B: Backend> Trainer<B> {
                 // What evaluation took is not training's.
                 (row.0, shown.0) = (row.0 + paused.elapsed(), shown.0 + paused.elapsed());
             }
-            let training = self.text.training();
-            self.generator.training_offsets(step, training.len() - options.block, &mut self.offsets);
-            data::gather(training, &self.offsets, options.block, &mut self.inputs, &mut self.targets);
+            let windows = (options.sequences(), options.block);
+            self.data.training(&mut self.generator, options.seed, step, windows, &mut self.batch)?;
             let learning_rate = curve.learning_rate(step);
             let rates = Rates { learning_rate: learning_rate as f32, step: step + 1, seed: options.seed };
-            let outcome = match self.learner.step(&self.inputs, &self.targets, rates) {
+            let outcome = match self.learner.step(&self.batch.inputs, &self.batch.targets, rates) {
                 Ok(outcome) => outcome,
                 Err(error) => {
                     self.progress.finish();
@@ -338,9 +367,8 @@ impl<B: Backend> Trainer<B> {
         let before = self.generator.clone();
         let tokens = (options.batch * options.block) as u64;
         let (at_once, mut losses) = ((EVALUATED_AT_ONCE / tokens).max(1), [0.0; 2]);
-        let splits = [self.text.training(), self.text.validation()];
-        for (index, (loss, split)) in (0..).zip(losses.iter_mut().zip(splits)) {
-            let (range, first) = (split.len() - options.block, index * options.eval_batches);
+        let windows = (options.batch, options.block);
+        for (loss, side) in losses.iter_mut().zip(Side::ALL) {
             let mut done = 0;
             while done < options.eval_batches {
                 if let Some(exit_code) = self.interrupt.exit_code() {
@@ -348,14 +376,13 @@ impl<B: Backend> Trainer<B> {
                     return Ok(Some(exit_code));
                 }
                 let count = at_once.min(options.eval_batches - done);
-                let (mut inputs, mut targets) = (vec![], vec![]);
-                for batch in first + done..first + done + count {
-                    self.generator.evaluation_offsets(step, batch, range, &mut self.offsets);
-                    data::gather(split, &self.offsets, options.block, &mut self.inputs, &mut self.targets);
-                    inputs.extend_from_slice(&self.inputs);
-                    targets.extend_from_slice(&self.targets);
+                self.batch.clear();
+                for number in done..done + count {
+                    let place = (step, side, options.eval_batches, number);
+                    let Trainer { data, generator, batch, .. } = self;
+                    data.evaluation(generator, options.seed, place, windows, batch)?;
                 }
-                *loss += self.learner.evaluate(&inputs, &targets)? * count as f64;
+                *loss += self.learner.evaluate(&self.batch.inputs, &self.batch.targets)? * count as f64;
                 done += count;
             }
             *loss /= options.eval_batches as f64;
@@ -398,7 +425,7 @@ impl<B: Backend> Trainer<B> {
             dtype: options.dtype,
             values: &weights,
             tokenizer: Some(&self.tokenizer),
-            generation: &GenerationConfig::plain(),
+            generation: &self.generation,
         };
         checkpoint::write_model(&mut commit, "model/", &files)?;
         let state = TrainState {
@@ -408,8 +435,8 @@ impl<B: Backend> Trainer<B> {
             weights,
             generator: self.generator.state(),
             best_validation: self.best_validation,
-            text: self.text.fingerprint().clone(),
-            options: options.fixed()?,
+            text: self.data.fingerprint().clone(),
+            options: self.recipe.fixed()?,
         };
         state.write(&mut commit)?;
         commit.finish()?;

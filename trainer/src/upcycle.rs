@@ -70,22 +70,32 @@ fn check(directory: &Path, dense: &Directory, tokenizer: &Tokenizer, config: &Co
         let expected = format!("{}, the width of the experts", experts.width);
         return Err(Error::config(origin(), "feed_forward", dense.config.feed_forward, expected));
     }
-    if dense.config != wanted {
-        let (found, wanted) = (described(&dense.config), described(&wanted));
-        let differences: Vec<String> = found
-            .iter()
-            .zip(&wanted)
-            .filter(|(found, wanted)| found != wanted)
-            .map(|((key, found), (_, wanted))| format!("{key} is {found}, expected {wanted}"))
-            .collect();
-        return Err(Error::config(
-            origin(),
-            "config.json",
-            format!("another shape ({})", differences.join("; ")),
-            "the mixture's but for its experts",
-        ));
+    refuse_another_shape(directory, &dense.config, &wanted, "the mixture's but for its experts")
+}
+
+/// Refuses a model in `directory` that is not what is `wanted`, naming each difference; `expected` says whose that is.
+pub(crate) fn refuse_another_shape(
+    directory: &Path,
+    found: &Config,
+    wanted: &Config,
+    expected: &str,
+) -> Result<()> {
+    if found == wanted {
+        return Ok(());
     }
-    Ok(())
+    let (found, wanted) = (described(found), described(wanted));
+    let differences: Vec<String> = found
+        .iter()
+        .zip(&wanted)
+        .filter(|(found, wanted)| found != wanted)
+        .map(|((key, found), (_, wanted))| format!("{key} is {found}, expected {wanted}"))
+        .collect();
+    Err(Error::config(
+        directory.display().to_string(),
+        "config.json",
+        format!("another shape ({})", differences.join("; ")),
+        expected,
+    ))
 }
 
 fn check_experts(experts: &Experts) -> Result<()> {

@@ -1,7 +1,8 @@
 //! A stored model's weights as the trainer's arena has them.
 
-use formats::checkpoint::{Tensor, Weights};
+use formats::checkpoint::Weights;
 use formats::layout::{Layout, ParameterId};
+use runtime::model::widen_piece;
 use runtime::simd::Simd;
 
 /// Every stored parameter of `layout`, widened to f32, in its order.
@@ -13,15 +14,8 @@ pub fn arena(weights: &Weights, layout: &Layout) -> Vec<f32> {
     arena
 }
 
-/// One parameter, widened, its pieces put together.
+/// One parameter, widened, its pieces put together and turned where they stand transposed.
 pub fn read(weights: &Weights, layout: &Layout, id: ParameterId, to: &mut [f32]) {
     let columns = layout.parameter(id).columns;
-    for (rows, tensor) in weights.pieces(id) {
-        let to = &mut to[rows.start * columns..rows.end * columns];
-        match tensor {
-            Tensor::F32(values) => to.copy_from_slice(values),
-            Tensor::F16(values) => (Simd::best().widen_f16)(values, to),
-            Tensor::Bf16(values) => (Simd::best().widen_bf16)(values, to),
-        }
-    }
+    weights.pieces(id).for_each(|piece| widen_piece(Simd::best(), &piece, columns, to));
 }

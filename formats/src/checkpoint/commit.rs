@@ -5,6 +5,7 @@
 //! checkpoints as they were and a leftover that [`super::clean`] removes.
 
 use super::Dtype;
+use super::atomic;
 use super::history::{self, step_path};
 use super::manifest::{self, Manifest, Sum};
 use super::writer::{self, Outgoing, Values};
@@ -21,8 +22,9 @@ const BUFFER: usize = 1 << 20;
 /// A checkpoint being written. Dropped without [`Commit::finish`], it leaves nothing.
 #[derive(Debug)]
 pub struct Commit {
-    checkpoints: PathBuf,
-    step: u64,
+    destination: PathBuf,
+    /// Where what is damaged at the destination goes first.
+    trash: PathBuf,
     temporary: PathBuf,
     /// Every directory under the temporary one, each after its parent.
     directories: BTreeSet<PathBuf>,
@@ -41,10 +43,23 @@ impl Commit {
         }
         let temporary = history::temporary_path(checkpoints, history::TEMPORARY, step);
         history::remove(&temporary)?;
-        fs::create_dir(&temporary).map_err(|error| failed(&temporary, error))?;
+        let trash = history::temporary_path(checkpoints, history::TRASH, step);
+        Commit::new(step_path(checkpoints, step), trash, temporary)
+    }
+
+    /// Starts a directory at `path` that is no checkpoint: [`Commit::publish`] ends it.
+    pub fn directory(path: &Path) -> Result<Commit> {
+        let Some(name) = path.file_name() else {
+            return Err(Error::Usage(format!("{} names no directory to write", path.display())));
+        };
+        Commit::new(path.into(), PathBuf::new(), atomic::beside(path, name)?)
+    }
+
+    fn new(destination: PathBuf, trash: PathBuf, temporary: PathBuf) -> Result<Commit> {
+        fs::create_dir(&temporary).map_err(|error| Error::write(&temporary, error))?;
         Ok(Commit {
-            checkpoints: checkpoints.into(),
-            step,
+            destination,
+            trash,
             temporary,
             directories: BTreeSet::new(),
             manifest: Manifest::default(),
@@ -110,8 +125,7 @@ impl Commit {
     /// A step that already has a checkpoint in good order keeps it: saving the same once more changes nothing,
     /// and anything else is refused, because no rename replaces a directory without a moment that has neither.
     pub fn finish(self) -> Result<PathBuf> {
-        let destination = step_path(&self.checkpoints, self.step);
-        let trash = history::temporary_path(&self.checkpoints, history::TRASH, self.step);
+        let (destination, trash) = (self.destination.clone(), self.trash.clone());
         if destination.symlink_metadata().is_ok() {
             if manifest::verify(&destination).is_ok() {
                 if Manifest::open(&destination)? == self.manifest {
@@ -129,15 +143,21 @@ impl Commit {
         write_file(&self.temporary.join(manifest::NAME), |out, failed| {
             out.write_all(text.as_bytes()).map_err(failed)
         })?;
+        self.publish()?;
+        // The damaged one whose place it took, if there was one.
+        history::remove(&trash)?;
+        Ok(destination)
+    }
+
+    /// Makes the directory durable and visible as it is, without a manifest.
+    pub fn publish(self) -> Result<()> {
         for directory in self.directories.iter().rev() {
             history::sync_directory(directory)?;
         }
         history::sync_directory(&self.temporary)?;
-        fs::rename(&self.temporary, &destination).map_err(|error| Error::write(&destination, error))?;
-        history::sync_directory(&self.checkpoints)?;
-        // The damaged one whose place it took, if there was one.
-        history::remove(&trash)?;
-        Ok(destination)
+        let failed = |error| Error::write(&self.destination, error);
+        fs::rename(&self.temporary, &self.destination).map_err(failed)?;
+        history::sync_directory(self.destination.parent().unwrap_or(Path::new("")))
     }
 }
 
@@ -179,11 +199,16 @@ fn write_file(
     write(&mut sink, &failed)?;
     let Sink { file, hash, bytes } = sink;
     let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-    let mut permissions = file.metadata().map_err(failed)?.permissions();
-    permissions.set_readonly(true);
-    file.set_permissions(permissions).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
+    seal(&file).map_err(failed)?;
     Ok(Sum { checksum: hash.digest(), bytes })
+}
+
+/// Makes what was written read-only and durable.
+fn seal(file: &File) -> io::Result<()> {
+    let mut permissions = file.metadata()?.permissions();
+    permissions.set_readonly(true);
+    file.set_permissions(permissions)?;
+    file.sync_all()
 }
 
 #[cfg(test)]

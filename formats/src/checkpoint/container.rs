@@ -5,12 +5,11 @@
 //! Then the safetensors crate must agree. The header is copied before it is read, so a file that changes
 //! meanwhile cannot pass one check and fail another. `writer` is the other direction.
 
-use super::source;
+use super::map::Map;
 use super::{Advice, Dtype, Tensor};
 use crate::error::{Error, Result};
 use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
-use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
@@ -43,7 +42,7 @@ pub struct TensorFile {
 
 /// Where the bytes live. All of them stay put while the value lives.
 enum Storage {
-    Mapped(Mmap),
+    Mapped(Map),
     Shared(Arc<[u8]>),
     /// Bytes that came unaligned, copied; the length in bytes.
     Copied(Vec<u64>, usize),
@@ -79,19 +78,25 @@ pub struct StoredTensor<'a> {
 impl TensorFile {
     /// Maps a file. Nothing of it is read but the header.
     pub fn open(path: &Path) -> Result<TensorFile> {
-        let (file, len) = source::open(path)?;
-        if len < LENGTH_BYTES as u64 {
-            return Err(too_short(path, len));
-        }
-        // SAFETY: the file is regular and the map is read-only. Writers of ours never modify a file in place, so
-        // the bytes under the map do not change; a foreign writer that does can change numbers, which are
-        // checked nowhere after this, but no length or offset, which are taken from a copy of the header.
-        let map = unsafe { Mmap::map(&file) }.map_err(|error| source::unreadable(path, &error))?;
-        TensorFile::check(Storage::Mapped(map), path)
+        TensorFile::open_passing(path, &|_| false)
+    }
+
+    /// The same, passing over the tensors that `passed` names: these may be of any type, and are not there.
+    pub(super) fn open_passing(path: &Path, passed: &dyn Fn(&str) -> bool) -> Result<TensorFile> {
+        TensorFile::check(Storage::Mapped(Map::open(path)?), path, passed)
     }
 
     /// Takes a file's bytes from memory, copying them only if they are not aligned.
     pub fn from_bytes(bytes: Arc<[u8]>, origin: &Path) -> Result<TensorFile> {
+        TensorFile::from_bytes_passing(bytes, origin, &|_| false)
+    }
+
+    /// The same, passing over tensors as [`TensorFile::open_passing`] does.
+    pub(super) fn from_bytes_passing(
+        bytes: Arc<[u8]>,
+        origin: &Path,
+        passed: &dyn Fn(&str) -> bool,
+    ) -> Result<TensorFile> {
         let storage = if bytes.as_ptr().cast::<u64>().is_aligned() {
             Storage::Shared(bytes)
         } else {
@@ -107,11 +112,11 @@ impl TensorFile {
             bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(&bytes);
             Storage::Copied(words, bytes.len())
         };
-        TensorFile::check(storage, origin)
+        TensorFile::check(storage, origin, passed)
     }
 
-    fn check(storage: Storage, origin: &Path) -> Result<TensorFile> {
-        let entries = read_header(storage.bytes(), origin)?;
+    fn check(storage: Storage, origin: &Path, passed: &dyn Fn(&str) -> bool) -> Result<TensorFile> {
+        let entries = read_header(storage.bytes(), origin, passed)?;
         Ok(TensorFile { storage, entries })
     }
 
@@ -171,10 +176,8 @@ impl TensorFile {
 impl TensorFile {
     /// Tells the system how the numbers at a place are going to be used; nothing where the file is not mapped.
     pub(super) fn advise(&self, place: &Place, advice: Advice) {
-        match &self.storage {
-            #[cfg(unix)]
-            Storage::Mapped(map) => super::advice::advise(map, place.range.clone(), advice),
-            _ => _ = (place, advice),
+        if let Storage::Mapped(map) = &self.storage {
+            map.advise(place.range.clone(), advice);
         }
     }
 }
@@ -188,7 +191,7 @@ impl fmt::Debug for TensorFile {
 impl Storage {
     fn bytes(&self) -> &[u8] {
         match self {
-            Storage::Mapped(map) => map,
+            Storage::Mapped(map) => map.bytes(),
             Storage::Shared(bytes) => bytes,
             Storage::Copied(words, len) => &bytemuck::cast_slice(words)[..*len],
         }
@@ -204,7 +207,7 @@ fn damaged(origin: &Path, problem: String) -> Error {
 }
 
 /// Checks the header whole and lists the tensors, sorted by name.
-fn read_header(file: &[u8], origin: &Path) -> Result<Vec<Entry>> {
+fn read_header(file: &[u8], origin: &Path, passed: &dyn Fn(&str) -> bool) -> Result<Vec<Entry>> {
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
         return Err(too_short(origin, file.len() as u64));
     };
@@ -225,35 +228,59 @@ fn read_header(file: &[u8], origin: &Path) -> Result<Vec<Entry>> {
     let Header(raw) =
         serde_json::from_slice(&header).map_err(|error| refuse(format!("its header is invalid: {error}")))?;
     let start = LENGTH_BYTES + header.len();
-    let mut entries = Vec::with_capacity(raw.len());
+    let mut spots = Vec::with_capacity(raw.len());
     for (name, raw) in raw {
-        entries.push(raw.check(name, start, data.len()).map_err(refuse)?);
+        let passed = passed(&name);
+        spots.push(raw.check(name, passed, start, data.len()).map_err(refuse)?);
     }
-    check_tiling(&mut entries, start, data.len()).map_err(refuse)?;
+    check_tiling(&mut spots, start, data.len()).map_err(refuse)?;
     // The published reader must agree; by now no sum in it can overflow.
     serde_json::from_slice::<Metadata>(&header)
         .map_err(|error| refuse(format!("its header is invalid: {error}")))?;
+    let entries = spots.into_iter().filter_map(|Spot { name, shape, range, dtype }| {
+        Some(Entry { name, shape, place: Place { dtype: dtype?, range } })
+    });
+    let mut entries: Vec<Entry> = entries.collect();
     entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 
+/// One tensor where it lies, of one of our types if it is not passed over.
+struct Spot {
+    name: String,
+    shape: Vec<usize>,
+    range: Range<usize>,
+    dtype: Option<Dtype>,
+}
+
+/// Bytes of one value of a type that is not read.
+fn foreign_size(dtype: &str) -> Option<usize> {
+    match dtype {
+        "BOOL" | "U8" | "I8" => Some(1),
+        "U16" | "I16" => Some(2),
+        "U32" | "I32" => Some(4),
+        "U64" | "I64" | "F64" => Some(8),
+        _ => None,
+    }
+}
+
 /// Proves that the tensors lie end to end over all of the data.
-fn check_tiling(entries: &mut [Entry], start: usize, data: usize) -> Result<(), String> {
-    let total: u128 = entries.iter().map(|entry| entry.place.range.len() as u128).sum();
+fn check_tiling(spots: &mut [Spot], start: usize, data: usize) -> Result<(), String> {
+    let total: u128 = spots.iter().map(|spot| spot.range.len() as u128).sum();
     if total != data as u128 {
         return Err(format!("its tensors take {total} bytes, and {data} follow the header"));
     }
-    entries.sort_unstable_by_key(|entry| entry.place.range.start);
+    spots.sort_unstable_by_key(|spot| spot.range.start);
     let mut end = start;
-    for entry in entries {
-        if entry.place.range.start != end {
-            let (name, begin) = (&entry.name, entry.place.range.start - start);
+    for spot in spots {
+        if spot.range.start != end {
+            let (name, begin) = (&spot.name, spot.range.start - start);
             return Err(format!(
                 "tensor {name} begins at byte {begin} of the data, expected {}",
                 end - start
             ));
         }
-        end = entry.place.range.end;
+        end = spot.range.end;
     }
     Ok(())
 }
@@ -269,12 +296,19 @@ struct RawEntry {
 }
 
 impl RawEntry {
-    fn check(self, name: String, start: usize, data: usize) -> Result<Entry, String> {
+    fn check(self, name: String, passed: bool, start: usize, data: usize) -> Result<Spot, String> {
         let dtype = match self.dtype.as_str() {
-            "F32" => Dtype::F32,
-            "F16" => Dtype::F16,
-            "BF16" => Dtype::Bf16,
-            other => return Err(format!("tensor {name} is of type {other:?}; F32, F16 and BF16 are read")),
+            "F32" => Some(Dtype::F32),
+            "F16" => Some(Dtype::F16),
+            "BF16" => Some(Dtype::Bf16),
+            _ => None,
+        };
+        let foreign = || foreign_size(&self.dtype).filter(|_| passed);
+        let bytes = match (dtype.map(Dtype::size).or_else(foreign), self.dtype.as_str()) {
+            (Some(bytes), _) => bytes,
+            (None, other) => {
+                return Err(format!("tensor {name} is of type {other:?}; F32, F16 and BF16 are read"));
+            }
         };
         if self.shape.len() > MOST_DIMENSIONS {
             let count = self.shape.len();
@@ -287,7 +321,7 @@ impl RawEntry {
         let size = self
             .shape
             .iter()
-            .try_fold(dtype.size() as u128, |size, &dimension| size.checked_mul(u128::from(dimension)))
+            .try_fold(bytes as u128, |size, &dimension| size.checked_mul(u128::from(dimension)))
             .filter(|&size| size <= data as u128)
             .ok_or_else(|| format!("tensor {name} of shape {:?} does not fit the file", self.shape))?;
         let [begin, end] = self.data_offsets;
@@ -303,15 +337,14 @@ impl RawEntry {
         }
         // Both lie within the data, whose length is a usize.
         let range = start + begin as usize..start + end as usize;
-        if !range.start.is_multiple_of(dtype.size()) {
+        if !range.start.is_multiple_of(bytes) {
             return Err(format!(
                 "tensor {name} begins at byte {} of the file, not a multiple of its {} bytes a number",
-                range.start,
-                dtype.size()
+                range.start, bytes
             ));
         }
         let shape = self.shape.into_iter().map(|dimension| dimension as usize).collect();
-        Ok(Entry { name, shape, place: Place { dtype, range } })
+        Ok(Spot { name, shape, range, dtype: dtype.filter(|_| !passed) })
     }
 }
 
@@ -576,6 +609,27 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_is_passed_over_may_be_of_any_type_and_must_lie_right() {
+        let header = |dtype: &str, size: usize| {
+            format!(
+                r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}},"m":{{"dtype":"{dtype}","shape":[2],"data_offsets":[8,{}]}}}}"#,
+                8 + size
+            )
+        };
+        let passing = |text: &str, data: usize| {
+            let bytes = Arc::from(file(&padded(text), data));
+            TensorFile::from_bytes_passing(bytes, Path::new("memory"), &|name| name == "m")
+        };
+        for (dtype, size) in [("BOOL", 2), ("U8", 2), ("I64", 16), ("F32", 8)] {
+            let opened = passing(&header(dtype, size), 8 + size).expect("passed over");
+            assert_eq!((opened.len(), opened.get("m").is_none()), (1, true));
+            assert!(passing(&header(dtype, size + 1), 9 + size).is_err(), "{dtype}");
+        }
+        assert!(passing(&header("F4", 2), 10).is_err());
+        refused(&header("BOOL", 2), 10, "tensor m is of type \"BOOL\"");
+    }
+
+    #[test]
     fn numbers_must_be_aligned_in_the_file() {
         let header = |dtype: &str, size: usize| {
             format!(r#"{{"a":{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,{size}]}}}}"#)
@@ -598,7 +652,8 @@ pub(super) mod tests {
         let copied = {
             let mut words = vec![0; end.div_ceil(8)];
             bytemuck::cast_slice_mut(&mut words)[..end].copy_from_slice(&bytes);
-            TensorFile::check(Storage::Copied(words, end), Path::new("copied")).expect("a good file")
+            TensorFile::check(Storage::Copied(words, end), Path::new("copied"), &|_| false)
+                .expect("a good file")
         };
         for file in [open(&bytes).expect("a good file"), copied] {
             assert_eq!(file.get("a").expect("is there").values.get(1), 1.5);

@@ -1,11 +1,11 @@
-//! A model directory as a whole: config.json, generation_config.json, tokenizer.json, model.safetensors.
+//! A model directory as a whole: config.json, generation_config.json, tokenizer.json, model.safetensors or its shards.
 
 use super::Dtype;
 use super::commit::Commit;
 use super::generation::GenerationConfig;
-use super::source;
 use super::weights::Weights;
 use super::writer::{Outgoing, Values};
+use super::{shards, source};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::families;
@@ -41,8 +41,7 @@ impl Directory {
     /// Opens RUN, RUN/model, a checkpoint, or any directory that holds a model's files.
     pub fn open(path: &Path) -> Result<Directory> {
         let path = resolve(path)?;
-        let config_path = path.join(CONFIG);
-        let config = families::read_config(&source::read_text(&config_path, MOST_CONFIG)?, &config_path)?;
+        let config = read_config(&path)?;
         let generation_path = path.join(GENERATION);
         let generation = match source::read_text_if_there(&generation_path, MOST_CONFIG)? {
             Some(text) => GenerationConfig::read_json(&text, &generation_path)?,
@@ -62,9 +61,19 @@ impl Directory {
             found => found.map(|(tokenizer, _)| tokenizer),
         };
         let layout = Layout::new(&config);
-        let weights = Weights::open(&weights_path(&path)?, &config, &layout)?;
+        let weights = open_weights(&path, &config, &layout)?;
         Ok(Directory { path, config, layout, weights, tokenizer, generation })
     }
+}
+
+/// What the model in a directory is; nothing else of it is looked at.
+pub fn model_config(path: &Path) -> Result<Config> {
+    read_config(&resolve(path)?)
+}
+
+fn read_config(directory: &Path) -> Result<Config> {
+    let path = directory.join(CONFIG);
+    families::read_config(&source::read_text(&path, MOST_CONFIG)?, &path)
 }
 
 /// The directory that holds the files, with every link on the way resolved.
@@ -82,15 +91,16 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// The weights' file, or what is wrong with the directory that lacks it.
-fn weights_path(directory: &Path) -> Result<PathBuf> {
-    let path = directory.join(WEIGHTS);
+/// The weights, in one file or in shards, or what is wrong with the directory that lacks them.
+fn open_weights(directory: &Path, config: &Config, layout: &Layout) -> Result<Weights> {
+    let (path, index) = (directory.join(WEIGHTS), directory.join(shards::INDEX));
     if path.symlink_metadata().is_ok() {
-        return Ok(path);
+        return Weights::open(&path, config, layout);
     }
-    let (problem, help) = if directory.join("model.safetensors.index.json").exists() {
-        ("has its weights in shards, which are not read yet", "save the model as one model.safetensors")
-    } else if directory.join("pytorch_model.bin").exists() {
+    if index.symlink_metadata().is_ok() {
+        return Weights::open_shards(&index, config, layout);
+    }
+    let (problem, help) = if directory.join("pytorch_model.bin").exists() {
         ("has its weights as a Python pickle only", "save the model as safetensors")
     } else {
         ("has no model.safetensors", "copy the model again, whole")
@@ -132,8 +142,11 @@ pub fn write_model(commit: &mut Commit, prefix: &str, model: &ModelFiles) -> Res
             Outgoing {
                 name: stored.name,
                 dtype: model.dtype,
+                values: match stored.inputs_first {
+                    true => Values::Transposed(values, stored.shape[0]),
+                    false => Values::Floats(values),
+                },
                 shape: stored.shape,
-                values: Values::Floats(values),
             }
         })
         .collect();
@@ -229,7 +242,7 @@ mod tests {
         fs::write(model.join("pytorch_model.bin"), b"").expect("can be written");
         refused(&model, 3, "Python pickle");
         fs::write(model.join("model.safetensors.index.json"), b"").expect("can be written");
-        refused(&model, 3, "shards");
+        refused(&model, 3, "is no index of shards");
         fs::remove_file(model.join(CONFIG)).expect("is there");
         refused(&model, 3, "holds no model");
         refused(&scratch.join("absent"), 3, "cannot be read");

@@ -1,39 +1,48 @@
 //! Model files opened (mapped, checked against the layout) and checkpoints saved (atomic, durable).
 //!
 //! - [`source`]: the only way a file is opened: regular, bounded, never a hang
+//! - `map`: a file's bytes, mapped; `advice`: what the system is told about them
 //! - `container`: the safetensors format, read strictly; `writer`: written to the same bytes every time
 //! - `weights`: one model's tensors, each proven to be what the layout expects
-//! - `advice`: what the system is told about mapped bytes
+//! - `shards`: weights in several files, under one index
 //! - `generation`: how a model wants to be sampled
 //! - `directory`: a model directory as a whole, opened and written
+//! - `atomic`: one file, whole or absent
 //! - `commit`: one checkpoint, whole or absent; `manifest`: its checksums
 //! - `history`: the checkpoints of a run: which is newest, which may go
 //!
 //! A file is written once and never modified, so what is mapped cannot change under a reader by our hand.
 
 mod advice;
+mod atomic;
 mod commit;
 mod container;
 mod directory;
 mod generation;
 mod history;
 mod manifest;
+mod map;
+mod shards;
 pub mod source;
 mod weights;
 mod writer;
 
 pub use advice::Advice;
+pub use atomic::AtomicFile;
 pub use commit::Commit;
 pub use container::{StoredTensor, TensorFile};
-pub use directory::{Directory, ModelFiles, write_model};
+pub use directory::{Directory, ModelFiles, model_config, write_model};
 pub use generation::GenerationConfig;
 pub use history::{clean, newest, point, retain, step_path};
 pub use manifest::verify;
-pub use weights::Weights;
+pub use map::Map;
+pub use weights::{Piece, Weights};
+pub use writer::encode;
 
 use crate::error::Error;
 use half::{bf16, f16};
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 #[cfg(target_endian = "big")]
@@ -111,7 +120,19 @@ pub enum Tensor<'a> {
     Bf16(&'a [bf16]),
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
+    /// Some of the values.
+    ///
+    /// # Panics
+    /// If `range` does not lie below [`Tensor::len`].
+    pub fn part(&self, range: Range<usize>) -> Tensor<'a> {
+        match self {
+            Tensor::F32(values) => Tensor::F32(&values[range]),
+            Tensor::F16(values) => Tensor::F16(&values[range]),
+            Tensor::Bf16(values) => Tensor::Bf16(&values[range]),
+        }
+    }
+
     /// How the numbers are encoded.
     pub fn dtype(&self) -> Dtype {
         match self {

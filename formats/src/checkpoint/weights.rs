@@ -1,8 +1,8 @@
 //! One model's tensors: each of the layout's parameters has its own, whole or in pieces, of the right shapes, and
-//! there are no others.
+//! there are no others. They may lie in several files.
 
 use super::container::{Place, TensorFile};
-use super::{Advice, Dtype, Tensor};
+use super::{Advice, Dtype, Tensor, shards};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::families;
@@ -17,9 +17,9 @@ const MOST_DIFFERENCES: usize = 3;
 /// The weights of one model, mapped or in memory, unchangeable; a parameter's numbers are read where they stand.
 #[derive(Debug)]
 pub struct Weights {
-    file: TensorFile,
+    files: Vec<TensorFile>,
     /// In the layout's order, the pieces of a parameter by their rows.
-    pieces: Vec<Piece>,
+    pieces: Vec<Held>,
     /// Where each parameter's pieces begin, and after the last their number.
     first: Vec<usize>,
     dtype: Dtype,
@@ -27,45 +27,76 @@ pub struct Weights {
 
 /// A tensor that holds some or all of a parameter's rows.
 #[derive(Debug)]
-struct Piece {
+struct Held {
     rows: Range<usize>,
+    inputs_first: bool,
+    file: usize,
     place: Place,
+}
+
+/// Some or all of a parameter's rows, where they stand.
+#[derive(Clone, Debug)]
+pub struct Piece<'a> {
+    /// Which of the parameter's rows.
+    pub rows: Range<usize>,
+    /// Their numbers.
+    pub values: Tensor<'a>,
+    /// Whether they stand transposed: `[columns, rows]`, one line an input of a projection.
+    pub inputs_first: bool,
 }
 
 impl Weights {
     /// Maps a `model.safetensors` and checks it against the layout. No number is read.
     pub fn open(path: &Path, config: &Config, layout: &Layout) -> Result<Weights> {
-        Weights::check(TensorFile::open(path)?, config, layout, path)
+        let file = TensorFile::open_passing(path, &|name| families::is_ignored(config, layout, name))?;
+        Weights::check(vec![file], config, layout, path)
+    }
+
+    /// The same of the shards that an index names.
+    pub(super) fn open_shards(index: &Path, config: &Config, layout: &Layout) -> Result<Weights> {
+        let files = shards::open(index, &|name| families::is_ignored(config, layout, name))?;
+        Weights::check(files, config, layout, index)
     }
 
     /// The same from memory; copies only bytes that are not aligned. `origin` names them in errors.
     pub fn from_bytes(bytes: Arc<[u8]>, config: &Config, layout: &Layout, origin: &Path) -> Result<Weights> {
-        Weights::check(TensorFile::from_bytes(bytes, origin)?, config, layout, origin)
+        let ignored = |name: &str| families::is_ignored(config, layout, name);
+        let file = TensorFile::from_bytes_passing(bytes, origin, &ignored)?;
+        Weights::check(vec![file], config, layout, origin)
     }
 
-    fn check(file: TensorFile, config: &Config, layout: &Layout, origin: &Path) -> Result<Weights> {
+    fn check(files: Vec<TensorFile>, config: &Config, layout: &Layout, origin: &Path) -> Result<Weights> {
         let expected = families::stored(config, layout);
         let mut differences = Vec::new();
         let mut pieces = Vec::with_capacity(expected.len());
+        let find = |name: &str| {
+            let mut found =
+                files.iter().enumerate().filter_map(|(index, file)| Some((index, file.find(name)?)));
+            found.next()
+        };
+        let mut names = Vec::with_capacity(expected.len());
         let mut first = vec![0; layout.iter().filter(|(_, parameter)| parameter.is_stored()).count() + 1];
         for stored in &expected {
-            match file.find(&stored.name) {
-                Some(entry) if entry.shape == stored.shape => {
-                    let rows = if stored.shape.len() == 1 { 1 } else { stored.shape[0] };
-                    let rows = stored.first_row..stored.first_row + rows;
-                    pieces.push(Piece { rows, place: entry.place.clone() });
+            let short =
+                || families::short_name(config, &stored.name).and_then(|name| Some((name, find(name)?)));
+            match find(&stored.name).map(|found| (stored.name.as_str(), found)).or_else(short) {
+                Some((name, (file, entry))) if entry.shape == stored.shape => {
+                    let rows = stored.first_row..stored.first_row + stored.rows();
+                    let (inputs_first, place) = (stored.inputs_first, entry.place.clone());
+                    pieces.push(Held { rows, inputs_first, file, place });
                     first[stored.id.index() + 1] = pieces.len();
+                    names.push(name);
                 }
-                Some(entry) => differences.push(format!(
-                    "{} has the shape {:?}, expected {:?}",
-                    stored.name, entry.shape, stored.shape
-                )),
+                Some((name, (_, entry))) => {
+                    names.push(name);
+                    differences
+                        .push(format!("{name} has the shape {:?}, expected {:?}", entry.shape, stored.shape));
+                }
                 None => differences.push(format!("{} of shape {:?} is missing", stored.name, stored.shape)),
             }
         }
-        let mut names: Vec<&str> = expected.iter().map(|stored| stored.name.as_str()).collect();
         names.sort_unstable();
-        let unknown = file.iter().filter(|tensor| {
+        let unknown = files.iter().flat_map(TensorFile::iter).filter(|tensor| {
             names.binary_search(&tensor.name).is_err() && !families::is_ignored(config, layout, tensor.name)
         });
         differences.extend(unknown.map(|tensor| format!("{} is not part of the model", tensor.name)));
@@ -82,29 +113,38 @@ impl Weights {
                 "put a model's config.json and model.safetensors of one save together",
             ));
         }
-        let dtype = file.values(&pieces[first[layout.token_embedding.index()]].place).dtype();
-        Ok(Weights { file, pieces, first, dtype })
+        let embedding = &pieces[first[layout.token_embedding.index()]];
+        let dtype = files[embedding.file].values(&embedding.place).dtype();
+        Ok(Weights { files, pieces, first, dtype })
     }
 
     /// The numbers of a parameter that every family stores whole: an embedding, a gain, a bias.
     pub fn tensor(&self, id: ParameterId) -> Tensor<'_> {
-        let [piece] = self.of(id) else { panic!("{id:?} is stored in pieces") };
-        self.file.values(&piece.place)
+        let [held] = self.of(id) else { panic!("{id:?} is stored in pieces") };
+        self.values(held)
     }
 
-    /// One parameter's numbers: row by row as the layout has them, each tensor with the rows it holds.
-    pub fn pieces(&self, id: ParameterId) -> impl Iterator<Item = (Range<usize>, Tensor<'_>)> {
-        self.of(id).iter().map(|piece| (piece.rows.clone(), self.file.values(&piece.place)))
+    /// One parameter's numbers, each tensor with the rows it holds, in their order.
+    pub fn pieces(&self, id: ParameterId) -> impl Iterator<Item = Piece<'_>> {
+        self.of(id).iter().map(|held| Piece {
+            rows: held.rows.clone(),
+            values: self.values(held),
+            inputs_first: held.inputs_first,
+        })
+    }
+
+    fn values(&self, held: &Held) -> Tensor<'_> {
+        self.files[held.file].values(&held.place)
     }
 
     /// Tells the system how a parameter's numbers are going to be used. Best effort; changes no number.
     pub fn advise(&self, id: ParameterId, advice: Advice) {
-        for piece in self.of(id) {
-            self.file.advise(&piece.place, advice);
+        for held in self.of(id) {
+            self.files[held.file].advise(&held.place, advice);
         }
     }
 
-    fn of(&self, id: ParameterId) -> &[Piece] {
+    fn of(&self, id: ParameterId) -> &[Held] {
         &self.pieces[self.first[id.index()]..self.first[id.index() + 1]]
     }
 
@@ -113,9 +153,9 @@ impl Weights {
         self.dtype
     }
 
-    /// Length of the file.
+    /// Length of the file, or of all of them.
     pub fn bytes(&self) -> u64 {
-        self.file.bytes()
+        self.files.iter().map(TensorFile::bytes).sum()
     }
 }
 
@@ -123,6 +163,7 @@ impl Weights {
 pub(super) mod tests {
     use super::super::writer::{self, Outgoing, Values};
     use super::*;
+    use crate::config::AttentionScale;
     use crate::config::tests::lecture;
 
     /// A model whose whole file is a few kilobytes.
@@ -216,7 +257,10 @@ pub(super) mod tests {
                 Config { vocabulary: 4, ..small() },
                 "token_embedding.weight has the shape [3, 2], expected [4, 2]",
             ),
-            (Config { head_bias: false, ..small() }, "head.bias is not part of the model"),
+            (
+                Config { head_bias: false, attention_scale: AttentionScale::Width, ..small() },
+                "head.bias is not part of the model",
+            ),
             (Config { tied: true, ..small() }, "head.weight is not part of the model"),
             (Config { layers: 2, ..small() }, "layers.1.attention_norm.weight of shape [2] is missing"),
             (Config { layers: 2, ..small() }, "and 9 more"),

@@ -13,6 +13,8 @@ use std::io::{self, Write};
 
 /// Values encoded at a time.
 const CHUNK: usize = 4096;
+/// Columns of a transposed matrix gathered at a time: whole cache lines are read.
+const COLUMNS: usize = 16;
 
 /// One tensor to be written.
 pub(super) struct Outgoing<'a> {
@@ -28,57 +30,79 @@ pub(super) enum Values<'a> {
     Encoded(&'a [u8]),
     /// To be rounded to the tensor's dtype on the way.
     Floats(&'a [f32]),
+    /// The same, of a matrix with so many columns that is written column by column.
+    Transposed(&'a [f32], usize),
 }
 
 impl Outgoing<'_> {
     fn bytes(&self) -> usize {
         match self.values {
             Values::Encoded(bytes) => bytes.len(),
-            Values::Floats(values) => values.len() * self.dtype.size(),
+            Values::Floats(values) | Values::Transposed(values, _) => values.len() * self.dtype.size(),
         }
     }
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let values = match self.values {
-            Values::Encoded(bytes) => return out.write_all(bytes),
-            Values::Floats(values) => values,
-        };
-        let mut encoded = Vec::with_capacity(CHUNK * self.dtype.size());
-        for chunk in values.chunks(CHUNK) {
-            encoded.clear();
-            match self.dtype {
-                Dtype::F32 => encoded.extend_from_slice(bytemuck::cast_slice(chunk)),
-                Dtype::F16 => {
-                    encoded.extend(chunk.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()))
+        match self.values {
+            Values::Encoded(bytes) => out.write_all(bytes),
+            Values::Floats(values) => encode(self.dtype, values, out),
+            Values::Transposed(values, columns) => {
+                let rows = values.len() / columns;
+                let mut turned = vec![0.0; rows * COLUMNS.min(columns)];
+                for first in (0..columns).step_by(COLUMNS) {
+                    let count = COLUMNS.min(columns - first);
+                    for (row, line) in values.chunks_exact(columns).enumerate() {
+                        for (column, value) in line[first..first + count].iter().enumerate() {
+                            turned[column * rows + row] = *value;
+                        }
+                    }
+                    encode(self.dtype, &turned[..rows * count], out)?;
                 }
-                Dtype::Bf16 => {
-                    encoded.extend(chunk.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()))
-                }
+                Ok(())
             }
-            out.write_all(&encoded)?;
         }
-        Ok(())
     }
 
-    /// Refuses numbers that the file would not hold: none that is not finite, none beyond the dtype's range.
+    /// Refuses numbers that the file would not hold.
     fn check_values(&self) -> Result<()> {
-        let Values::Floats(values) = self.values else { return Ok(()) };
-        let fits = |value: f32| match self.dtype {
+        let (Values::Floats(values) | Values::Transposed(values, _)) = self.values else { return Ok(()) };
+        self.dtype.must_hold(values, &self.name)
+    }
+}
+
+impl Dtype {
+    /// Refuses numbers that a tensor of this type would not hold: none that is not finite, none beyond its range.
+    pub fn must_hold(self, values: &[f32], tensor: &str) -> Result<()> {
+        let fits = |value: f32| match self {
             Dtype::F32 => value.is_finite(),
             Dtype::F16 => f16::from_f32(value).is_finite(),
             Dtype::Bf16 => bf16::from_f32(value).is_finite(),
         };
         match values.iter().find(|&&value| !fits(value)) {
             Some(value) if value.is_finite() => Err(Error::Usage(format!(
-                "tensor {} holds {value}, beyond the range of {}; save with --dtype f32",
-                self.name, self.dtype
+                "tensor {tensor} holds {value}, beyond the range of {self}; save with --dtype f32"
             ))),
-            Some(value) => {
-                Err(Error::Diverged(format!("tensor {} holds {value}; it was not saved", self.name)))
-            }
+            Some(value) => Err(Error::Diverged(format!("tensor {tensor} holds {value}; it was not saved"))),
             None => Ok(()),
         }
     }
+}
+
+/// Writes numbers as a file has them, rounded to `dtype` on the way.
+pub fn encode(dtype: Dtype, values: &[f32], out: &mut (impl Write + ?Sized)) -> io::Result<()> {
+    let mut encoded = Vec::with_capacity(CHUNK * dtype.size());
+    for chunk in values.chunks(CHUNK) {
+        encoded.clear();
+        match dtype {
+            Dtype::F32 => encoded.extend_from_slice(bytemuck::cast_slice(chunk)),
+            Dtype::F16 => encoded.extend(chunk.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes())),
+            Dtype::Bf16 => {
+                encoded.extend(chunk.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()))
+            }
+        }
+        out.write_all(&encoded)?;
+    }
+    Ok(())
 }
 
 /// Writes one file: widest numbers first, then by name, so that the same tensors give the same bytes.
@@ -183,6 +207,22 @@ mod tests {
                     Dtype::Bf16 => bf16::from_f32(value).to_f32(),
                 };
                 assert_eq!(tensor.get(index), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_transposed_matrix_is_written_column_by_column() {
+        for (rows, columns) in [(1, 1), (3, 5), (7, 16), (2, 33), (40, 17)] {
+            let values: Vec<f32> = (0..rows * columns).map(|index| index as f32).collect();
+            let shape = [columns, rows];
+            let bytes =
+                written(&mut [outgoing("a", Dtype::F32, &shape, Values::Transposed(&values, columns))]);
+            let file = TensorFile::from_bytes(bytes.expect("finite").into(), Path::new("memory"));
+            let file = file.expect("our own file");
+            let tensor = file.get("a").expect("is there").values;
+            for index in 0..tensor.len() {
+                assert_eq!(tensor.get(index), values[index % rows * columns + index / rows]);
             }
         }
     }

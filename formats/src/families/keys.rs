@@ -59,6 +59,17 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// One of some words, each with what it means.
+    pub(super) fn word<T: Copy>(&self, key: &str, default: &str, known: &[(&str, T)]) -> Result<T> {
+        let default = Value::from(default);
+        let value = self.get(key).unwrap_or(&default);
+        let found = known.iter().find(|(word, _)| value == word);
+        found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+            self.refuse(key, value, format!("one of {}: anything else is not computed yet", words.join(", ")))
+        })
+    }
+
     /// True or false.
     pub(super) fn switch(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {

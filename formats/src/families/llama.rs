@@ -6,7 +6,8 @@
 use super::{Family, Stored, keys::Keys};
 use crate::checkpoint::Dtype;
 use crate::config::{
-    Activation, AttentionScale, Config, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight,
+    Activation, AttentionScale, Config, Experts, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore,
+    RouterWeight,
 };
 use crate::error::Result;
 use crate::layout::{Layout, Parameter, ParameterId, Role};
@@ -20,6 +21,7 @@ const THETA: f64 = 10_000.0;
 pub(super) fn of(config: &Config) -> Option<Family> {
     let shaped = config.position == Position::Rotary
         && config.norm == NormKind::RmsNorm
+        && config.norm_order == NormOrder::Pre
         && config.activation == Activation::SwiGlu
         && config.attention_scale == AttentionScale::HeadSize;
     let biased = config.qkv_bias || config.attention_bias || config.feed_forward_bias || config.head_bias;
@@ -52,14 +54,15 @@ pub(super) fn stored(family: Family, config: &Config, id: ParameterId, parameter
             true => vec![parameter.rows, parameter.columns],
             false => vec![parameter.columns],
         };
-        vec![Stored { id, name: name + ".weight", shape, first_row: 0 }]
+        vec![Stored { id, name: name + ".weight", shape, first_row: 0, inputs_first: false }]
     };
     let pieces = |names: &[(String, usize)]| {
         let mut first_row = 0;
         let piece = |(name, rows): &(String, usize)| {
             let shape = vec![*rows, parameter.columns];
             first_row += rows;
-            Stored { id, name: format!("{name}.weight"), shape, first_row: first_row - rows }
+            let name = format!("{name}.weight");
+            Stored { id, name, shape, first_row: first_row - rows, inputs_first: false }
         };
         names.iter().map(piece).collect()
     };
@@ -235,7 +238,7 @@ pub(super) fn read(family: Family, keys: &Keys<'_>) -> Result<Config> {
     let count =
         || keys.count(if keys.has("num_local_experts") { "num_local_experts" } else { "num_experts" }, None);
     let experts = match family {
-        Family::Llama | Family::Lectern => None,
+        Family::Llama | Family::Lectern | Family::Gpt2 | Family::OpenaiGpt => None,
         Family::Mixtral => Some(mixture(count()?, hidden, 1, RouterWeight::Renormalised)?),
         Family::Olmoe => {
             Some(mixture(count()?, hidden, 1, renormalised(keys.switch("norm_topk_prob", false)?))?)
@@ -260,6 +263,7 @@ pub(super) fn read(family: Family, keys: &Keys<'_>) -> Result<Config> {
         position: Position::Rotary,
         rotary_base: theta(keys)? as f32,
         norm: NormKind::RmsNorm,
+        norm_order: NormOrder::Pre,
         query_key_norm: match family {
             Family::Olmoe => QueryKeyNorm::Whole,
             Family::Qwen3Moe => QueryKeyNorm::Head,

@@ -4,6 +4,7 @@
 //! unchanged; which one follows from the config alone. Any other says `"model_type": "lectern"`, so that nothing else
 //! misreads it.
 
+mod gpt;
 mod keys;
 mod llama;
 
@@ -26,6 +27,10 @@ use std::path::Path;
 pub enum Family {
     /// Our own.
     Lectern,
+    /// GPT-1: norms after each half of a layer.
+    OpenaiGpt,
+    /// GPT-2.
+    Gpt2,
     /// Dense, rotary positions, RMSNorm, SwiGLU.
     Llama,
     /// The same with experts whose weights are renormalised.
@@ -38,18 +43,27 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 5] =
-        [Family::Lectern, Family::Llama, Family::Mixtral, Family::Olmoe, Family::Qwen3Moe];
+    pub const ALL: [Family; 7] = [
+        Family::Lectern,
+        Family::OpenaiGpt,
+        Family::Gpt2,
+        Family::Llama,
+        Family::Mixtral,
+        Family::Olmoe,
+        Family::Qwen3Moe,
+    ];
 
     /// The one that stores a model of this config.
     pub fn of(config: &Config) -> Family {
-        llama::of(config).unwrap_or(Family::Lectern)
+        llama::of(config).or_else(|| gpt::of(config)).unwrap_or(Family::Lectern)
     }
 
     /// Its name in `config.json`.
     pub fn model_type(self) -> &'static str {
         match self {
             Family::Lectern => "lectern",
+            Family::OpenaiGpt => "openai-gpt",
+            Family::Gpt2 => "gpt2",
             Family::Llama => "llama",
             Family::Mixtral => "mixtral",
             Family::Olmoe => "olmoe",
@@ -61,6 +75,8 @@ impl Family {
     pub fn architecture(self) -> &'static str {
         match self {
             Family::Lectern => "LecternForCausalLM",
+            Family::OpenaiGpt => "OpenAIGPTLMHeadModel",
+            Family::Gpt2 => "GPT2LMHeadModel",
             Family::Llama => "LlamaForCausalLM",
             Family::Mixtral => "MixtralForCausalLM",
             Family::Olmoe => "OlmoeForCausalLM",
@@ -79,14 +95,25 @@ pub struct Stored {
     pub id: ParameterId,
     /// Its name in the file.
     pub name: String,
-    /// Its shape in the file: `[rows, columns]`, or `[len]` for a vector.
+    /// Its shape in the file: `[rows, columns]`, `[columns, rows]` with inputs first, or `[len]` for a vector.
     pub shape: Vec<usize>,
     /// The first of the parameter's rows that it holds: some families store a parameter in pieces.
     pub first_row: usize,
+    /// Whether it stands transposed: one line an input, not one an output.
+    pub inputs_first: bool,
 }
 
 impl Stored {
-    /// Where its values are among the parameter's, in elements.
+    /// How many of the parameter's rows it holds.
+    pub fn rows(&self) -> usize {
+        match self.shape[..] {
+            [rows, _] if !self.inputs_first => rows,
+            [_, rows] => rows,
+            _ => 1,
+        }
+    }
+
+    /// Where its values are among the parameter's, in elements; with inputs first, they are these transposed.
     pub fn range(&self, parameter: &Parameter) -> Range<usize> {
         let start = self.first_row * parameter.columns;
         start..start + self.shape.iter().product::<usize>()
@@ -99,6 +126,7 @@ pub fn stored(config: &Config, layout: &Layout) -> Vec<Stored> {
     let parameters = layout.iter().filter(|(_, parameter)| parameter.is_stored());
     let tensors = parameters.flat_map(|(id, parameter)| match family {
         Family::Lectern => vec![own(id, parameter)],
+        Family::Gpt2 | Family::OpenaiGpt => vec![gpt::stored(family, id, parameter)],
         family => llama::stored(family, config, id, parameter),
     });
     tensors.collect()
@@ -106,7 +134,19 @@ pub fn stored(config: &Config, layout: &Layout) -> Vec<Stored> {
 
 /// Whether a file may hold a tensor of this name although it is no parameter of the model.
 pub fn is_ignored(config: &Config, layout: &Layout, name: &str) -> bool {
-    Family::of(config) != Family::Lectern && llama::is_ignored(layout, name)
+    match Family::of(config) {
+        Family::Lectern => false,
+        Family::Gpt2 | Family::OpenaiGpt => gpt::is_ignored(layout, name),
+        _ => llama::is_ignored(layout, name),
+    }
+}
+
+/// The other name under which some files of a model's family hold what is called `name`.
+pub fn short_name<'a>(config: &Config, name: &'a str) -> Option<&'a str> {
+    match Family::of(config) {
+        Family::Gpt2 | Family::OpenaiGpt => name.strip_prefix(gpt::PREFIX),
+        _ => None,
+    }
 }
 
 fn own(id: ParameterId, parameter: &Parameter) -> Stored {
@@ -114,7 +154,7 @@ fn own(id: ParameterId, parameter: &Parameter) -> Stored {
         true => vec![parameter.rows, parameter.columns],
         false => vec![parameter.columns],
     };
-    Stored { id, name: name(parameter), shape, first_row: 0 }
+    Stored { id, name: name(parameter), shape, first_row: 0, inputs_first: false }
 }
 
 fn name(parameter: &Parameter) -> String {
@@ -149,8 +189,10 @@ fn name(parameter: &Parameter) -> String {
 /// The text of a `config.json`: what the model is, in its family's own keys.
 pub fn config_json(config: &Config, dtype: Dtype) -> String {
     let family = Family::of(config);
-    if family != Family::Lectern {
-        return llama::config_json(family, config, dtype);
+    match family {
+        Family::Lectern => {}
+        Family::Gpt2 | Family::OpenaiGpt => return gpt::config_json(family, config, dtype),
+        _ => return llama::config_json(family, config, dtype),
     }
     #[derive(Serialize)]
     struct File<'a> {
@@ -205,7 +247,14 @@ pub fn read_config(text: &str, origin: &Path) -> Result<Config> {
     taken("transformers_version");
     let config = match family {
         Family::Lectern => own_keys(entries, &place)?,
-        family => llama::read(family, &Keys::new(&entries.into_iter().collect(), &place))?,
+        family => {
+            let entries = entries.into_iter().collect();
+            let keys = Keys::new(&entries, &place);
+            match family {
+                Family::Gpt2 | Family::OpenaiGpt => gpt::read(family, &keys)?,
+                _ => llama::read(family, &keys)?,
+            }
+        }
     };
     config.validate(&place)?;
     if Family::of(&config) != family {
@@ -268,276 +317,4 @@ impl<'de> Deserialize<'de> for Entries {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::tests::lecture;
-    use crate::config::{Activation, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight};
-
-    fn read(text: &str) -> Result<Config> {
-        read_config(text, Path::new("config.json"))
-    }
-
-    fn changed(from: &str, to: &str) -> String {
-        let text = config_json(&lecture(), Dtype::F16);
-        assert!(text.contains(from), "{from} is not in {text}");
-        text.replacen(from, to, 1)
-    }
-
-    fn refused(text: &str, words: &str) {
-        let error = read(text).expect_err("must be refused");
-        let message = error.to_string();
-        assert!(message.contains(words), "{message:?} does not say {words:?}");
-        assert!(matches!(error.exit_code(), 3 | 4), "{message}");
-    }
-
-    #[test]
-    fn every_tensor_has_a_name_of_its_own_and_the_layouts_shape() {
-        let config = Config { dropout: 0.1, ..lecture() };
-        let layout = Layout::new(&config);
-        let tensors = stored(&config, &layout);
-        let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-        assert!(names.contains(&"token_embedding.weight"));
-        assert!(names.contains(&"layers.3.attention.qkv.bias"));
-        assert!(names.contains(&"head.bias"));
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), tensors.len());
-        let values: usize = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
-        assert_eq!(values, layout.parameters());
-    }
-
-    #[test]
-    fn a_vector_has_one_dimension_even_where_a_matrix_has_one_row() {
-        let config = Config { vocabulary: 1, context: 1, ..lecture() };
-        let shapes: Vec<_> = stored(&config, &Layout::new(&config))
-            .into_iter()
-            .filter(|tensor| tensor.name == "token_embedding.weight" || tensor.name == "final_norm.bias")
-            .map(|tensor| tensor.shape)
-            .collect();
-        assert_eq!(shapes, [vec![1, 64], vec![64]]);
-    }
-
-    #[test]
-    fn a_config_survives_its_file() {
-        let config = Config { dropout: 0.1, norm_eps: 1e-6, tied: true, ..lecture() };
-        for dtype in Dtype::ALL {
-            assert_eq!(read(&config_json(&config, dtype)).expect("our own file"), config);
-        }
-    }
-
-    #[test]
-    fn numbers_are_written_as_they_were_given() {
-        let text = config_json(&Config { dropout: 0.2, ..lecture() }, Dtype::Bf16);
-        let start =
-            "{\n  \"model_type\": \"lectern\",\n  \"architectures\": [\n    \"LecternForCausalLM\"\n  ],";
-        assert!(text.starts_with(start), "{text}");
-        for line in ["\"dtype\": \"bfloat16\"", "\"norm_eps\": 0.00001", "\"dropout\": 0.2\n"] {
-            assert!(text.contains(line), "{line} is not in {text}");
-        }
-    }
-
-    #[test]
-    fn unknown_families_are_refused_by_name() {
-        for kind in ["gpt2", "phimoe"] {
-            refused(&changed("\"lectern\"", &format!("{kind:?}")), "one of lectern, llama, mixtral");
-            refused(&changed("\"lectern\"", &format!("{kind:?}")), kind);
-        }
-        refused("{}", "model_type is missing");
-        refused("{\"model_type\": 1}", "model_type is 1");
-    }
-
-    /// A model of each public family.
-    fn public() -> Vec<(Family, Config)> {
-        let llama = Config {
-            width: 48,
-            heads: 4,
-            kv_heads: 2,
-            head_size: 12,
-            position: Position::Rotary,
-            rotary_base: 500_000.0,
-            norm: NormKind::RmsNorm,
-            norm_eps: 1e-6,
-            norm_bias: false,
-            activation: Activation::SwiGlu,
-            qkv_bias: false,
-            attention_bias: false,
-            feed_forward_bias: false,
-            head_bias: false,
-            feed_forward: 40,
-            ..lecture()
-        };
-        let experts = Experts {
-            count: 11,
-            active: 3,
-            width: 40,
-            every: 1,
-            shared: 0,
-            score: RouterScore::Softmax,
-            weight: RouterWeight::Renormalised,
-            selection_bias: false,
-            noise: false,
-        };
-        let scored = Experts { weight: RouterWeight::Score, ..experts };
-        vec![
-            (Family::Llama, llama.clone()),
-            (Family::Llama, Config { tied: true, head_size: 10, ..llama.clone() }),
-            (Family::Mixtral, Config { experts: Some(experts), ..llama.clone() }),
-            (
-                Family::Olmoe,
-                Config { experts: Some(scored), query_key_norm: QueryKeyNorm::Whole, ..llama.clone() },
-            ),
-            (
-                Family::Qwen3Moe,
-                Config {
-                    experts: Some(Experts { every: 2, width: 24, ..experts }),
-                    query_key_norm: QueryKeyNorm::Head,
-                    head_size: 20,
-                    ..llama
-                },
-            ),
-        ]
-    }
-
-    #[test]
-    fn a_public_config_survives_its_file() {
-        for (family, config) in public() {
-            for dtype in Dtype::ALL {
-                assert_eq!(Family::of(&config), family);
-                let text = config_json(&config, dtype);
-                assert!(text.contains(&format!("\"model_type\": {:?}", family.model_type())), "{text}");
-                assert!(text.contains("\"rms_norm_eps\": 0.000001"), "{text}");
-                assert_eq!(read(&text).expect("our own file"), config);
-            }
-        }
-    }
-
-    #[test]
-    fn the_pieces_of_a_public_model_cover_every_parameter_once() {
-        for (_, config) in public() {
-            let layout = Layout::new(&config);
-            let tensors = stored(&config, &layout);
-            for (id, parameter) in layout.iter() {
-                let mut end = 0;
-                for piece in tensors.iter().filter(|piece| piece.id == id) {
-                    assert_eq!(piece.range(parameter).start, end);
-                    end = piece.range(parameter).end;
-                }
-                assert_eq!(end, parameter.len(), "{parameter:?}");
-            }
-            let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-            names.sort_unstable();
-            // In the order of the file, an expert's tensors lie side by side.
-            let experts: Vec<&str> = names
-                .iter()
-                .filter_map(|name| Some(name.split_once("experts.")?.1.split_once('.')?.0))
-                .collect();
-            let changes = experts.windows(2).filter(|pair| pair[0] != pair[1]).count();
-            assert!(experts.is_empty() || changes < experts.len() / 2, "{names:?}");
-            names.dedup();
-            assert_eq!(names.len(), tensors.len());
-        }
-    }
-
-    #[test]
-    fn both_spellings_of_the_field_are_read() {
-        let (_, mixtral) = &public()[2];
-        let text = config_json(mixtral, Dtype::F32);
-        let without = |text: &str, key: &str| {
-            let lines = text.lines().filter(|line| !line.contains(&format!("\"{key}\"")));
-            lines.collect::<Vec<_>>().join("\n")
-        };
-        assert_eq!(
-            read(&text.replacen("\"rope_theta\": 500000.0,", "", 1)).expect("transformers 5"),
-            *mixtral
-        );
-        let old = text.replacen("\"rope_parameters\": {", "\"ignored\": {", 1);
-        assert_eq!(read(&old).expect("transformers 4"), *mixtral);
-        assert_eq!(read(&without(&text, "tie_word_embeddings")).expect("the default"), *mixtral);
-        assert_eq!(read(&text.replace("\"head_dim\": 12", "\"head_dim\": null")).expect("even"), *mixtral);
-        let (_, qwen) = &public()[4];
-        let text = config_json(qwen, Dtype::F32);
-        assert_eq!(read(&text.replace("\"num_experts\"", "\"num_local_experts\"")).expect("5"), *qwen);
-    }
-
-    #[test]
-    fn what_is_not_computed_is_refused_by_name() {
-        let (_, mixtral) = &public()[2];
-        let text = config_json(mixtral, Dtype::F32);
-        for (from, to, words) in [
-            ("\"sliding_window\": null", "\"sliding_window\": 4096", "sliding_window is 4096"),
-            ("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias is true"),
-            ("\"silu\"", "\"gelu\"", "hidden_act is \"gelu\""),
-            ("\"default\"", "\"yarn\"", "rope_parameters.rope_type is \"yarn\""),
-            ("\"use_cache\": true", "\"rope_scaling\": {\"type\": \"linear\"}", "rope_scaling.type is"),
-            ("\"use_cache\": true", "\"clip_qkv\": 8.0", "clip_qkv is 8.0"),
-            ("\"use_cache\": true", "\"quantization_config\": {}", "quantization_config is {}"),
-            ("\"use_cache\": true", "\"partial_rotary_factor\": 0.5", "partial_rotary_factor is 0.5"),
-            ("\"use_cache\": true", "\"layer_types\": [\"sliding_attention\"]", "layer_types is"),
-            ("\"num_experts_per_tok\": 3", "\"num_experts_per_tok\": 12", "experts.active is 12"),
-            ("\"num_experts_per_tok\": 3", "\"num_experts_per_tok\": 0", "experts.active is 0"),
-            ("\"num_local_experts\": 11", "\"num_local_experts\": -1", "num_local_experts is -1"),
-            ("\"hidden_size\": 48", "\"hidden_size\": \"48\"", "hidden_size is \"48\""),
-            ("\"num_attention_heads\": 4", "\"num_attention_heads\": 0", "heads is 0"),
-            ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "kv_heads is 3"),
-        ] {
-            assert!(text.contains(from), "{from} is not in {text}");
-            refused(&text.replace(from, to), words);
-        }
-        let (_, olmoe) = &public()[3];
-        let text = config_json(olmoe, Dtype::F32);
-        refused(&text.replace("\"hidden_size\": 48", "\"hidden_size\": 49"), "model_type is olmoe");
-    }
-
-    #[test]
-    fn a_bad_key_is_named() {
-        refused(&changed("\"width\": 64", "\"width\": -1"), "width is -1");
-        refused(&changed("\"width\": 64", "\"width\": 64.0"), "width is 64.0");
-        refused(&changed("\"width\": 64", "\"widht\": 64"), "widht is 64");
-        refused(&changed("\"width\": 64", "\"width\": 64, \"rope\": 1"), "rope is 1");
-        refused(&changed("\"width\": 64", "\"width\": 64, \"width\": 64"), "\"width\" stands twice");
-        refused(&changed("\"width\": 64", "\"width\": 64, \"\\u0077idth\": 64"), "\"width\" stands twice");
-        refused(&changed("\"head_bias\": true,", ""), "head_bias is missing");
-        refused(&changed("\"tied\": false", "\"tied\": null"), "tied is null");
-        refused(&changed("\"gelu-erf\"", "\"selu\""), "activation is \"selu\"");
-        refused(&changed("\"float16\"", "\"int4\""), "dtype is \"int4\"");
-    }
-
-    #[test]
-    fn absurd_sizes_are_refused_with_their_bound() {
-        for value in [0, 1 << 31, 1 << 32, 1 << 60, 1 << 63, u64::MAX] {
-            for field in
-                ["vocabulary\": 65", "context\": 8", "width\": 64", "layers\": 4", "feed_forward\": 256"]
-            {
-                let (key, _) = field.split_once(':').expect("a pair");
-                refused(&changed(field, &format!("{key}: {value}")), "expected 1 to");
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_no_object_is_a_damaged_file() {
-        let text = config_json(&lecture(), Dtype::F16);
-        for end in 0..text.trim_end().len() {
-            assert_eq!(read(&text[..end]).expect_err("cut short").exit_code(), 3, "cut at {end}");
-        }
-        let many: Vec<String> = (0..=MOST_KEYS).map(|index| format!("\"k{index}\":0")).collect();
-        refused(&format!("{{{}}}", many.join(",")), "more than 256 keys");
-        for text in ["[]", "null", "{} {}", "\u{feff}{}", &"{\"a\":".repeat(100_000)] {
-            assert_eq!(read(text).expect_err("no object").exit_code(), 3);
-        }
-    }
-
-    #[test]
-    fn every_bit_flip_is_an_error_or_a_valid_config() {
-        let text = config_json(&lecture(), Dtype::F16);
-        for place in 0..text.len() {
-            for bit in 0..8 {
-                let mut bytes = text.clone().into_bytes();
-                bytes[place] ^= 1 << bit;
-                if let Ok(Ok(config)) = String::from_utf8(bytes).map(|text| read(&text)) {
-                    assert!(config.validate("test").is_ok());
-                }
-            }
-        }
-    }
-}
+mod tests;

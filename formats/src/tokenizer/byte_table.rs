@@ -10,7 +10,7 @@ pub(super) fn in_character_order() -> [u8; 256] {
 }
 
 /// The character that stands for `byte`: itself where it prints, else the next free one from U+0100.
-pub(super) fn character(byte: u8) -> char {
+pub fn character(byte: u8) -> char {
     let free = match byte {
         b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => return char::from(byte),
         0..=b' ' => u32::from(byte),

@@ -26,6 +26,7 @@ mod table;
 mod vocabulary;
 
 pub use bpe::TokenKind;
+pub use byte_table::character as byte_character;
 pub use split::Split;
 pub use stream::Utf8Stream;
 
@@ -284,6 +285,16 @@ impl Tokenizer {
             Kind::Characters(_) => None,
             Kind::Bytes(bpe) => Some(bpe.split()),
         }
+    }
+
+    /// Whether a piece of text that is a token whole is that token, whatever the merges make of it.
+    pub fn ignores_merges(&self) -> bool {
+        matches!(&self.kind, Kind::Bytes(bpe) if bpe.ignore_merges())
+    }
+
+    /// Whether characters are composed (Unicode's form NFC) before anything else.
+    pub fn composes(&self) -> bool {
+        matches!(&self.kind, Kind::Bytes(bpe) if bpe.composes())
     }
 
     /// The bytes of `ids`, one after the other; with a byte vocabulary they need not be UTF-8.

@@ -3,6 +3,7 @@
 use super::input::{self, Prompt};
 use super::interrupt::Interrupt;
 use super::output::{Halt, Outcome, Output, note, number};
+use super::sampling::SamplingFlags;
 use super::{Opening, SessionFlags};
 use clap::{Args, ValueEnum};
 use formats::Result;
@@ -10,7 +11,6 @@ use runtime::generate::{AtContext, FinishReason, GenerateOptions, Generator};
 use runtime::model::Model;
 use runtime::sampler::Token;
 use serde_json::json;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
@@ -21,39 +21,8 @@ pub struct Generate {
     opening: Opening,
     #[command(flatten)]
     prompt: Prompt,
-    /// Most tokens to generate
-    #[arg(short, long = "max-new-tokens", alias = "max_new_tokens", value_name = "N", default_value_t = 256)]
-    n: usize,
-    /// Divide scores by this; 0 is greedy
-    #[arg(long, visible_alias = "temp", value_name = "T", allow_negative_numbers = true)]
-    temperature: Option<f32>,
-    /// Keep the K best tokens; 0 keeps all
-    #[arg(long, alias = "top_k", value_name = "K")]
-    top_k: Option<usize>,
-    /// Keep the best tokens that together reach probability P; 1 keeps all
-    #[arg(long, alias = "top_p", value_name = "P", allow_negative_numbers = true)]
-    top_p: Option<f32>,
-    /// Keep tokens at least P times as probable as the best; 0 keeps all
-    #[arg(long, alias = "min_p", value_name = "P", allow_negative_numbers = true)]
-    min_p: Option<f32>,
-    /// Make tokens already seen less probable by R; 1 does nothing
-    #[arg(
-        long,
-        visible_alias = "repeat-penalty",
-        aliases = ["repetition_penalty", "repeat_penalty"],
-        value_name = "R",
-        allow_negative_numbers = true
-    )]
-    repetition_penalty: Option<f32>,
-    /// The same seed gives the same text; by default a new one, which is printed
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Always take the most probable token
-    #[arg(long, conflicts_with = "temperature")]
-    greedy: bool,
-    /// End where this text is generated; may be given several times
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    stop: Vec<String>,
+    #[command(flatten)]
+    sampling: SamplingFlags,
     /// What to do when the context is full
     #[arg(long, alias = "at_context", value_enum, default_value = "slide")]
     at_context: Full,
@@ -95,7 +64,13 @@ impl Generate {
         if self.format == Format::Text {
             input::tokenizer(&model, &self.opening.model)?;
         }
-        let options = self.options(&model);
+        let options = GenerateOptions {
+            at_context: match self.at_context {
+                Full::Slide => AtContext::Slide,
+                Full::Stop => AtContext::Stop,
+            },
+            ..self.sampling.options(&model)
+        };
         options.sampling.validate()?;
         let prompt = self.prompt.read(&model, &self.opening.model)?;
         let mut session = model.session_with(&self.session.options())?;
@@ -127,31 +102,6 @@ impl Generate {
             super::experts::tell(&model, &session);
         }
         Ok(if reason == FinishReason::Cancelled { interrupt.exit_code() } else { 0 })
-    }
-
-    /// The model's own wishes, and the flags over them.
-    fn options(&self, model: &Model) -> GenerateOptions {
-        let mut options = GenerateOptions::of(model);
-        let sampling = &mut options.sampling;
-        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
-        sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
-        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
-        sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
-        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
-        if self.greedy {
-            sampling.temperature = 0.0;
-        }
-        GenerateOptions {
-            max_tokens: self.n,
-            stop: self.stop.clone(),
-            at_context: match self.at_context {
-                Full::Slide => AtContext::Slide,
-                Full::Stop => AtContext::Stop,
-            },
-            // The standard library's hash maps are keyed from the system's entropy, and so is this.
-            seed: self.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
-            ..options
-        }
     }
 }
 

@@ -29,7 +29,7 @@ impl Inspect {
         let parameters = layout.parameters();
         let active = layout.active_parameters();
         let stored = |dtype: Dtype| -> usize {
-            let tensors = layout.iter().flat_map(|(id, _)| weights.pieces(id)).map(|(_, tensor)| tensor);
+            let tensors = layout.iter().flat_map(|(id, _)| weights.pieces(id)).map(|piece| piece.values);
             tensors.filter(|tensor| tensor.dtype() == dtype).map(|tensor| tensor.len()).sum()
         };
         let dtypes = Dtype::ALL.map(|dtype| (dtype.name(), stored(dtype)));

@@ -51,3 +51,52 @@ impl Interrupt {
         if code == 0 { ENDED_BY[0].1 } else { code }
     }
 }
+
+/// Ctrl-C in a conversation: it ends the answer under way, or the process where nothing is under way. SIGTERM ends the
+/// process always.
+#[derive(Debug)]
+pub struct Attention {
+    /// Whether the process waits for its user.
+    waiting: Arc<AtomicBool>,
+    asked: Arc<AtomicBool>,
+    canceller: Canceller,
+}
+
+impl Attention {
+    /// From now on. Where signals cannot be caught, they go on ending the process.
+    pub fn watch(canceller: Canceller) -> Attention {
+        let (waiting, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+        let attention = Attention {
+            waiting: Arc::clone(&waiting),
+            asked: Arc::clone(&asked),
+            canceller: canceller.clone(),
+        };
+        let [(interrupt, code), _] = ENDED_BY;
+        let caught = flag::register_conditional_shutdown(interrupt, i32::from(code), waiting).is_ok()
+            && flag::register(interrupt, Arc::clone(&asked)).is_ok();
+        if caught {
+            // As above: it ends with the process, and without it an answer takes its time.
+            let _ = thread::Builder::new().spawn(move || {
+                loop {
+                    thread::sleep(PATIENCE);
+                    if asked.swap(false, Ordering::Relaxed) {
+                        canceller.cancel();
+                    }
+                }
+            });
+        }
+        attention
+    }
+
+    /// The user is to speak: a signal ends the process.
+    pub fn waiting(&self) {
+        self.waiting.store(true, Ordering::Relaxed);
+    }
+
+    /// The model is to speak: a signal ends what it says, whatever came before.
+    pub fn answering(&self) {
+        self.waiting.store(false, Ordering::Relaxed);
+        self.asked.store(false, Ordering::Relaxed);
+        self.canceller.clear();
+    }
+}

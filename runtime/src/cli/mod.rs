@@ -1,6 +1,7 @@
 //! The command line: what it takes, where its output goes, and what its exit code says. One room a command.
 
 mod bench;
+mod chat;
 mod experts;
 mod generate;
 mod input;
@@ -8,6 +9,7 @@ mod inspect;
 mod interrupt;
 mod output;
 mod roof;
+mod sampling;
 mod score;
 mod verify;
 
@@ -43,6 +45,8 @@ struct Cli {
 enum Command {
     /// Generate text.
     Generate(generate::Generate),
+    /// Talk with a model, line by line.
+    Chat(chat::Chat),
     /// Tell how probable a model finds a text.
     Score(score::Score),
     /// Tell what a model is.
@@ -84,6 +88,7 @@ fn run() -> Outcome {
     };
     match cli.command {
         Command::Generate(command) => command.run(),
+        Command::Chat(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Bench(command) => command.run(),
@@ -244,9 +249,17 @@ mod tests {
             "--repetition_penalty",
             "--repeat-penalty",
             "--repeat_penalty",
+            "-n",
+            "--max-new-tokens",
+            "--max_new_tokens",
+            "--n-predict",
+            "--seed",
+            "--prefill_chunk",
         ] {
             assert_eq!(parse(&[flag, "1"]), Ok(()), "{flag}");
         }
+        assert_eq!(parse(&["--ignore-eos"]), Ok(()));
+        assert_eq!(parse(&["--ignore_eos", "--at_context", "stop"]), Ok(()));
         assert_eq!(parse(&["--stop", "-a", "--stop", "b", "-"]), Ok(()));
         assert!(parse(&["--prompt", "a", "--ids", "1"]).is_err());
         assert!(parse(&["--prompt", "a", "-"]).is_err());

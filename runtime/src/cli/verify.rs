@@ -54,7 +54,8 @@ fn every_value_is_finite(directory: &Directory) -> Result<usize> {
     let stored = families::stored(&directory.config, &directory.layout);
     for entry in &stored {
         let mut pieces = directory.weights.pieces(entry.id);
-        let Some((_, tensor)) = pieces.find(|(rows, _)| rows.start == entry.first_row) else { continue };
+        let Some(piece) = pieces.find(|piece| piece.rows.start == entry.first_row) else { continue };
+        let tensor = piece.values;
         let broken = match tensor {
             Tensor::F32(values) => values.iter().position(|value| !value.is_finite()),
             Tensor::F16(values) => values.iter().position(|value| !value.is_finite()),

@@ -4,7 +4,7 @@ use super::*;
 use crate::random::{Purpose, Stream};
 use crate::session::SessionOptions;
 use formats::checkpoint::{Commit, Dtype, GenerationConfig, ModelFiles, write_model};
-use formats::config::{Activation, AttentionScale, NormKind, Position, QueryKeyNorm};
+use formats::config::{Activation, AttentionScale, NormKind, NormOrder, Position, QueryKeyNorm};
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Layout};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +42,7 @@ impl Recipe {
             position: Position::Learned,
             rotary_base: 10_000.0,
             norm: NormKind::LayerNorm,
+            norm_order: NormOrder::Pre,
             query_key_norm: QueryKeyNorm::None,
             activation: Activation::GeluErf,
             attention_scale: AttentionScale::HeadSize,

@@ -75,11 +75,11 @@ impl Worker<'_, '_> {
     /// The weighted sum of each row's experts.
     pub(super) fn mix(&mut self, x: Rows, bank: &Bank) -> Result<Rows> {
         let from = match x {
-            Rows::Stream(_) => Some(self.shared(&x)?),
+            Rows::Stream(_) | Rows::Lent(_) => Some(self.shared(&x)?),
             _ => None,
         };
         let few = matches!(x, Rows::Local);
-        // Where the rows came in the sum goes out: they are read before any of it is written.
+        // Where rows of their own came in the sum goes out: they are read before any of it is written.
         self.release(x);
         let (rows, out) = self.take()?;
         match from {

@@ -3,6 +3,9 @@
 //! Few rows multiply the weights as they stand, one by one; many widen a block of weights once and use it for all.
 //! The weights of a small model are widened when it is opened, and then serve one row as they serve many, so that its
 //! logits do not depend on how its prompt was cut: the product sums in one order whatever the rows beside it.
+//!
+//! Some families store a line an input, not a line an output. Such weights are read line by line where they stand, a
+//! thread's outputs all at once: a block of few outputs would jump through the file.
 
 use super::board::Scratch;
 use super::{BLOCK, FEW_ROWS};
@@ -11,7 +14,7 @@ use crate::simd::packed_len;
 use crate::simd::product::{Operand, Product, Write};
 use crate::team::{Cancelled, Part};
 use formats::Result;
-use formats::checkpoint::Tensor;
+use formats::checkpoint::{Piece, Tensor};
 use formats::config::Activation;
 use formats::layout::{Linear, ParameterId, Role};
 use std::ops::Range;
@@ -85,6 +88,14 @@ impl<'a> Projection<'a> {
         let Scratch { panels, block, passing } = scratch;
         let rows = x.len() / self.inputs;
         let columns = out.columns();
+        if rows <= FEW_ROWS && self.passing.is_none() && self.matrix.walks_inputs() {
+            for (row, x) in x.chunks_exact(self.inputs).enumerate() {
+                cancelled.check()?;
+                let out = &mut out.row(to + row)[..columns.len()];
+                self.block(x, columns.clone(), panels, passing, out, columns.len());
+            }
+            return Ok(());
+        }
         for first in columns.clone().step_by(BLOCK) {
             cancelled.check()?;
             let count = BLOCK.min(columns.end - first);
@@ -121,6 +132,12 @@ pub(super) struct Matrix<'a> {
 }
 
 impl Matrix<'_> {
+    /// Whether one row is multiplied line by line, a line an input.
+    fn walks_inputs(&self) -> bool {
+        let first = self.model.weights.pieces(self.weight).next();
+        !self.model.small && first.is_some_and(|piece| piece.inputs_first)
+    }
+
     fn multiply(&self, x: &[f32], outputs: Range<usize>, panels: &mut [f32], out: &mut [f32], stride: usize) {
         let rows = x.len() / self.inputs;
         if rows <= FEW_ROWS && !self.model.small {
@@ -145,15 +162,19 @@ impl Matrix<'_> {
         }
         let simd = self.model.simd;
         let wanted = self.skipped + outputs.start..self.skipped + outputs.end;
-        for (part, values) in parts(self.model, self.weight, wanted.clone(), self.inputs) {
-            let count = part.len();
+        for part in parts(self.model, self.weight, wanted.clone(), self.inputs) {
+            let count = part.rows.len();
             let panels = &mut panels[..packed_len(count, self.inputs)];
-            match values {
-                Tensor::F32(values) => (simd.pack_f32)(values, count, self.inputs, panels),
-                Tensor::F16(values) => (simd.pack_f16)(values, count, self.inputs, panels),
-                Tensor::Bf16(values) => (simd.pack_bf16)(values, count, self.inputs, panels),
+            let sizes = [count, self.inputs, part.stride];
+            match (part.values, part.inputs_first) {
+                (Tensor::F32(values), false) => (simd.pack_f32)(values, count, self.inputs, panels),
+                (Tensor::F16(values), false) => (simd.pack_f16)(values, count, self.inputs, panels),
+                (Tensor::Bf16(values), false) => (simd.pack_bf16)(values, count, self.inputs, panels),
+                (Tensor::F32(values), true) => (simd.pack_rows_f32)(values, sizes, panels),
+                (Tensor::F16(values), true) => (simd.pack_rows_f16)(values, sizes, panels),
+                (Tensor::Bf16(values), true) => (simd.pack_rows_bf16)(values, sizes, panels),
             }
-            let at = part.start - wanted.start;
+            let at = part.rows.start - wanted.start;
             let outputs = outputs.start + at..outputs.start + at + count;
             self.product(x, panels, outputs, &mut out[at..], stride);
         }
@@ -177,34 +198,46 @@ impl Matrix<'_> {
 /// The products of one row with a parameter's rows from `first` on, as stored.
 pub(super) fn each_output(model: &Shared, weight: ParameterId, first: usize, x: &[f32], out: &mut [f32]) {
     let simd = model.simd;
-    for (part, values) in parts(model, weight, first..first + out.len(), x.len()) {
-        let out = &mut out[part.start - first..part.end - first];
-        match values {
-            Tensor::F32(values) => (simd.gemv_f32)(values, x, out),
-            Tensor::F16(values) => (simd.gemv_f16)(values, x, out),
-            Tensor::Bf16(values) => (simd.gemv_bf16)(values, x, out),
+    for part in parts(model, weight, first..first + out.len(), x.len()) {
+        let out = &mut out[part.rows.start - first..part.rows.end - first];
+        match (part.values, part.inputs_first) {
+            (Tensor::F32(values), false) => (simd.gemv_f32)(values, x, out),
+            (Tensor::F16(values), false) => (simd.gemv_f16)(values, x, out),
+            (Tensor::Bf16(values), false) => (simd.gemv_bf16)(values, x, out),
+            (Tensor::F32(values), true) => (simd.gemv_rows_f32)(values, part.stride, x, out),
+            (Tensor::F16(values), true) => (simd.gemv_rows_f16)(values, part.stride, x, out),
+            (Tensor::Bf16(values), true) => (simd.gemv_rows_bf16)(values, part.stride, x, out),
         }
     }
 }
 
-/// Where some of a parameter's rows are stored: those that each tensor holds, and their numbers.
+/// Some of a parameter's rows that one tensor holds.
+struct Stretch<'a> {
+    rows: Range<usize>,
+    /// Their numbers; with inputs first, from the first row's on.
+    values: Tensor<'a>,
+    inputs_first: bool,
+    /// How far lines lie apart.
+    stride: usize,
+}
+
+/// Where some of a parameter's rows are stored: those that each tensor holds.
 fn parts(
     model: &Shared,
     weight: ParameterId,
     wanted: Range<usize>,
     inputs: usize,
-) -> impl Iterator<Item = (Range<usize>, Tensor<'_>)> {
-    model.weights.pieces(weight).filter_map(move |(held, values)| {
-        let part = wanted.start.max(held.start)..wanted.end.min(held.end);
-        if part.is_empty() {
+) -> impl Iterator<Item = Stretch<'_>> {
+    model.weights.pieces(weight).filter_map(move |Piece { rows: held, values, inputs_first }| {
+        let rows = wanted.start.max(held.start)..wanted.end.min(held.end);
+        if rows.is_empty() {
             return None;
         }
-        let range = (part.start - held.start) * inputs..(part.end - held.start) * inputs;
-        let values = match values {
-            Tensor::F32(values) => Tensor::F32(&values[range]),
-            Tensor::F16(values) => Tensor::F16(&values[range]),
-            Tensor::Bf16(values) => Tensor::Bf16(&values[range]),
+        let first = rows.start - held.start;
+        let (range, stride) = match inputs_first {
+            false => (first * inputs..(first + rows.len()) * inputs, inputs),
+            true => (first..values.len(), held.len()),
         };
-        Some((part, values))
+        Some(Stretch { rows, values: values.part(range), inputs_first, stride })
     })
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::ModelOptions;
 use formats::checkpoint::Dtype;
-use formats::config::{Activation, AttentionScale, Config, NormKind, Position, QueryKeyNorm};
+use formats::config::{Activation, AttentionScale, Config, NormKind, NormOrder, Position, QueryKeyNorm};
 use formats::layout::{FeedForward, Layout, Linear, Norm, ParameterId};
 use formats::{architecture, families};
 use half::{bf16, f16};
@@ -25,6 +25,7 @@ fn plain() -> Config {
         position: Position::Learned,
         rotary_base: 10_000.0,
         norm: NormKind::LayerNorm,
+        norm_order: NormOrder::Pre,
         query_key_norm: QueryKeyNorm::None,
         activation: Activation::GeluErf,
         attention_scale: AttentionScale::HeadSize,
@@ -179,7 +180,10 @@ fn reference(config: &Config, values: &[f32], ids: &[u32]) -> Vec<Vec<f64>> {
             add(x, &linear(&hidden, down));
         }
     }
-    stream.iter().map(|x| linear(&norm(x, &layout.final_norm), &layout.head)).collect()
+    stream
+        .iter()
+        .map(|x| linear(&norm(x, layout.final_norm.as_ref().expect("norms come first")), &layout.head))
+        .collect()
 }
 
 /// The error function by its Taylor series, which converges for every argument these models reach.

@@ -1,4 +1,4 @@
-//! Products of a matrix with one vector, and the row operations of attention: weights are converted in
+//! Products of a matrix with one vector, and the row operations around them: weights are converted in
 //! registers, the vector stays f32.
 //!
 //! Each row's sum is built the same way whatever rows stand beside it, so a row's value does not depend on how
@@ -29,6 +29,101 @@ pub(super) unsafe fn gemv<L: Lanes, T: Element>(weight: &[T], x: &[f32], y: &mut
         // SAFETY: as above, for one row.
         y[row] = unsafe { rows::<L, T, 1>(weight.as_ptr().add(row * columns), x) }[0];
         row += 1;
+    }
+}
+
+/// Inputs whose rows are read side by side, so that sums are loaded and stored once for all of them.
+const INPUTS: usize = 8;
+/// Bytes that come from memory together.
+const LINE_BYTES: usize = 64;
+
+/// Asks for what will be read soon. Any address may be asked for.
+#[inline(always)]
+pub(super) fn prefetch<T>(at: *const T) {
+    // SAFETY: a hint of every x86-64 processor, which reads nothing that could fault.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// `y = x W` for the first `y.len()` columns of `W`, whose rows lie `stride` apart: each row is read as it stands, and
+/// every column's sum runs over the rows in order, whatever columns stand beside it.
+///
+/// # Safety
+/// `L`'s instruction set must be present.
+#[inline(always)]
+pub(super) unsafe fn gemv_rows<L: Lanes, T: Element>(weight: &[T], stride: usize, x: &[f32], y: &mut [f32]) {
+    assert!(y.len() <= stride, "rows of W overlap");
+    let needed = x.len().checked_sub(1).map_or(0, |last| last * stride + y.len());
+    assert!(needed <= weight.len(), "weight is [x.len(), stride]");
+    y.fill(0.0);
+    let (groups, rest) = x.as_chunks::<INPUTS>();
+    let mut at = 0;
+    for group in groups {
+        // SAFETY: rows `at .. at + INPUTS` have `y.len()` columns inside `weight`, whose length was checked above.
+        unsafe { add_rows::<L, T, INPUTS>(weight.as_ptr().add(at * stride), stride, group, y) };
+        at += INPUTS;
+    }
+    for value in rest {
+        // SAFETY: as above, for one row.
+        unsafe { add_rows::<L, T, 1>(weight.as_ptr().add(at * stride), stride, &[*value], y) };
+        at += 1;
+    }
+}
+
+/// `y += sum x_n W_n` over `N` rows, in order.
+#[inline(always)]
+unsafe fn add_rows<L: Lanes, T: Element, const N: usize>(
+    weight: *const T,
+    stride: usize,
+    x: &[f32; N],
+    y: &mut [f32],
+) {
+    // SAFETY: every access below stays inside `y` and inside `N` rows of as many columns.
+    unsafe {
+        let (mut by, mut rows) = ([L::splat(0.0); N], [weight; N]);
+        for n in 0..N {
+            by[n] = L::splat(x[n]);
+            rows[n] = weight.add(n * stride);
+        }
+        let mut at = 0;
+        while at + 2 * L::WIDTH <= y.len() {
+            let to = y.as_mut_ptr().add(at);
+            let (mut even, mut odd) = (L::load(to), L::load(to.add(L::WIDTH)));
+            for n in 0..N {
+                let row = rows[n].add(at);
+                // A row is too short for the processor to see where the next group's begin.
+                prefetch(row.wrapping_add(N * stride));
+                if 2 * L::WIDTH * size_of::<T>() > LINE_BYTES {
+                    prefetch(row.wrapping_add(N * stride + L::WIDTH));
+                }
+                even = T::load::<L>(row).multiply_add(by[n], even);
+                odd = T::load::<L>(row.add(L::WIDTH)).multiply_add(by[n], odd);
+            }
+            even.store(to);
+            odd.store(to.add(L::WIDTH));
+            at += 2 * L::WIDTH;
+        }
+        if at + L::WIDTH <= y.len() {
+            let to = y.as_mut_ptr().add(at);
+            let mut sum = L::load(to);
+            for n in 0..N {
+                sum = T::load::<L>(rows[n].add(at)).multiply_add(by[n], sum);
+            }
+            sum.store(to);
+            at += L::WIDTH;
+        }
+        if at < y.len() {
+            let (to, count) = (y.as_mut_ptr().add(at), y.len() - at);
+            let mut sum = L::load_part(to, count);
+            for n in 0..N {
+                sum = T::load_part::<L>(rows[n].add(at), count).multiply_add(by[n], sum);
+            }
+            sum.store_part(to, count);
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod lanes;
 pub mod octets;
 mod peak;
 pub mod product;
+mod recall;
 pub mod routines;
 mod scalar;
 
@@ -67,6 +68,12 @@ pub struct Simd {
     pub gemv_f16: fn(&[f16], &[f32], &mut [f32]),
     /// `y = W x` with `W` in bfloat16, converted in registers.
     pub gemv_bf16: fn(&[bf16], &[f32], &mut [f32]),
+    /// `y = x W` for the first `y.len()` columns of `W`, `x.len()` rows that lie a stride apart.
+    pub gemv_rows_f32: fn(&[f32], usize, &[f32], &mut [f32]),
+    /// The same with `W` in half precision, converted in registers.
+    pub gemv_rows_f16: fn(&[f16], usize, &[f32], &mut [f32]),
+    /// The same with `W` in bfloat16, converted in registers.
+    pub gemv_rows_bf16: fn(&[bf16], usize, &[f32], &mut [f32]),
     /// A general matrix product, see [`Product`].
     pub product: fn(&Product, &[f32], &[f32], Option<&[f32]>, &mut [f32]),
     /// `W` `[outputs, inputs]` transposed into panels of [`PANEL`] columns: element `(input, output)` stands at
@@ -76,6 +83,12 @@ pub struct Simd {
     pub pack_f16: fn(&[f16], usize, usize, &mut [f32]),
     /// The same from bfloat16.
     pub pack_bf16: fn(&[bf16], usize, usize, &mut [f32]),
+    /// The first so many outputs of `W` `[inputs, stride]` into the same panels: outputs, inputs and stride follow it.
+    pub pack_rows_f32: fn(&[f32], [usize; 3], &mut [f32]),
+    /// The same from half precision.
+    pub pack_rows_f16: fn(&[f16], [usize; 3], &mut [f32]),
+    /// The same from bfloat16.
+    pub pack_rows_bf16: fn(&[bf16], [usize; 3], &mut [f32]),
     /// LayerNorm of rows, `(x - mean) / sqrt(var + eps) * gain + bias`; the last slice takes mean and
     /// `1 / sqrt(var + eps)` of each.
     pub layer_norm: fn(&[f32], &[f32], Option<&[f32]>, f32, &mut [f32], &mut [f32]),
@@ -95,12 +108,17 @@ pub struct Simd {
     pub softmax: fn(&mut [f32], &mut [f32]),
     /// `log sum exp` of one row.
     pub log_sum_exp: fn(&[f32]) -> f32,
-    /// `sum k q` with keys in half precision.
-    pub dot_f16: fn(&[f16], &[f32]) -> f32,
-    /// `sum k q`.
+    /// `scores[j] = sum_c query[c] key_j[c]` over keys in half precision, in blocks of [`PANEL`] positions: element
+    /// `c` of key `j` stands at `(j / PANEL * query.len() + c) * PANEL + j % PANEL`.
+    pub scores_f16: fn(&[f16], &[f32], &mut [f32]),
+    /// The same in single precision.
+    pub scores_f32: fn(&[f32], &[f32], &mut [f32]),
+    /// `out = sum_j weights[j] value_j` over values `[weights.len(), out.len()]` in half precision.
+    pub mix_f16: fn(&[f32], &[f16], &mut [f32]),
+    /// The same in single precision.
+    pub mix_f32: fn(&[f32], &[f32], &mut [f32]),
+    /// `sum x y`.
     pub dot_f32: fn(&[f32], &[f32]) -> f32,
-    /// `out += weight v` with values in half precision.
-    pub axpy_f16: fn(f32, &[f16], &mut [f32]),
     /// `out += weight v`.
     pub axpy_f32: fn(f32, &[f32], &mut [f32]),
     /// Rounds to half precision, to nearest even.
@@ -241,6 +259,12 @@ macro_rules! vector_table {
             fn gemv_f32(w: &[f32], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, f32>(w, x, y);
             fn gemv_f16(w: &[f16], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, f16>(w, x, y);
             fn gemv_bf16(w: &[bf16], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, bf16>(w, x, y);
+            fn gemv_rows_f32(w: &[f32], stride: usize, x: &[f32], y: &mut [f32])
+                = gemv::gemv_rows::<$lanes, f32>(w, stride, x, y);
+            fn gemv_rows_f16(w: &[f16], stride: usize, x: &[f32], y: &mut [f32])
+                = gemv::gemv_rows::<$lanes, f16>(w, stride, x, y);
+            fn gemv_rows_bf16(w: &[bf16], stride: usize, x: &[f32], y: &mut [f32])
+                = gemv::gemv_rows::<$lanes, bf16>(w, stride, x, y);
             fn product(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32])
                 = product::product::<$lanes>(p, a, b, bias, c);
             fn pack_f32(w: &[f32], outputs: usize, inputs: usize, panels: &mut [f32])
@@ -249,6 +273,12 @@ macro_rules! vector_table {
                 = product::pack::<$lanes, f16>(w, outputs, inputs, panels);
             fn pack_bf16(w: &[bf16], outputs: usize, inputs: usize, panels: &mut [f32])
                 = product::pack::<$lanes, bf16>(w, outputs, inputs, panels);
+            fn pack_rows_f32(w: &[f32], sizes: [usize; 3], panels: &mut [f32])
+                = product::pack_rows::<$lanes, f32>(w, sizes, panels);
+            fn pack_rows_f16(w: &[f16], sizes: [usize; 3], panels: &mut [f32])
+                = product::pack_rows::<$lanes, f16>(w, sizes, panels);
+            fn pack_rows_bf16(w: &[bf16], sizes: [usize; 3], panels: &mut [f32])
+                = product::pack_rows::<$lanes, bf16>(w, sizes, panels);
             fn layer_norm(
                 x: &[f32],
                 gain: &[f32],
@@ -267,9 +297,15 @@ macro_rules! vector_table {
             fn softmax(x: &mut [f32], moments: &mut [f32])
                 = routines::softmax(routines::Unit::FUSED, x, moments);
             fn log_sum_exp(x: &[f32]) -> f32 = routines::log_sum_exp(routines::Unit::FUSED, x);
-            fn dot_f16(k: &[f16], q: &[f32]) -> f32 = gemv::dot::<$lanes, f16>(k, q);
+            fn scores_f16(keys: &[f16], query: &[f32], scores: &mut [f32])
+                = recall::scores::<$lanes, f16>(keys, query, scores);
+            fn scores_f32(keys: &[f32], query: &[f32], scores: &mut [f32])
+                = recall::scores::<$lanes, f32>(keys, query, scores);
+            fn mix_f16(weights: &[f32], values: &[f16], out: &mut [f32])
+                = recall::mix::<$lanes, f16>(weights, values, out);
+            fn mix_f32(weights: &[f32], values: &[f32], out: &mut [f32])
+                = recall::mix::<$lanes, f32>(weights, values, out);
             fn dot_f32(k: &[f32], q: &[f32]) -> f32 = gemv::dot::<$lanes, f32>(k, q);
-            fn axpy_f16(weight: f32, v: &[f16], out: &mut [f32]) = gemv::axpy::<$lanes, f16>(weight, v, out);
             fn axpy_f32(weight: f32, v: &[f32], out: &mut [f32]) = gemv::axpy::<$lanes, f32>(weight, v, out);
             fn narrow_f16(x: &[f32], out: &mut [f16]) = gemv::narrow::<$lanes>(x, out);
             fn widen_f16(x: &[f16], out: &mut [f32]) = gemv::widen::<$lanes, f16>(x, out);
@@ -283,10 +319,16 @@ macro_rules! vector_table {
             gemv_f32,
             gemv_f16,
             gemv_bf16,
+            gemv_rows_f32,
+            gemv_rows_f16,
+            gemv_rows_bf16,
             product,
             pack_f32,
             pack_f16,
             pack_bf16,
+            pack_rows_f32,
+            pack_rows_f16,
+            pack_rows_bf16,
             layer_norm,
             rms_norm,
             relu,
@@ -296,9 +338,11 @@ macro_rules! vector_table {
             add,
             softmax,
             log_sum_exp,
-            dot_f16,
+            scores_f16,
+            scores_f32,
+            mix_f16,
+            mix_f32,
             dot_f32,
-            axpy_f16,
             axpy_f32,
             narrow_f16,
             widen_f16,

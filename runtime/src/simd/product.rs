@@ -5,6 +5,7 @@
 //! threads changes no bit. `B` is read from packed panels, in place, or packed block by block (which hides a
 //! transpose); a transposed `A` is packed block by block too.
 
+use super::gemv::prefetch;
 use super::lanes::{Element, Lanes};
 use super::{Aligned, PANEL};
 use std::cell::UnsafeCell;
@@ -17,6 +18,8 @@ const ROWS: usize = 120;
 const IN_PLACE_STRIDE: usize = 96;
 /// A transposed `A` is packed when more column groups than these read it; fewer do not repay the copy.
 const IN_PLACE_GROUPS: usize = 2;
+/// Rows of weights that stand transposed are asked for so many rows before they are packed.
+const ROWS_AHEAD: usize = 16;
 /// Values between packed strips.
 const STRIP_GAP: usize = 16;
 /// Widest tile, in panels, of any instruction set.
@@ -314,6 +317,41 @@ pub(super) unsafe fn pack<L: Lanes, T: Element>(
         unsafe {
             let to = panels.as_mut_ptr().add(first * inputs);
             transpose::<L, T>(weight.as_ptr().add(first * inputs), inputs, count, inputs, to);
+        }
+    }
+}
+
+/// The first `outputs` of `W` `[inputs, stride]`, which stands transposed, into the same panels.
+///
+/// # Safety
+/// `L`'s instruction set must be present.
+#[inline(always)]
+pub(super) unsafe fn pack_rows<L: Lanes, T: Element>(
+    weight: &[T],
+    [outputs, inputs, stride]: [usize; 3],
+    panels: &mut [f32],
+) {
+    assert!(outputs <= stride, "rows of W overlap");
+    let needed = inputs.checked_sub(1).map_or(0, |last| last * stride + outputs);
+    assert!(needed <= weight.len(), "weight is [inputs, stride]");
+    assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
+    for input in 0..inputs {
+        for first in (0..outputs).step_by(PANEL) {
+            prefetch(weight.as_ptr().wrapping_add((input + ROWS_AHEAD) * stride + first));
+            // SAFETY: both lengths were checked; panel `first / PANEL` begins at `first * inputs`.
+            unsafe {
+                let from = weight.as_ptr().add(input * stride + first);
+                let to = panels.as_mut_ptr().add(first * inputs + input * PANEL);
+                for lane in (0..PANEL).step_by(L::WIDTH) {
+                    let count = (outputs - first).saturating_sub(lane);
+                    let value = match count {
+                        0 => L::splat(0.0),
+                        _ if count >= L::WIDTH => T::load(from.add(lane)),
+                        _ => T::load_part(from.add(lane), count),
+                    };
+                    value.store(to.add(lane));
+                }
+            }
         }
     }
 }

@@ -219,8 +219,13 @@ fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
     }
 }
 
-/// Rows whose steps are taken together: what a row's next step waits for, its neighbours' do not.
-const TOGETHER: usize = 8;
+/// Rows of `width` values whose steps are taken together: what a row's next step waits for, its neighbours' do not.
+/// Rows long enough to fill that time themselves go one by one, and stay in the cache.
+#[inline(always)]
+fn together(width: usize) -> usize {
+    const VALUES: usize = 1024;
+    (VALUES / width.max(1)).clamp(1, 8)
+}
 
 /// LayerNorm of rows as long as `gain`: `(x - mean) r gain + bias` with `r = 1 / sqrt(mean((x - mean)^2) + eps)`
 /// (Ba et al. 2016, eq. 4). `moments` takes `mean` and `r` of each.
@@ -236,8 +241,9 @@ pub fn layer_norm(
 ) {
     let (width, count) = (gain.len(), gain.len() as f32);
     assert_eq!((x.len(), out.len()), (moments.len() / 2 * width, x.len()), "rows of one width");
-    let several = x.chunks(TOGETHER * width).zip(out.chunks_mut(TOGETHER * width));
-    for ((x, out), moments) in several.zip(moments.chunks_mut(2 * TOGETHER)) {
+    let together = together(width);
+    let several = x.chunks(together * width).zip(out.chunks_mut(together * width));
+    for ((x, out), moments) in several.zip(moments.chunks_mut(2 * together)) {
         for (x, moments) in x.chunks_exact(width).zip(moments.chunks_exact_mut(2)) {
             moments[0] = unit.sum(x, |value| value) / count;
         }
@@ -330,7 +336,8 @@ pub fn softmax(unit: Unit, x: &mut [f32], moments: &mut [f32]) {
     }
     let width = x.len() / rows;
     assert_eq!(x.len(), rows * width, "rows of one width");
-    for (x, moments) in x.chunks_mut(TOGETHER * width).zip(moments.chunks_mut(2 * TOGETHER)) {
+    let together = together(width);
+    for (x, moments) in x.chunks_mut(together * width).zip(moments.chunks_mut(2 * together)) {
         for (x, moments) in x.chunks_exact(width).zip(moments.chunks_exact_mut(2)) {
             moments[0] = unit.maximum(x);
         }

@@ -11,10 +11,16 @@ pub(super) static TABLE: Simd = Simd {
     gemv_f32: |weight, x, y| gemv(weight, |value| value, x, y),
     gemv_f16: |weight, x, y| gemv(weight, f16::to_f32, x, y),
     gemv_bf16: |weight, x, y| gemv(weight, bf16::to_f32, x, y),
+    gemv_rows_f32: |weight, stride, x, y| gemv_rows(weight, |value| value, stride, x, y),
+    gemv_rows_f16: |weight, stride, x, y| gemv_rows(weight, f16::to_f32, stride, x, y),
+    gemv_rows_bf16: |weight, stride, x, y| gemv_rows(weight, bf16::to_f32, stride, x, y),
     product,
     pack_f32: |weight, outputs, inputs, panels| pack(weight, |value| value, outputs, inputs, panels),
     pack_f16: |weight, outputs, inputs, panels| pack(weight, f16::to_f32, outputs, inputs, panels),
     pack_bf16: |weight, outputs, inputs, panels| pack(weight, bf16::to_f32, outputs, inputs, panels),
+    pack_rows_f32: |weight, sizes, panels| pack_rows(weight, |value| value, sizes, panels),
+    pack_rows_f16: |weight, sizes, panels| pack_rows(weight, f16::to_f32, sizes, panels),
+    pack_rows_bf16: |weight, sizes, panels| pack_rows(weight, bf16::to_f32, sizes, panels),
     layer_norm: |x, gain, bias, eps, out, moments| {
         routines::layer_norm(Unit::PLAIN, x, gain, bias, eps, out, moments)
     },
@@ -26,9 +32,11 @@ pub(super) static TABLE: Simd = Simd {
     add: routines::add,
     softmax: |x, moments| routines::softmax(Unit::PLAIN, x, moments),
     log_sum_exp: |x| routines::log_sum_exp(Unit::PLAIN, x),
-    dot_f16: |k, q| dot(k, f16::to_f32, q),
+    scores_f16: |keys, query, out| scores(keys, f16::to_f32, query, out),
+    scores_f32: |keys, query, out| scores(keys, |value| value, query, out),
+    mix_f16: |weights, values, out| mix(weights, values, f16::to_f32, out),
+    mix_f32: |weights, values, out| mix(weights, values, |value| value, out),
     dot_f32: |k, q| dot(k, |value| value, q),
-    axpy_f16: |weight, v, out| axpy(weight, v, f16::to_f32, out),
     axpy_f32: |weight, v, out| axpy(weight, v, |value| value, out),
     narrow_f16: |x, out| convert(x, out, f16::from_f32),
     widen_f16: |x, out| convert(x, out, f16::to_f32),
@@ -45,6 +53,30 @@ fn gemv<T: Copy>(weight: &[T], widen: impl Fn(T) -> f32, x: &[f32], y: &mut [f32
     assert_eq!(weight.len(), x.len() * y.len(), "weight is [rows, columns]");
     for (row, out) in y.iter_mut().enumerate() {
         *out = dot(&weight[row * x.len()..][..x.len()], &widen, x);
+    }
+}
+
+fn gemv_rows<T: Copy>(weight: &[T], widen: impl Fn(T) -> f32, stride: usize, x: &[f32], y: &mut [f32]) {
+    assert!(y.len() <= stride, "rows of W overlap");
+    y.fill(0.0);
+    for (input, value) in x.iter().enumerate() {
+        axpy(*value, &weight[input * stride..][..y.len()], &widen, y);
+    }
+}
+
+fn scores<T: Copy>(keys: &[T], widen: impl Fn(T) -> f32, query: &[f32], scores: &mut [f32]) {
+    for (position, score) in scores.iter_mut().enumerate() {
+        let block = &keys[position / PANEL * query.len() * PANEL..];
+        let key = block.iter().skip(position % PANEL).step_by(PANEL);
+        *score = key.zip(query).map(|(&key, query)| widen(key) * query).sum();
+    }
+}
+
+fn mix<T: Copy>(weights: &[f32], values: &[T], widen: impl Fn(T) -> f32, out: &mut [f32]) {
+    assert!(weights.len() * out.len() <= values.len(), "one value a weight");
+    out.fill(0.0);
+    for (weight, value) in weights.iter().zip(values.chunks_exact(out.len())) {
+        axpy(*weight, value, &widen, out);
     }
 }
 
@@ -69,6 +101,22 @@ fn pack<T: Copy>(weight: &[T], widen: impl Fn(T) -> f32, outputs: usize, inputs:
     for output in 0..outputs {
         for input in 0..inputs {
             panels[place(output, input, inputs)] = widen(weight[output * inputs + input]);
+        }
+    }
+}
+
+fn pack_rows<T: Copy>(
+    weight: &[T],
+    widen: impl Fn(T) -> f32,
+    [outputs, inputs, stride]: [usize; 3],
+    panels: &mut [f32],
+) {
+    assert!(outputs <= stride, "rows of W overlap");
+    assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
+    panels.fill(0.0);
+    for input in 0..inputs {
+        for output in 0..outputs {
+            panels[place(output, input, inputs)] = widen(weight[input * stride + output]);
         }
     }
 }

@@ -44,7 +44,7 @@ fn the_comparer_rejects_what_is_not_a_number() {
 }
 
 #[test]
-fn gemv_dot_and_axpy_match_float64_at_every_length() {
+fn gemv_matches_float64_at_every_length() {
     for table in Simd::available() {
         for columns in LENGTHS {
             for rows in [1, 2, 3, 4, 5, 7, 9] {
@@ -63,20 +63,111 @@ fn gemv_dot_and_axpy_match_float64_at_every_length() {
                 close(&y, &want(&|i| f64::from(weight[i])), 1e-6, floor, table.name);
                 (table.gemv_f16)(&half, &x, &mut y);
                 close(&y, &want(&|i| half[i].to_f64()), 1e-6, floor, table.name);
-                assert_eq!(
-                    (table.dot_f16)(&half[..columns], &x),
-                    y[0],
-                    "a row's sum depends on its neighbours"
-                );
+                let mut alone = [f32::NAN];
+                (table.gemv_f16)(&half[..columns], &x, &mut alone);
+                assert_eq!(alone[0], y[0], "a row's sum depends on its neighbours");
                 (table.gemv_bf16)(&brain, &x, &mut y);
                 close(&y, &want(&|i| brain[i].to_f64()), 1e-6, floor, table.name);
-                if rows == 1 {
-                    let mut out = values(columns, 3);
-                    let want: Vec<f64> =
-                        wide(&out).iter().zip(&half).map(|(o, h)| o + 0.37 * h.to_f64()).collect();
-                    (table.axpy_f16)(0.37, &half, &mut out);
-                    close(&out, &want, 1e-6, 1e-7, table.name);
-                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dot_and_axpy_match_float64_at_every_length() {
+    for table in Simd::available() {
+        for len in LENGTHS {
+            let (x, y, mut out) = (values(len, 1), values(len, 2), values(len, 3));
+            let dot: f64 = wide(&x).iter().zip(wide(&y)).map(|(x, y)| x * y).sum();
+            close(&[(table.dot_f32)(&x, &y)], &[dot], 1e-6, 1e-6 * len as f64, table.name);
+            let want: Vec<f64> = wide(&out).iter().zip(&x).map(|(o, x)| o + 0.37 * f64::from(*x)).collect();
+            (table.axpy_f32)(0.37, &x, &mut out);
+            close(&out, &want, 1e-6, 1e-7, table.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_remembered_is_scored_and_mixed_as_in_float64() {
+    for table in Simd::available() {
+        for size in [1, 2, 3, 5, 8, 15, 16, 17, 24, 64, 96] {
+            for positions in [1usize, 2, 15, 16, 17, 31, 33, 64, 65, 100, 130] {
+                let blocks = positions.div_ceil(PANEL);
+                let (keys, query) = (values(blocks * PANEL * size, 4), values(size, 5));
+                let half: Vec<f16> = keys.iter().map(|&key| f16::from_f32(key)).collect();
+                let want = |key: &dyn Fn(usize) -> f64| -> Vec<f64> {
+                    let at = |j: usize, c: usize| (j / PANEL * size + c) * PANEL + j % PANEL;
+                    let score = |j| (0..size).map(|c| key(at(j, c)) * f64::from(query[c])).sum();
+                    (0..positions).map(score).collect()
+                };
+                let name = format!("{} {size} x {positions}", table.name);
+                let mut scores = vec![f32::NAN; positions];
+                (table.scores_f16)(&half, &query, &mut scores);
+                close(&scores, &want(&|i| half[i].to_f64()), 1e-6, 1e-6 * size as f64, &name);
+                let mut fewer = vec![f32::NAN; positions - positions / 3];
+                (table.scores_f16)(&half, &query, &mut fewer);
+                assert_eq!(fewer, scores[..fewer.len()], "{name}: a score depends on its neighbours");
+                (table.scores_f32)(&keys, &query, &mut scores);
+                close(&scores, &want(&|i| f64::from(keys[i])), 1e-6, 1e-6 * size as f64, &name);
+
+                let weights = values(positions, 6);
+                let want = |value: &dyn Fn(usize) -> f64| -> Vec<f64> {
+                    let sum = |c| (0..positions).map(|j| f64::from(weights[j]) * value(j * size + c)).sum();
+                    (0..size).map(sum).collect()
+                };
+                let mut out = vec![f32::NAN; size];
+                (table.mix_f16)(&weights, &half, &mut out);
+                close(&out, &want(&|i| half[i].to_f64()), 1e-6, 1e-6 * positions as f64, &name);
+                (table.mix_f32)(&weights, &keys, &mut out);
+                close(&out, &want(&|i| f64::from(keys[i])), 1e-6, 1e-6 * positions as f64, &name);
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_that_stand_transposed_match_float64_and_pack_alike() {
+    for table in Simd::available() {
+        for inputs in [1, 2, 7, 8, 9, 16, 31, 97] {
+            for columns in LENGTHS {
+                let stride = columns + 5;
+                let weight = values(inputs * stride, 61);
+                let (half, brain): (Vec<f16>, Vec<bf16>) =
+                    weight.iter().map(|&w| (f16::from_f32(w), bf16::from_f32(w))).unzip();
+                let x = values(inputs, 62);
+                let want = |of: &dyn Fn(usize) -> f64| -> Vec<f64> {
+                    let sum = |c| (0..inputs).map(|k| of(k * stride + c) * f64::from(x[k])).sum();
+                    (0..columns).map(sum).collect()
+                };
+                let (name, floor) = (table.name, 2e-7 * inputs as f64);
+                let mut y = vec![f32::NAN; columns];
+                (table.gemv_rows_f32)(&weight, stride, &x, &mut y);
+                close(&y, &want(&|i| f64::from(weight[i])), 1e-6, floor, name);
+                (table.gemv_rows_bf16)(&brain, stride, &x, &mut y);
+                close(&y, &want(&|i| brain[i].to_f64()), 1e-6, floor, name);
+                (table.gemv_rows_f16)(&half, stride, &x, &mut y);
+                close(&y, &want(&|i| half[i].to_f64()), 1e-6, floor, name);
+                let (middle, mut part) = (columns / 3, vec![f32::NAN; columns - columns / 3]);
+                (table.gemv_rows_f16)(&half[middle..], stride, &x, &mut part);
+                assert_eq!(part, y[middle..], "{name}: a column's sum depends on its neighbours");
+
+                let turned = |i: usize| i % inputs * stride + i / inputs;
+                let at = 0..columns * inputs;
+                let mut expected = vec![f32::NAN; packed_len(columns, inputs)];
+                let mut panels = expected.clone();
+                let sizes = [columns, inputs, stride];
+                let same: Vec<f32> = at.clone().map(|i| weight[turned(i)]).collect();
+                (table.pack_f32)(&same, columns, inputs, &mut expected);
+                (table.pack_rows_f32)(&weight, sizes, &mut panels);
+                assert_eq!(panels, expected, "{name} {sizes:?}");
+                let same: Vec<f16> = at.clone().map(|i| half[turned(i)]).collect();
+                (table.pack_f16)(&same, columns, inputs, &mut expected);
+                (table.pack_rows_f16)(&half, sizes, &mut panels);
+                assert_eq!(panels, expected, "{name} {sizes:?}");
+                let same: Vec<bf16> = at.map(|i| brain[turned(i)]).collect();
+                (table.pack_bf16)(&same, columns, inputs, &mut expected);
+                (table.pack_rows_bf16)(&brain, sizes, &mut panels);
+                assert_eq!(panels, expected, "{name} {sizes:?}");
             }
         }
     }

@@ -1,19 +1,26 @@
-//! The CPU as a backend: one thread a shard, slices of f32, the runtime's SIMD table; one line a verb.
+//! The CPU as a backend: one thread a shard, or all of them one shard's; slices of f32, the runtime's SIMD table; one
+//! line a verb.
+
+mod arena;
 
 use super::{Backend, Embed, Rows, Write};
 use crate::ops::activation::Hidden;
 use crate::ops::adamw::{self, Adam};
 use crate::ops::attention::{self, Heads};
-use crate::ops::dropout::Mask;
+use crate::ops::dropout::{Mask, after};
 use crate::ops::experts::Way;
-use crate::ops::loss::{self, Classes, Gradients, Head};
-use crate::ops::route::{Balance, Disturbance, Router, Routing, Weights};
-use crate::ops::{activation, add, embedding, experts, linear, norm, rotary, route};
+use crate::ops::hands::{Crowd, Hands};
+use crate::ops::loss::{self, Classes, Gradients};
+use crate::ops::query_key_norm::Stretches;
+use crate::ops::route::{Balance, Disturbance, Router, Routing};
+use crate::ops::{activation, add, embedding, experts, linear, norm, query_key_norm, rotary, route};
 use crate::params::Params;
+use arena::{grad, grad_pair, head_of, part, piece_rows, router_of, split_off};
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Error, Layout, Result};
-use runtime::simd::{Aligned, PANEL, Simd, packed_len};
+use runtime::simd::{Aligned, Simd, packed_len};
 use runtime::team::Crew;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Values one thread sums or updates at a time; fixed, so that no sum depends on the number of threads.
@@ -23,7 +30,9 @@ const STRETCH: usize = 1 << 14;
 pub struct Cpu {
     simd: &'static Simd,
     threads: usize,
-    crew: Mutex<Crew>,
+    crowd: Mutex<Crowd>,
+    /// Whether the threads work on shards side by side, so that an operation is one thread's.
+    sharing: AtomicBool,
     /// Room for the sum of squares of each stretch of a gradient.
     squares: Mutex<Vec<f64>>,
 }
@@ -36,7 +45,13 @@ impl Cpu {
 
     /// A CPU of `threads` threads and a chosen table of routines.
     pub fn with(simd: &'static Simd, threads: usize) -> Result<Cpu> {
-        Ok(Cpu { simd, threads, crew: Mutex::new(Crew::new(threads)?), squares: Mutex::default() })
+        Ok(Cpu {
+            simd,
+            threads,
+            crowd: Mutex::new(Crowd::new(Crew::new(threads)?)),
+            sharing: AtomicBool::new(false),
+            squares: Mutex::default(),
+        })
     }
 
     /// The table of routines in use.
@@ -50,8 +65,26 @@ impl Cpu {
     }
 
     /// The threads, for one piece of work at a time.
-    fn crew(&self) -> MutexGuard<'_, Crew> {
-        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
+    fn crowd(&self) -> MutexGuard<'_, Crowd> {
+        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who carries out an operation: all threads, unless they are busy with a shard each.
+    fn hands(&self) -> Hands<'_> {
+        if self.threads == 1 || self.sharing.load(Ordering::Relaxed) {
+            return Hands::alone(self.simd);
+        }
+        Hands::all(self.simd, self.crowd())
+    }
+
+    /// One gradient of a residual connection.
+    fn spread(&self, rows: usize, d_out: &[f32], mask: Mask, d: &mut [f32], write: Write) {
+        let mut hands = self.hands();
+        let (piece, width) = (hands.piece(rows, d_out.len()), d_out.len() / rows);
+        let pieces = d_out.chunks(piece * width).zip(d.chunks_mut(piece * width));
+        hands.deal(pieces.enumerate(), |(index, (d_out, d))| {
+            add::backward(d_out.len() / width, d_out, after(mask, index * piece), (d, write));
+        });
     }
 }
 
@@ -67,29 +100,6 @@ fn out_of_memory(len: usize) -> Error {
         available: 0,
         help: "lower --batch or choose a smaller preset".to_owned(),
     }
-}
-
-/// A parameter's values.
-fn part(params: &Params<Cpu>, id: ParameterId) -> &[f32] {
-    &params.master[params.layout.parameter(id).range()]
-}
-
-/// A parameter's gradient.
-fn grad<'a>(layout: &Layout, grads: &'a mut [f32], id: ParameterId) -> &'a mut [f32] {
-    &mut grads[layout.parameter(id).range()]
-}
-
-/// The gradients of two parameters at once; the first stands before the second in the arena.
-fn grad_pair<'a>(
-    layout: &Layout,
-    grads: &'a mut [f32],
-    first: ParameterId,
-    second: Option<ParameterId>,
-) -> (&'a mut [f32], Option<&'a mut [f32]>) {
-    let Some(second) = second else { return (grad(layout, grads, first), None) };
-    let (low, high) = (layout.parameter(first).range(), layout.parameter(second).range());
-    let (left, right) = grads.split_at_mut(high.start);
-    (&mut left[low], Some(&mut right[..high.len()]))
 }
 
 impl Backend for Cpu {
@@ -151,7 +161,13 @@ impl Backend for Cpu {
     }
 
     fn each<T: Send>(&self, shards: &mut [T], work: impl Fn(usize, &mut T) + Sync + Send) {
-        self.crew().each(shards, work);
+        if let [only] = shards {
+            return work(0, only);
+        }
+        let mut crowd = self.crowd();
+        self.sharing.store(true, Ordering::Relaxed);
+        crowd.crew.each(shards, work);
+        self.sharing.store(false, Ordering::Relaxed);
     }
 
     fn embed(&self, s: &Embed, ids: &Vec<u32>, params: &Params<Cpu>, mask: Mask, out: &mut Aligned) {
@@ -182,7 +198,12 @@ impl Backend for Cpu {
         moments: &mut Aligned,
     ) {
         let bias = norm.bias.map(|bias| part(params, bias));
-        norm::forward(self.simd, s, x, part(params, norm.gain), bias, out, moments);
+        let (gain, mut hands) = (part(params, norm.gain), self.hands());
+        let piece = hands.piece(s.rows, x.len());
+        let pieces = x.chunks(piece * s.width).zip(out.chunks_mut(piece * s.width));
+        hands.deal(pieces.zip(moments.chunks_mut(2 * piece)), |((x, out), moments)| {
+            norm::forward(self.simd, s, x, gain, bias, out, moments);
+        });
     }
 
     fn norm_backward(
@@ -203,7 +224,15 @@ impl Backend for Cpu {
 
     fn linear(&self, rows: usize, x: &Aligned, linear: &Linear, params: &Params<Cpu>, out: &mut Aligned) {
         let bias = linear.bias.map(|bias| part(params, bias));
-        linear::forward(self.simd, linear, rows, x, &params.working[linear.weight.index()], bias, out);
+        linear::forward(
+            &mut self.hands(),
+            linear,
+            rows,
+            x,
+            &params.working[linear.weight.index()],
+            bias,
+            out,
+        );
     }
 
     fn linear_backward(
@@ -216,11 +245,12 @@ impl Backend for Cpu {
         (d_x, write): (&mut Aligned, Write),
         grads: &mut Aligned,
     ) {
-        linear::backward_input(self.simd, linear, rows, part(params, linear.weight), d_out, (d_x, write));
+        let hands = &mut self.hands();
+        linear::backward_input(hands, linear, rows, part(params, linear.weight), d_out, (d_x, write));
         let d_weight = grad(&params.layout, grads, linear.weight);
-        linear::backward_weight(self.simd, linear, rows, x, d_out, d_weight);
+        linear::backward_weight(hands, linear, rows, x, d_out, d_weight);
         if let Some(bias) = linear.bias {
-            linear::backward_bias(self.simd, d_out, grad(&params.layout, grads, bias));
+            linear::backward_bias(hands, d_out, grad(&params.layout, grads, bias));
         }
     }
 
@@ -233,7 +263,7 @@ impl Backend for Cpu {
         kept: &mut Aligned,
         scratch: &mut Aligned,
     ) {
-        attention::forward(self.simd, s, qkv, mask, out, kept, scratch);
+        attention::forward(&mut self.hands(), s, qkv, mask, out, kept, scratch);
     }
 
     fn attention_backward(
@@ -247,7 +277,37 @@ impl Backend for Cpu {
         d_qkv: &mut Aligned,
         scratch: &mut Aligned,
     ) {
-        attention::backward(self.simd, s, qkv, out, kept, mask, d_out, d_qkv, scratch);
+        attention::backward(&mut self.hands(), s, qkv, out, kept, mask, d_out, d_qkv, scratch);
+    }
+
+    fn query_key_norm(
+        &self,
+        s: &Stretches,
+        qkv: &Aligned,
+        norms: &[Norm; 2],
+        params: &Params<Cpu>,
+        out: &mut Aligned,
+        kept: &mut Aligned,
+    ) {
+        let gains = norms.map(|norm| part(params, norm.gain));
+        query_key_norm::forward(self.simd, s, gains, qkv, out, kept);
+    }
+
+    fn query_key_norm_backward(
+        &self,
+        s: &Stretches,
+        qkv: &Aligned,
+        norms: &[Norm; 2],
+        params: &Params<Cpu>,
+        kept: &Aligned,
+        d_out: &Aligned,
+        d_qkv: &mut Aligned,
+        grads: &mut Aligned,
+    ) {
+        let gains = norms.map(|norm| part(params, norm.gain));
+        let (d_query, d_key) = grad_pair(&params.layout, grads, norms[0].gain, Some(norms[1].gain));
+        let d_gains = [d_query, d_key.expect("keys have a gain")];
+        query_key_norm::backward(self.simd, s, gains, qkv, kept, d_out, d_qkv, d_gains);
     }
 
     fn rotate(&self, s: &Heads, table: &Aligned, backwards: bool, from: &Aligned, to: &mut Aligned) {
@@ -255,11 +315,22 @@ impl Backend for Cpu {
     }
 
     fn activation(&self, s: Hidden, x: &Aligned, mask: Mask, out: &mut Aligned) {
-        activation::forward(self.simd, s, x, mask, out);
+        let mut hands = self.hands();
+        let piece = hands.piece(out.len() / s.width, out.len());
+        let pieces = x.chunks(piece * s.kind.inputs(s.width)).zip(out.chunks_mut(piece * s.width));
+        hands.deal(pieces.enumerate(), |(index, (x, out))| {
+            activation::forward(self.simd, s, x, after(mask, index * piece), out);
+        });
     }
 
     fn activation_backward(&self, s: Hidden, x: &Aligned, mask: Mask, d_out: &Aligned, d_x: &mut Aligned) {
-        activation::backward(self.simd, s, x, mask, d_out, d_x);
+        let mut hands = self.hands();
+        let piece = hands.piece(d_out.len() / s.width, d_out.len());
+        let inputs = piece * s.kind.inputs(s.width);
+        let pieces = x.chunks(inputs).zip(d_x.chunks_mut(inputs)).zip(d_out.chunks(piece * s.width));
+        hands.deal(pieces.enumerate(), |(index, ((x, d_x), d_out))| {
+            activation::backward(self.simd, s, x, after(mask, index * piece), d_out, d_x);
+        });
     }
 
     fn route(
@@ -332,11 +403,12 @@ impl Backend for Cpu {
         params: &Params<Cpu>,
         out: &mut Aligned,
     ) {
+        let hands = &mut self.hands();
         for expert in 0..bank.len() {
             let map = way.of(bank, expert);
             let bias = map.bias.map(|bias| part(params, bias));
             let panels = &params.working[map.weight.index()];
-            experts::linear(self.simd, routing, expert, &map, x, panels, bias, out);
+            experts::linear(hands, routing, expert, &map, x, panels, bias, out);
         }
     }
 
@@ -351,11 +423,12 @@ impl Backend for Cpu {
         d_x: &mut Aligned,
         grads: &mut Aligned,
     ) {
+        let hands = &mut self.hands();
         for expert in 0..bank.len() {
             let map = way.of(bank, expert);
             let d = grad_pair(&params.layout, grads, map.weight, map.bias);
             let weight = part(params, map.weight);
-            experts::linear_backward(self.simd, routing, expert, &map, x, weight, d_out, d_x, d);
+            experts::linear_backward(hands, routing, expert, &map, x, weight, d_out, d_x, d);
         }
     }
 
@@ -386,11 +459,19 @@ impl Backend for Cpu {
     }
 
     fn add(&self, rows: usize, stream: &Aligned, branch: &Aligned, mask: Mask, out: &mut Aligned) {
-        add::forward(rows, stream, branch, mask, out);
+        let mut hands = self.hands();
+        let (piece, width) = (hands.piece(rows, out.len()), out.len() / rows);
+        let pieces = stream.chunks(piece * width).zip(branch.chunks(piece * width));
+        hands.deal(
+            pieces.zip(out.chunks_mut(piece * width)).enumerate(),
+            |(index, ((stream, branch), out))| {
+                add::forward(out.len() / width, stream, branch, after(mask, index * piece), out);
+            },
+        );
     }
 
     fn add_backward_stream(&self, rows: usize, d_out: &Aligned, (d_stream, write): (&mut Aligned, Write)) {
-        add::backward(rows, d_out, None, (d_stream, write));
+        self.spread(rows, d_out, None, d_stream, write);
     }
 
     fn add_backward_branch(
@@ -400,7 +481,7 @@ impl Backend for Cpu {
         mask: Mask,
         (d_branch, write): (&mut Aligned, Write),
     ) {
-        add::backward(rows, d_out, mask, (d_branch, write));
+        self.spread(rows, d_out, mask, d_branch, write);
     }
 
     fn loss(
@@ -413,7 +494,7 @@ impl Backend for Cpu {
         losses: &mut Aligned,
         scratch: &mut Aligned,
     ) {
-        loss::forward(self.simd, s, x, &head_of(params, head), targets, losses, None, scratch);
+        loss::forward(&mut self.hands(), s, x, &head_of(params, head), targets, losses, None, scratch);
     }
 
     fn loss_and_gradient(
@@ -431,13 +512,22 @@ impl Backend for Cpu {
     ) {
         let (d_weight, d_bias) = grad_pair(&params.layout, grads, head.weight, head.bias);
         let gradients = Gradients { scale, d_x: (d_x, write), d_weight, d_bias };
-        loss::forward(self.simd, s, x, &head_of(params, head), targets, losses, Some(gradients), scratch);
+        loss::forward(
+            &mut self.hands(),
+            s,
+            x,
+            &head_of(params, head),
+            targets,
+            losses,
+            Some(gradients),
+            scratch,
+        );
     }
 
     fn gather<T: Send>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Aligned + Sync) -> f64 {
         let Some((first, others)) = shards.split_first_mut() else { return 0.0 };
         let total = grads(first);
-        let mut crew = self.crew();
+        let crew = &mut self.crowd().crew;
         let mut squares = self.squares.lock().unwrap_or_else(PoisonError::into_inner);
         squares.resize(total.len().div_ceil(STRETCH), 0.0);
         // Each stretch is squared alone, and the sums are added in order.
@@ -489,8 +579,10 @@ impl Backend for Cpu {
                 (parameter, weights, first, second, grads, panels)
             })
         });
-        self.crew().deal(pieces, |(parameter, weights, first, second, grads, panels)| {
+        self.crowd().crew.deal(pieces, |(parameter, weights, first, second, grads, panels)| {
             let decays = parameter.is_learned() && (parameter.is_matrix() || adam.decay_vectors);
+            let coupled = adam.coupled.then(|| adamw::couple(self.simd, adam, decays, weights, grads));
+            let adam = coupled.as_ref().unwrap_or(adam);
             adamw::update(self.simd, adam, decays, weights, first, second, grads);
             if let Some(panels) = panels {
                 let rows = weights.len() / parameter.columns;
@@ -510,43 +602,10 @@ impl Backend for Cpu {
 
     fn refresh(&self, params: &mut Params<Cpu>) {
         let (layout, master, working) = (&params.layout, &params.master, &mut params.working);
-        self.crew().deal(layout.iter().zip(working), |((_, p), panels)| {
+        self.crowd().crew.deal(layout.iter().zip(working), |((_, p), panels)| {
             if !panels.is_empty() {
                 (self.simd.pack_f32)(&master[p.range()], p.rows, p.columns, panels);
             }
         });
-    }
-}
-
-/// Rows of a parameter that are updated and packed in one go: whole panels of about [`STRETCH`] values.
-fn piece_rows(columns: usize) -> usize {
-    (STRETCH / columns / PANEL).max(1) * PANEL
-}
-
-/// The first `len` values, which `rest` then begins after.
-fn split_off<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
-    let (part, after) = std::mem::take(rest).split_at_mut(len);
-    *rest = after;
-    part
-}
-
-/// A router's parameters.
-fn router_of<'a>(params: &'a Params<Cpu>, bank: &Bank) -> Weights<'a> {
-    let packed = |id: ParameterId| &params.working[id.index()][..];
-    Weights {
-        panels: packed(bank.router.weight),
-        router: part(params, bank.router.weight),
-        selection_bias: bank.selection_bias.map(|id| part(params, id)),
-        noise: bank.noise.map(|id| (part(params, id), packed(id))),
-    }
-}
-
-/// The head as the loss reads it.
-fn head_of<'a>(params: &'a Params<Cpu>, head: &'a Linear) -> Head<'a> {
-    Head {
-        linear: head,
-        panels: &params.working[head.weight.index()],
-        weight: part(params, head.weight),
-        bias: head.bias.map(|bias| part(params, bias)),
     }
 }

@@ -12,6 +12,7 @@ use crate::ops::attention::Heads;
 use crate::ops::dropout::Mask;
 use crate::ops::experts::Way;
 use crate::ops::loss::Classes;
+use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
 use formats::config::NormKind;
@@ -141,6 +142,29 @@ pub trait Backend: Sync + Sized {
         d_out: &Self::Values,
         d_qkv: &mut Self::Values,
         scratch: &mut Self::Floats,
+    );
+
+    /// See [`crate::ops::query_key_norm`]; `kept` is what the backward pass needs.
+    fn query_key_norm(
+        &self,
+        s: &Stretches,
+        qkv: &Self::Values,
+        norms: &[Norm; 2],
+        params: &Params<Self>,
+        out: &mut Self::Values,
+        kept: &mut Self::Floats,
+    );
+    /// Its backward pass; sets the gradient.
+    fn query_key_norm_backward(
+        &self,
+        s: &Stretches,
+        qkv: &Self::Values,
+        norms: &[Norm; 2],
+        params: &Params<Self>,
+        kept: &Self::Floats,
+        d_out: &Self::Values,
+        d_qkv: &mut Self::Values,
+        grads: &mut Self::Floats,
     );
 
     /// See [`crate::ops::rotary`]; `table` is its table, `backwards` turns the other way.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use trainer::backend::cpu::Cpu;
 use trainer::learner::{BatchShape, Learner, Rates};
 use trainer::options::{Flags, Request};
-use trainer::presets::CHARACTERS;
+use trainer::presets;
 use trainer::random::Generator;
 use trainer::train::cpu;
 
@@ -20,6 +20,9 @@ pub struct Bench {
     /// The shape to time
     #[arg(long, default_value = "gpt-zero")]
     preset: String,
+    /// Tokens of the vocabulary; the preset's own unless set
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    vocab: Option<u32>,
     /// Seconds to time for
     #[arg(long, default_value_t = 5.0)]
     secs: f64,
@@ -42,19 +45,28 @@ impl Bench {
             preset: Some(self.preset.clone()),
             config: None,
             data: Vec::<PathBuf>::new(),
+            data_weight: vec![],
             upcycle: None,
+            from: None,
             flags: self.flags.clone(),
         };
         let options = request.resolve()?.options;
-        let config = options.model(CHARACTERS)?;
+        let own = presets::vocabulary(&self.preset)?;
+        let config = options.model(self.vocab.map_or(own, |count| count as usize))?;
         let layout = Layout::new(&config);
         let shape = BatchShape { sequences: options.batch, block: options.block };
         let backend = cpu(&options)?;
         let threads = backend.threads();
-        let plan = Learner::<Cpu>::memory(&config, shape, threads);
+        let plan = Learner::<Cpu>::memory(&config, shape, threads, options.recompute);
         plan.require(trainer::memory::available().unwrap_or(u64::MAX))?;
-        let mut learner =
-            Learner::with_mixing(backend, &config, shape, &options.optimizer(), &options.mixing())?;
+        let mut learner = Learner::with(
+            backend,
+            &config,
+            shape,
+            &options.optimizer(),
+            &options.mixing(),
+            options.recompute,
+        )?;
         let mut weights = vec![0.0; layout.parameters()];
         Generator::new(options.rng, options.seed).initialise(&mut weights, &layout, &config, options.init);
         let zero = vec![0.0; weights.len()];

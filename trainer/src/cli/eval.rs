@@ -2,16 +2,20 @@
 
 use super::{Format, answer};
 use formats::checkpoint::Directory;
+use formats::tokenizer::Tokenizer;
 use formats::{Error, Result};
 use serde_json::json;
 use std::f64::consts::LN_2;
 use std::path::PathBuf;
 use trainer::backend::cpu::Cpu;
-use trainer::data::{Source, Text, windows};
+use trainer::data::{Batch, Corpus, Data, HELD_OUT, Request, Side, windows};
 use trainer::learner::{BatchShape, Learner};
 use trainer::mixing::{Health, Load};
 use trainer::presets;
 use trainer::weights;
+
+/// Tokens of a corpus that are evaluated at once; fixed, because it orders a sum.
+const TOKENS_AT_ONCE: u64 = 1 << 16;
 
 /// What `trainer eval` takes.
 #[derive(clap::Args)]
@@ -19,9 +23,12 @@ pub struct Eval {
     /// A run, its model, or any model directory
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Text files, cut as training cuts them
-    #[arg(long, value_name = "TEXT", num_args = 1.., required = true)]
+    /// Text files and token shards, split as training splits them
+    #[arg(long, value_name = "TEXT|SHARD", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
+    /// The part that validates, as the run was told it
+    #[arg(long, value_parser = super::part, default_value_t = HELD_OUT)]
+    held_out: f64,
     /// Threads; all there are by default
     #[arg(long)]
     threads: Option<usize>,
@@ -40,9 +47,10 @@ impl Eval {
                 "copy the model's tokenizer beside it: its text cannot be cut without",
             ));
         };
-        let text = Text::encode(tokenizer, &Source::read(&self.data)?)?;
         let block = directory.config.context;
-        text.require(block)?;
+        let request = Request { paths: &self.data, weights: &[], held_out: self.held_out, block };
+        let (tokenizer, data) = Data::open(&request, Some(tokenizer.clone()))?;
+        data.notes().iter().for_each(|note| eprintln!("{note}"));
 
         let weights = weights::arena(&directory.weights, &directory.layout);
         let threads =
@@ -53,16 +61,17 @@ impl Eval {
         let mut learner = Learner::new(Cpu::new(threads)?, &directory.config, shape, &options)?;
         learner.load(&weights, &vec![0.0; weights.len()], &vec![0.0; weights.len()])?;
 
-        let mut loss = |split: &[u32]| {
-            let (inputs, targets) = windows(split, block);
-            learner.evaluate(inputs, targets)
+        let [training, validation] = match &data {
+            Data::Text(text) => {
+                Side::ALL.map(|side| of_text(&mut learner, &tokenizer, text.side(side), block))
+            }
+            Data::Corpus(corpus) => {
+                Side::ALL.map(|side| of_corpus(&mut learner, &tokenizer, corpus, side, block))
+            }
         };
-        let (train_loss, val_loss) = (loss(text.training())?, loss(text.validation())?);
-        // Those of the validation split, which came last.
-        let experts: Vec<Health> = learner.loads().iter().map(Load::health).collect();
-        let (_, targets) = windows(text.validation(), block);
-        let bytes = tokenizer.decode(targets)?.len();
-        let bits = val_loss * targets.len() as f64 / bytes as f64 / LN_2;
+        let (train_loss, Exact { loss: val_loss, tokens, bytes, loads }) = (training?.loss, validation?);
+        let experts: Vec<Health> = loads.iter().map(Load::health).collect();
+        let bits = val_loss * tokens as f64 / bytes as f64 / LN_2;
         match self.format {
             Format::Text => {
                 let mut lines = format!(
@@ -82,6 +91,55 @@ impl Eval {
             }
         }
     }
+}
+
+/// The exact loss of one side.
+struct Exact {
+    /// Nats a token.
+    loss: f64,
+    tokens: u64,
+    /// Bytes of text that the predicted tokens stand for.
+    bytes: u64,
+    loads: Vec<Load>,
+}
+
+fn of_text(learner: &mut Learner<Cpu>, tokenizer: &Tokenizer, split: &[u32], block: usize) -> Result<Exact> {
+    let (inputs, targets) = windows(split, block);
+    let loss = learner.evaluate(inputs, targets)?;
+    let bytes = tokenizer.decode(targets)?.len() as u64;
+    Ok(Exact { loss, tokens: targets.len() as u64, bytes, loads: learner.loads().to_vec() })
+}
+
+/// The same of a corpus, a part at a time. The token that ends a document is predicted and stands for no text.
+fn of_corpus(
+    learner: &mut Learner<Cpu>,
+    tokenizer: &Tokenizer,
+    corpus: &Corpus,
+    side: Side,
+    block: usize,
+) -> Result<Exact> {
+    let end = tokenizer.end_of_text();
+    let (windows, at_once) = (corpus.windows(side), (TOKENS_AT_ONCE / block as u64).max(1));
+    let mut exact = Exact { loss: 0.0, tokens: 0, bytes: 0, loads: vec![] };
+    let (mut batch, mut window) = (Batch::default(), 0);
+    while window < windows {
+        let next = windows.min(window + at_once);
+        batch.clear();
+        (window..next).try_for_each(|window| corpus.read(side, window, &mut batch))?;
+        let tokens = batch.targets.len() as u64;
+        exact.loss += learner.evaluate(&batch.inputs, &batch.targets)? * tokens as f64;
+        exact.tokens += tokens;
+        let text = batch.targets.iter().filter(|id| Some(**id) != end);
+        exact.bytes +=
+            text.filter_map(|&id| tokenizer.token(id)).map(|token| token.len() as u64).sum::<u64>();
+        match exact.loads.is_empty() {
+            true => exact.loads = learner.loads().to_vec(),
+            false => exact.loads.iter_mut().zip(learner.loads()).for_each(|(sum, load)| sum.merge(load)),
+        }
+        window = next;
+    }
+    exact.loss /= exact.tokens as f64;
+    Ok(exact)
 }
 
 /// One layer's experts over the validation split, as a line: the numbers, then each expert's share.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod eval;
+mod export;
 mod inspect;
 mod presets;
 mod tokenizer;
@@ -21,7 +22,9 @@ use trainer::train::{End, train};
     after_help = "Examples:
   trainer train --preset gpt-zero --data input.txt --out runs/zero
   trainer train --resume --out runs/zero
+  trainer train --from gpt2 --data input.txt --out runs/tuned --block 256 --learning-rate 1e-4
   trainer eval --model runs/zero --data input.txt
+  trainer export --model runs/zero --to gguf --out zero.gguf
   trainer presets
 
 Exit codes: 0 done, 1 our bug, 2 usage, 3 bad file, 4 bad config, 5 cannot write, 6 device, 7 memory,
@@ -40,10 +43,12 @@ enum Command {
     Eval(eval::Eval),
     /// The presets with their sizes
     Presets(presets::Presets),
+    /// Learn a vocabulary, or turn text into ids with one
+    Tokenizer(tokenizer::Tokenizer),
     /// Look at what a run would learn from
     Inspect(inspect::Inspect),
-    /// Learn a vocabulary
-    Tokenizer(tokenizer::Tokenizer),
+    /// Write a model for other tools
+    Export(export::Export),
     /// Time training steps
     Bench(bench::Bench),
 }
@@ -57,12 +62,18 @@ struct Train {
     /// A TOML file of options; it overrides the preset, and flags override it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Text files to learn from, read byte for byte, one after another
-    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    /// Text files to learn from, read byte for byte, one after another, and token shards
+    #[arg(long, value_name = "TEXT|SHARD", num_args = 1..)]
     data: Vec<PathBuf>,
+    /// For each file of --data, in their order, its part of what is read; without, all is read evenly
+    #[arg(long, value_name = "N", num_args = 1..)]
+    data_weight: Vec<f64>,
     /// A dense model that each expert begins as a copy of (two or more active experts)
     #[arg(long, value_name = "DIR")]
     upcycle: Option<PathBuf>,
+    /// A model directory of a known family to train further: it says what the model is and gives the tokenizer
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
     /// The run directory
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
@@ -104,18 +115,26 @@ fn obey() -> Result<u8> {
     };
     match arguments.command {
         Command::Train(command) => {
-            let Train { preset, config, data, upcycle, out, resume, flags } = command;
-            train(&Request { preset, config, data, upcycle, flags }, &out, resume).map(|end| match end {
+            let Train { preset, config, data, data_weight, upcycle, from, out, resume, flags } = command;
+            let request = Request { preset, config, data, data_weight, upcycle, from, flags };
+            train(&request, &out, resume).map(|end| match end {
                 End::Done => 0,
                 End::Interrupted { exit_code } => exit_code,
             })
         }
         Command::Eval(command) => command.run().map(|()| 0),
         Command::Presets(command) => command.run().map(|()| 0),
-        Command::Inspect(command) => command.run().map(|()| 0),
+        Command::Export(command) => command.run().map(|()| 0),
         Command::Tokenizer(command) => command.run().map(|()| 0),
+        Command::Inspect(command) => command.run().map(|()| 0),
         Command::Bench(command) => command.run().map(|()| 0),
     }
+}
+
+/// A part of a whole, as a flag.
+fn part(text: &str) -> std::result::Result<f64, String> {
+    let part = text.parse().ok().filter(|part| (0.0..1.0).contains(part));
+    part.ok_or_else(|| "expected a number from 0 up to, but not, 1".to_owned())
 }
 
 /// Writes an answer to standard output; a reader that left is no error.

@@ -3,7 +3,7 @@
 use super::{Format, answer};
 use formats::{Layout, Result};
 use serde_json::json;
-use trainer::presets::{CHARACTERS, PRESETS};
+use trainer::presets::PRESETS;
 use trainer::train::grouped;
 
 /// What `trainer presets` takes.
@@ -14,23 +14,24 @@ pub struct Presets {
 }
 
 impl Presets {
-    /// Lists every preset, sized for the characters of TinyShakespeare.
+    /// Lists every preset, sized for the vocabulary it is known with.
     pub fn run(&self) -> Result<()> {
         let mut text = format!(
-            "{:<14} {:>11} {:>11} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6}  (with {CHARACTERS} characters)\n",
-            "preset", "parameters", "active", "layers", "heads", "width", "block", "batch", "steps"
+            "{:<14} {:>15} {:>15} {:>6} {:>6} {:>6} {:>6} {:>5} {:>6} {:>6}\n",
+            "preset", "parameters", "active", "vocab", "layers", "heads", "width", "block", "batch", "steps"
         );
         let mut list = vec![];
         for preset in PRESETS {
             let options = preset.options();
-            let config = options.model(CHARACTERS)?;
+            let config = options.model(preset.vocabulary)?;
             let layout = Layout::new(&config);
             let (parameters, active) = (layout.parameters() as u64, layout.active_parameters() as u64);
             text += &format!(
-                "{:<14} {:>11} {:>11} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6}  {}\n",
+                "{:<14} {:>15} {:>15} {:>6} {:>6} {:>6} {:>6} {:>5} {:>6} {:>6}  {}\n",
                 preset.name,
                 grouped(parameters),
                 grouped(active),
+                config.vocabulary,
                 config.layers,
                 config.heads,
                 config.width,

@@ -23,6 +23,8 @@ pub struct Adam {
     pub weight_decay: f64,
     /// Whether vectors (norms and biases) decay too.
     pub decay_vectors: bool,
+    /// Whether decay is a term of the gradient: see [`couple`].
+    pub coupled: bool,
     /// `t`, from 1.
     pub step: u64,
     /// What the gradient is multiplied by: below 1 where its norm was clipped.
@@ -40,6 +42,32 @@ struct Rounded {
     eps: f32,
     size: f32,
     scale: f32,
+}
+
+/// Adam's own weight decay (Kingma and Ba 2015, as PyTorch has it), `g = scale g + d w`, before an [`update`] of what
+/// this returns.
+pub fn couple(simd: &Simd, adam: &Adam, decays: bool, weights: &[f32], grads: &mut [f32]) -> Adam {
+    let decay = if decays { adam.weight_decay as f32 } else { 0.0 };
+    simd.run(Couple { scale: adam.gradient_scale, decay, weights, grads });
+    Adam { weight_decay: 0.0, gradient_scale: 1.0, ..*adam }
+}
+
+struct Couple<'a> {
+    scale: f32,
+    decay: f32,
+    weights: &'a [f32],
+    grads: &'a mut [f32],
+}
+
+impl Work for Couple<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        for (grad, weight) in self.grads.iter_mut().zip(self.weights) {
+            *grad = unit.multiply_add(self.decay, *weight, *grad * self.scale);
+        }
+    }
 }
 
 /// Updates one stretch of parameters that all decay or all do not; zeroes their gradient.
@@ -101,7 +129,9 @@ mod tests {
     #[test]
     fn ten_updates_match_float64() {
         for simd in Simd::available() {
-            for (len, decays) in [(1, true), (17, false), (33, true)] {
+            for (len, decays, coupled) in
+                [(1, true, false), (17, false, false), (33, true, false), (33, true, true), (18, false, true)]
+            {
                 let mut weights = values(len, 1);
                 let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
                 let mut exact: Vec<[f64; 3]> = weights.iter().map(|w| [f64::from(*w), 0.0, 0.0]).collect();
@@ -113,19 +143,25 @@ mod tests {
                         eps: 1e-8,
                         weight_decay: 0.1,
                         decay_vectors: false,
+                        coupled,
                         step,
                         gradient_scale: 0.5,
                     };
                     let mut grads = values(len, 10 + step);
                     for (state, g) in exact.iter_mut().zip(&grads) {
-                        let g = 0.5 * f64::from(*g);
                         let [w, m, v] = *state;
+                        let (added, decay) = match (decays, coupled) {
+                            (false, _) => (0.0, 0.0),
+                            (true, true) => (0.1, 0.0),
+                            (true, false) => (0.0, 0.1),
+                        };
+                        let g = 0.5 * f64::from(*g) + added * w;
                         let (m, v) = (0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g);
                         let t = step as i32;
-                        let decay = if decays { 0.1 } else { 0.0 };
                         let root = (v / (1.0 - 0.999f64.powi(t))).sqrt() + 1e-8;
                         *state = [w * (1.0 - 1e-3 * decay) - 1e-3 * m / (1.0 - 0.9f64.powi(t)) / root, m, v];
                     }
+                    let adam = if coupled { couple(simd, &adam, decays, &weights, &mut grads) } else { adam };
                     update(simd, &adam, decays, &mut weights, &mut m, &mut v, &mut grads);
                     assert!(grads.iter().all(|g| *g == 0.0), "the gradient is left for the next step");
                 }

@@ -15,7 +15,8 @@
 
 mod short;
 
-use super::dropout::Mask;
+use super::dropout::{Mask, after};
+use super::hands::Hands;
 use runtime::simd::product::{Operand, Product, Write};
 use runtime::simd::routines::Unit;
 use runtime::simd::{Simd, Work};
@@ -77,6 +78,13 @@ impl Heads {
     /// Length of what the forward pass keeps for the backward one.
     pub fn kept(&self) -> usize {
         if self.short() { short::kept(self) } else { self.rows() * self.heads }
+    }
+
+    /// The shape of one piece: a window of those that are split, or all.
+    fn piece(&self, hands: &Hands<'_>, scratch: &[f32]) -> Heads {
+        let one = Heads { sequences: 1, ..*self };
+        let room = scratch.len() >= self.sequences * one.scratch();
+        if room && hands.split(self.rows() * self.row()) { one } else { *self }
     }
 
     /// Where one head of one window begins.
@@ -194,7 +202,27 @@ fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, Place)) {
 
 /// `qkv` `[rows, (heads + 2 kv_heads) size]`, `out` `[rows, heads size]`; `kept` is what [`backward`] needs: `l` as `[sequences, heads,
 /// block]`, or the weights of short windows.
+///
+/// Windows are split among the hands as far as `scratch` has room for each.
 pub fn forward(
+    hands: &mut Hands<'_>,
+    s: &Heads,
+    qkv: &[f32],
+    mask: Mask,
+    out: &mut [f32],
+    kept: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let (simd, piece) = (hands.simd, s.piece(hands, scratch));
+    let pieces = qkv.chunks(piece.rows() * s.row()).zip(out.chunks_mut(piece.rows() * s.width()));
+    let pieces = pieces.zip(kept.chunks_mut(piece.kept())).zip(scratch.chunks_mut(piece.scratch()));
+    hands.deal(pieces.enumerate(), |(index, (((qkv, out), kept), scratch))| {
+        windows(simd, &piece, qkv, after(mask, index * piece.rows() * s.heads), out, kept, scratch);
+    });
+}
+
+/// The forward pass by one thread.
+fn windows(
     simd: &Simd,
     s: &Heads,
     qkv: &[f32],
@@ -301,8 +329,31 @@ impl Work for Unweigh<'_> {
     }
 }
 
-/// The gradient of `qkv`, set.
+/// The gradient of `qkv`, set; split as [`forward`] is.
 pub fn backward(
+    hands: &mut Hands<'_>,
+    s: &Heads,
+    qkv: &[f32],
+    out: &[f32],
+    kept: &[f32],
+    mask: Mask,
+    d_out: &[f32],
+    d_qkv: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let (simd, piece) = (hands.simd, s.piece(hands, scratch));
+    let (wide, narrow) = (piece.rows() * s.row(), piece.rows() * s.width());
+    let pieces =
+        qkv.chunks(wide).zip(d_qkv.chunks_mut(wide)).zip(out.chunks(narrow)).zip(d_out.chunks(narrow));
+    let pieces = pieces.zip(kept.chunks(piece.kept())).zip(scratch.chunks_mut(piece.scratch()));
+    hands.deal(pieces.enumerate(), |(index, (((((qkv, d_qkv), out), d_out), kept), scratch))| {
+        let mask = after(mask, index * piece.rows() * s.heads);
+        windows_backward(simd, &piece, qkv, out, kept, mask, d_out, d_qkv, scratch);
+    });
+}
+
+/// The backward pass by one thread.
+fn windows_backward(
     simd: &Simd,
     s: &Heads,
     qkv: &[f32],
@@ -379,10 +430,11 @@ mod tests {
         .collect()
     }
 
-    fn run(simd: &Simd, s: &Heads, qkv: &[f32], mask: Mask) -> (Vec<f32>, Vec<f32>) {
+    fn run(simd: &'static Simd, s: &Heads, qkv: &[f32], mask: Mask) -> (Vec<f32>, Vec<f32>) {
         let mut out = vec![f32::NAN; s.rows() * s.width()];
         let mut log_sums = vec![f32::NAN; s.kept()];
-        forward(simd, s, qkv, mask, &mut out, &mut log_sums, &mut vec![f32::NAN; s.scratch()]);
+        let hands = &mut Hands::alone(simd);
+        forward(hands, s, qkv, mask, &mut out, &mut log_sums, &mut vec![f32::NAN; s.scratch()]);
         (out, log_sums)
     }
 
@@ -430,7 +482,8 @@ mod tests {
                     let (out, log_sums) = run(simd, &s, &qkv, mask);
                     let mut d_qkv = vec![f32::NAN; qkv.len()];
                     let mut scratch = vec![f32::NAN; s.scratch()];
-                    backward(simd, &s, &qkv, &out, &log_sums, mask, &d_out, &mut d_qkv, &mut scratch);
+                    let hands = &mut Hands::alone(simd);
+                    backward(hands, &s, &qkv, &out, &log_sums, mask, &d_out, &mut d_qkv, &mut scratch);
                     gradient(&format!("{s:?}"), &qkv, &d_qkv, &d_out, |qkv| run(simd, &s, qkv, mask).0);
                 }
             }

@@ -28,6 +28,7 @@ pub fn linear_of(inputs: usize, outputs: usize) -> Linear {
         position: formats::config::Position::Learned,
         rotary_base: 10_000.0,
         norm: formats::config::NormKind::LayerNorm,
+        norm_order: formats::config::NormOrder::Pre,
         query_key_norm: formats::config::QueryKeyNorm::None,
         activation: formats::config::Activation::Relu,
         attention_scale: formats::config::AttentionScale::HeadSize,

@@ -12,6 +12,14 @@ const SITE_BITS: u32 = 40;
 /// Which values are dropped at one place of one step; `None` drops nothing.
 pub type Mask = Option<Drop>;
 
+/// The mask of the rows after the first `rows`.
+pub fn after(mask: Mask, rows: usize) -> Mask {
+    mask.map(|mask| {
+        let first_row = mask.draws.first_row + rows as u64;
+        Drop { draws: Draws { first_row, ..mask.draws }, ..mask }
+    })
+}
+
 /// The random words of one site for the rows of one shard.
 #[derive(Clone, Copy, Debug)]
 pub struct Draws {
@@ -136,6 +144,10 @@ mod tests {
         for width in 1..=33 {
             let noise = Noise::new(9, 4, 0.5);
             assert_eq!(factors(noise, 2, 0, 6, width)[2 * width..], factors(noise, 2, 2, 4, width));
+            let mut later = vec![];
+            let mask = after(noise.at(2, 1, width), 1).expect("the probability is not zero");
+            mask.rows(4, |_, factor| later.push(factor));
+            assert_eq!(later, factors(noise, 2, 2, 4, width));
         }
     }
 

@@ -7,6 +7,7 @@
 //! Backward: `d_y_p = w_ri d_out_r`, `d_w_ri = d_out_r . y_p`, the affine maps as in [`super::linear`], expert by
 //! expert, and `d_x_r = sum_(i in T_r) d_z_(r,i)`, slots in order.
 
+use super::hands::Hands;
 use super::linear;
 use super::route::{DROPPED, Router, Routing};
 use formats::layout::{Bank, Linear};
@@ -60,7 +61,7 @@ pub fn dispatch_backward(
 
 /// One expert's share of an affine map: `x` and `out` `[rows slots, _]`, sorted.
 pub fn linear(
-    simd: &Simd,
+    hands: &mut Hands<'_>,
     routing: &Routing,
     expert: usize,
     map: &Linear,
@@ -75,12 +76,12 @@ pub fn linear(
     }
     let x = &x[places.start * map.inputs..places.end * map.inputs];
     let out = &mut out[places.start * map.outputs..places.end * map.outputs];
-    linear::forward(simd, map, places.len(), x, panels, bias, out);
+    linear::forward(hands, map, places.len(), x, panels, bias, out);
 }
 
 /// Its gradients: `d_x` set, those of the parameters added to what is there.
 pub fn linear_backward(
-    simd: &Simd,
+    hands: &mut Hands<'_>,
     routing: &Routing,
     expert: usize,
     map: &Linear,
@@ -97,10 +98,10 @@ pub fn linear_backward(
     let inputs = places.start * map.inputs..places.end * map.inputs;
     let d_out = &d_out[places.start * map.outputs..places.end * map.outputs];
     let rows = places.len();
-    linear::backward_input(simd, map, rows, weight, d_out, (&mut d_x[inputs.clone()], Write::Set));
-    linear::backward_weight(simd, map, rows, &x[inputs], d_out, d_weight);
+    linear::backward_input(hands, map, rows, weight, d_out, (&mut d_x[inputs.clone()], Write::Set));
+    linear::backward_weight(hands, map, rows, &x[inputs], d_out, d_weight);
     if let Some(d_bias) = d_bias {
-        linear::backward_bias(simd, d_out, d_bias);
+        linear::backward_bias(hands, d_out, d_bias);
     }
 }
 
@@ -232,7 +233,7 @@ mod tests {
             for (expert, weight) in weights.iter().enumerate() {
                 let mut panels = vec![0.0; packed_len(7, 5)];
                 (simd.pack_f32)(weight, 7, 5, &mut panels);
-                linear(simd, &routing, expert, &map, x, &panels, Some(&bias), &mut out);
+                linear(&mut Hands::alone(simd), &routing, expert, &map, x, &panels, Some(&bias), &mut out);
             }
             out
         };
@@ -255,7 +256,17 @@ mod tests {
         let mut d_weights = vec![vec![0.0; 35]; EXPERTS];
         for (expert, (weight, d_weight)) in weights.iter().zip(&mut d_weights).enumerate() {
             let parameters = (&mut d_weight[..], None);
-            linear_backward(simd, &routing, expert, &map, &x, weight, &d_out, &mut d_x, parameters);
+            linear_backward(
+                &mut Hands::alone(simd),
+                &routing,
+                expert,
+                &map,
+                &x,
+                weight,
+                &d_out,
+                &mut d_x,
+                parameters,
+            );
         }
         gradient("x", &x, &d_x, &d_out, |x| run(x, &weights));
         for expert in 0..EXPERTS {

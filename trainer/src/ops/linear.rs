@@ -3,13 +3,13 @@
 //! Forward: `y = x W^T + b`, `x` `[rows, inputs]`, `W` `[outputs, inputs]`.
 //! Backward: `d_x = d_y W`, `d_W += d_y^T x`, `d_b += sum over rows of d_y`.
 
+use super::hands::Hands;
 use formats::layout::Linear;
-use runtime::simd::Simd;
 use runtime::simd::product::{Operand, Product, Write};
 
 /// `panels` is `W` packed by `pack_f32`.
 pub fn forward(
-    simd: &Simd,
+    hands: &mut Hands<'_>,
     linear: &Linear,
     rows: usize,
     x: &[f32],
@@ -27,12 +27,12 @@ pub fn forward(
         c_stride: linear.outputs,
         write: Write::Set,
     };
-    (simd.product)(&product, x, panels, bias, out);
+    hands.product(&product, x, panels, bias, out);
 }
 
 /// `d_x = d_y W`.
 pub fn backward_input(
-    simd: &Simd,
+    hands: &mut Hands<'_>,
     linear: &Linear,
     rows: usize,
     weight: &[f32],
@@ -49,12 +49,12 @@ pub fn backward_input(
         c_stride: linear.inputs,
         write,
     };
-    (simd.product)(&product, d_out, weight, None, d_x);
+    hands.product(&product, d_out, weight, None, d_x);
 }
 
 /// `d_W += d_y^T x` and `d_b += sum d_y`.
 pub fn backward_weight(
-    simd: &Simd,
+    hands: &mut Hands<'_>,
     linear: &Linear,
     rows: usize,
     x: &[f32],
@@ -71,21 +71,26 @@ pub fn backward_weight(
         c_stride: linear.inputs,
         write: Write::Accumulate,
     };
-    (simd.product)(&product, d_out, x, None, d_weight);
+    hands.product(&product, d_out, x, None, d_weight);
 }
 
 /// `d_b += sum over rows of d_y`.
-pub fn backward_bias(simd: &Simd, d_out: &[f32], d_bias: &mut [f32]) {
-    for row in d_out.chunks_exact(d_bias.len()) {
-        (simd.add)(d_bias, row);
-    }
+pub fn backward_bias(hands: &mut Hands<'_>, d_out: &[f32], d_bias: &mut [f32]) {
+    let (simd, width) = (hands.simd, d_bias.len());
+    // By columns, so that each sum stays one thread's, rows in order.
+    let piece = hands.piece(width, d_out.len());
+    hands.deal(d_bias.chunks_mut(piece).enumerate(), |(index, d_bias)| {
+        for row in d_out.chunks_exact(width) {
+            (simd.add)(d_bias, &row[index * piece..][..d_bias.len()]);
+        }
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::check::{gradient, linear_of, values};
-    use runtime::simd::packed_len;
+    use runtime::simd::{Simd, packed_len};
 
     #[test]
     fn gradients_match_finite_differences() {
@@ -99,14 +104,15 @@ mod tests {
                     let mut panels = vec![0.0; packed_len(outputs, inputs)];
                     (simd.pack_f32)(weight, outputs, inputs, &mut panels);
                     let mut out = vec![f32::NAN; rows * outputs];
-                    forward(simd, &linear, rows, x, &panels, Some(bias), &mut out);
+                    forward(&mut Hands::alone(simd), &linear, rows, x, &panels, Some(bias), &mut out);
                     out
                 };
                 let mut d_x = vec![f32::NAN; x.len()];
                 let (mut d_weight, mut d_bias) = (vec![0.0; weight.len()], vec![0.0; outputs]);
-                backward_input(simd, &linear, rows, &weight, &d_out, (&mut d_x, Write::Set));
-                backward_weight(simd, &linear, rows, &x, &d_out, &mut d_weight);
-                backward_bias(simd, &d_out, &mut d_bias);
+                let hands = &mut Hands::alone(simd);
+                backward_input(hands, &linear, rows, &weight, &d_out, (&mut d_x, Write::Set));
+                backward_weight(hands, &linear, rows, &x, &d_out, &mut d_weight);
+                backward_bias(hands, &d_out, &mut d_bias);
                 gradient("x", &x, &d_x, &d_out, |x| run(x, &weight, &bias));
                 gradient("weight", &weight, &d_weight, &d_out, |weight| run(&x, weight, &bias));
                 gradient("bias", &bias, &d_bias, &d_out, |bias| run(&x, &weight, bias));

@@ -4,6 +4,7 @@
 //! Backward with `d_loss_r = scale`: `d_z_rv = scale (exp(z_rv) / sum_u exp(z_ru) - [v = target])`, then the
 //! gradients of [`super::linear`].
 
+use super::hands::Hands;
 use super::linear;
 use formats::layout::Linear;
 use runtime::simd::Simd;
@@ -13,6 +14,8 @@ use runtime::simd::product::Write;
 const TOGETHER: usize = 8;
 /// Logits held at once: they stay in the second-level cache while they are turned into gradients.
 const LOGITS: usize = 1 << 17;
+/// Fewest rows of a chunk, however long they are: the head is read and its gradient written once a chunk.
+const FEWEST_ROWS: usize = 256;
 
 /// The shape of a loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +31,7 @@ pub struct Classes {
 impl Classes {
     /// Rows of one chunk.
     fn chunk(&self) -> usize {
-        (LOGITS / self.vocabulary).clamp(8, 1024).min(self.rows)
+        (LOGITS / self.vocabulary).clamp(FEWEST_ROWS, 1024).min(self.rows)
     }
 
     /// Length of the scratch one pass needs.
@@ -64,7 +67,7 @@ pub struct Gradients<'a> {
 
 /// Each row's loss and, where asked for, the gradients of their scaled sum.
 pub fn forward(
-    simd: &Simd,
+    hands: &mut Hands<'_>,
     s: &Classes,
     x: &[f32],
     head: &Head<'_>,
@@ -77,36 +80,49 @@ pub fn forward(
         let rows = s.chunk().min(s.rows - first);
         let x = &x[first * s.width..][..rows * s.width];
         let logits = &mut scratch[..rows * s.vocabulary];
-        linear::forward(simd, head.linear, rows, x, head.panels, head.bias, logits);
-        let scale = gradients.as_ref().map_or(0.0, |gradients| gradients.scale);
-        let each = logits.chunks_mut(TOGETHER * s.vocabulary);
-        let each = each.zip(targets[first..].chunks(TOGETHER)).zip(losses[first..].chunks_mut(TOGETHER));
-        for ((logits, targets), losses) in each {
-            let mut moments = [0.0; 2 * TOGETHER];
-            let moments = &mut moments[..logits.len() / s.vocabulary * 2];
-            let rows = logits.chunks_exact(s.vocabulary);
-            for ((logits, &target), loss) in rows.zip(targets).zip(&mut *losses) {
-                *loss = logits[target as usize];
-            }
-            (simd.softmax)(logits, moments);
-            for (loss, moments) in losses.iter_mut().zip(moments.chunks_exact(2)) {
-                *loss = moments[0] + moments[1].ln() - *loss;
-            }
-            if gradients.is_some() {
-                for (logits, &target) in logits.chunks_exact_mut(s.vocabulary).zip(targets) {
-                    logits[target as usize] -= 1.0;
-                    logits.iter_mut().for_each(|d| *d *= scale);
-                }
-            }
-        }
+        linear::forward(hands, head.linear, rows, x, head.panels, head.bias, logits);
+        let scale = gradients.as_ref().map(|gradients| gradients.scale);
+        let (simd, piece) = (hands.simd, hands.piece(rows, logits.len()));
+        let pieces = logits.chunks_mut(piece * s.vocabulary).zip(targets[first..].chunks(piece));
+        hands.deal(pieces.zip(losses[first..].chunks_mut(piece)), |((logits, targets), losses)| {
+            judge(simd, s.vocabulary, logits, targets, losses, scale);
+        });
         if let Some(gradients) = &mut gradients {
             let (d_x, write) = &mut gradients.d_x;
             let d_x = &mut d_x[first * s.width..][..rows * s.width];
-            linear::backward_input(simd, head.linear, rows, head.weight, logits, (d_x, *write));
-            linear::backward_weight(simd, head.linear, rows, x, logits, gradients.d_weight);
+            linear::backward_input(hands, head.linear, rows, head.weight, logits, (d_x, *write));
+            linear::backward_weight(hands, head.linear, rows, x, logits, gradients.d_weight);
             if let Some(d_bias) = &mut gradients.d_bias {
-                linear::backward_bias(simd, logits, d_bias);
+                linear::backward_bias(hands, logits, d_bias);
             }
+        }
+    }
+}
+
+/// Rows of logits to their losses and, where a scale is given, to the gradients of their scaled sum.
+fn judge(
+    simd: &Simd,
+    vocabulary: usize,
+    logits: &mut [f32],
+    targets: &[u32],
+    losses: &mut [f32],
+    scale: Option<f32>,
+) {
+    let several = logits.chunks_mut(TOGETHER * vocabulary).zip(targets.chunks(TOGETHER));
+    for ((logits, targets), losses) in several.zip(losses.chunks_mut(TOGETHER)) {
+        let mut moments = [0.0; 2 * TOGETHER];
+        let moments = &mut moments[..logits.len() / vocabulary * 2];
+        for ((logits, &target), loss) in logits.chunks_exact(vocabulary).zip(targets).zip(&mut *losses) {
+            *loss = logits[target as usize];
+        }
+        (simd.softmax)(logits, moments);
+        for (loss, moments) in losses.iter_mut().zip(moments.chunks_exact(2)) {
+            *loss = moments[0] + moments[1].ln() - *loss;
+        }
+        let Some(scale) = scale else { continue };
+        for (logits, &target) in logits.chunks_exact_mut(vocabulary).zip(targets) {
+            logits[target as usize] -= 1.0;
+            logits.iter_mut().for_each(|d| *d *= scale);
         }
     }
 }
@@ -115,12 +131,13 @@ pub fn forward(
 mod tests {
     use super::*;
     use crate::ops::check::{gradient, linear_of, values};
-    use runtime::simd::packed_len;
+    use runtime::simd::{Simd, packed_len};
 
     #[test]
     fn gradients_match_finite_differences() {
         for simd in Simd::available() {
-            for (rows, width, vocabulary) in [(1, 1, 2), (3, 5, 7), (9, 16, 65), (20, 3, 17_000)] {
+            for (rows, width, vocabulary) in [(1, 1, 2), (3, 5, 7), (9, 16, 65), (FEWEST_ROWS + 20, 3, 1700)]
+            {
                 let s = Classes { rows, width, vocabulary };
                 let linear = linear_of(width, vocabulary);
                 let (x, weight, bias) =
@@ -132,7 +149,8 @@ mod tests {
                     let head = Head { linear: &linear, panels: &panels, weight, bias: Some(bias) };
                     let mut losses = vec![f32::NAN; rows];
                     let mut scratch = vec![f32::NAN; s.scratch()];
-                    forward(simd, &s, x, &head, &targets, &mut losses, gradients, &mut scratch);
+                    let hands = &mut Hands::alone(simd);
+                    forward(hands, &s, x, &head, &targets, &mut losses, gradients, &mut scratch);
                     losses
                 };
                 let scale = 0.25;

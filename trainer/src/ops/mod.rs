@@ -8,9 +8,11 @@ pub mod attention;
 pub mod dropout;
 pub mod embedding;
 pub mod experts;
+pub mod hands;
 pub mod linear;
 pub mod loss;
 pub mod norm;
+pub mod query_key_norm;
 pub mod rotary;
 pub mod route;
 

@@ -12,7 +12,7 @@ use runtime::simd::product::Write;
 use runtime::simd::routines::{LANES, Unit};
 use runtime::simd::{Simd, Work};
 
-/// `moments` `[rows, 2]` keeps `m` and `r`.
+/// `moments` `[rows, 2]` keeps `m` and `r`, and says how many rows there are.
 pub fn forward(
     simd: &Simd,
     s: &Rows,
@@ -22,7 +22,7 @@ pub fn forward(
     out: &mut [f32],
     moments: &mut [f32],
 ) {
-    let (values, moments) = (s.rows * s.width, &mut moments[..2 * s.rows]);
+    let values = moments.len() / 2 * s.width;
     let (x, out) = (&x[..values], &mut out[..values]);
     if s.kind == NormKind::LayerNorm {
         return (simd.layer_norm)(x, gain, bias, s.eps, out, moments);

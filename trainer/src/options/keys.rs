@@ -3,6 +3,7 @@
 //! A key stands in a config file as it is written here and on the command line with dashes; both are checked against
 //! the same bounds. What a key means belongs to [`super::Options`].
 
+use crate::data::TokenizerSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use formats::config::{
     MAX_CONTEXT, MAX_EXPERTS, MAX_FEED_FORWARD, MAX_HEAD_SIZE, MAX_HEADS, MAX_LAYERS, MAX_WIDTH,
@@ -25,6 +26,8 @@ pub enum Kind {
     Switch,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// One of these words, or a path.
+    WordOrPath(&'static [&'static str]),
 }
 
 /// One thing that can be set.
@@ -46,12 +49,23 @@ const TRAINING: &str = "Training";
 const RUN: &str = "Run";
 
 /// Keys that may change when a run is resumed: none of them changes what is learned up to a step.
-pub const CHANGEABLE: &[&str] = &["steps", "threads", "save_every", "keep", "progress"];
+pub const CHANGEABLE: &[&str] = &["steps", "threads", "save_every", "keep", "recompute", "progress"];
 
-/// Every key but `preset` and `data`.
+/// Every key but `preset`, `from`, `upcycle` and those of the data.
 pub const KEYS: &[Key] = &[
-    key(MODEL, "tokenizer", Kind::Choice(&["characters", "bytes"]), "how text becomes tokens"),
+    key(
+        MODEL,
+        "tokenizer",
+        Kind::WordOrPath(TokenizerSource::WORDS),
+        "how text becomes tokens; a path is a tokenizer.json, or a model that has one",
+    ),
     key(MODEL, "block", Kind::Count(1, MAX_CONTEXT as u64), "tokens the model sees at once"),
+    key(
+        MODEL,
+        "context",
+        Kind::Count(1, MAX_CONTEXT as u64),
+        "tokens the model can see at once, of which training uses a block; the block unless set",
+    ),
     key(MODEL, "width", Kind::Count(1, MAX_WIDTH as u64), "width of the residual stream"),
     key(MODEL, "layers", Kind::Count(1, MAX_LAYERS as u64), "decoder layers"),
     key(MODEL, "heads", Kind::Count(1, MAX_HEADS as u64), "attention heads"),
@@ -78,6 +92,18 @@ pub const KEYS: &[Key] = &[
         "what attention scores are divided by, as a root",
     ),
     key(MODEL, "norm", Kind::Choice(&["layer-norm", "rms-norm"]), "what normalises the residual stream"),
+    key(
+        MODEL,
+        "norm_order",
+        Kind::Choice(&["pre", "post"]),
+        "whether norms stand before each half of a layer, or after it as in GPT-1",
+    ),
+    key(
+        MODEL,
+        "query_key_norm",
+        Kind::Choice(&["none", "head", "whole"]),
+        "whether queries and keys are normalised, each head or all together",
+    ),
     key(MODEL, "norm_eps", Kind::Positive(1.0), "added to the variance, or the mean square"),
     key(MODEL, "norm_bias", Kind::Switch, "LayerNorm has a bias"),
     key(MODEL, "qkv_bias", Kind::Switch, "the query-key-value projection has a bias"),
@@ -138,22 +164,45 @@ pub const KEYS: &[Key] = &[
         Kind::Amount(1e3),
         "rows an expert takes, as a multiple of its even share of a shard's; 0 drops none",
     ),
-    key(TRAINING, "batch", Kind::Count(1, 1 << 20), "sequences in a step"),
+    key(TRAINING, "batch", Kind::Count(1, 1 << 20), "sequences in a step, or in each of its micro-batches"),
+    key(
+        TRAINING,
+        "accumulate",
+        Kind::Count(1, 1 << 20),
+        "micro-batches of a step: as one batch of them all, but for the balancing terms, which are each one's own",
+    ),
+    key(
+        TRAINING,
+        "held_out",
+        Kind::Fraction,
+        "part of the data that validates: of shards whole documents, of a text its end",
+    ),
     key(TRAINING, "steps", Kind::Count(1, 9_999_999_999), "steps in all"),
     key(TRAINING, "learning_rate", Kind::Positive(100.0), "the highest learning rate"),
-    key(TRAINING, "schedule", Kind::Choice(&["constant", "cosine"]), "learning rate after the warm-up"),
-    key(TRAINING, "final_learning_rate", Kind::Amount(100.0), "where a cosine ends"),
+    key(
+        TRAINING,
+        "schedule",
+        Kind::Choice(&["constant", "cosine", "linear", "inverse-sqrt"]),
+        "learning rate after the warm-up",
+    ),
+    key(TRAINING, "final_learning_rate", Kind::Amount(100.0), "where a cosine or a line ends"),
     key(TRAINING, "warmup", Kind::Count(0, 9_999_999_999), "steps of linear rise"),
     key(
         TRAINING,
         "decay_steps",
         Kind::Count(1, 9_999_999_999),
-        "where a cosine ends; the first run's steps unless set",
+        "where a cosine or a line ends; the first run's steps unless set",
     ),
-    key(TRAINING, "beta1", Kind::Fraction, "AdamW: decay of the first moment"),
-    key(TRAINING, "beta2", Kind::Fraction, "AdamW: decay of the second moment"),
-    key(TRAINING, "eps", Kind::Positive(1.0), "AdamW: added to the root of the second moment"),
-    key(TRAINING, "weight_decay", Kind::Amount(1.0), "AdamW: decoupled weight decay"),
+    key(
+        TRAINING,
+        "optimizer",
+        Kind::Choice(&["adam", "adamw"]),
+        "weight decay: part of the gradient (adam), or of the weights beside it (adamw)",
+    ),
+    key(TRAINING, "beta1", Kind::Fraction, "decay of the first moment"),
+    key(TRAINING, "beta2", Kind::Fraction, "decay of the second moment"),
+    key(TRAINING, "eps", Kind::Positive(1.0), "added to the root of the second moment"),
+    key(TRAINING, "weight_decay", Kind::Amount(1.0), "weight decay"),
     key(TRAINING, "decay", Kind::Choice(&["everything", "matrices"]), "which parameters decay"),
     key(TRAINING, "clip", Kind::Amount(1e6), "largest gradient norm; 0 never clips"),
     key(
@@ -172,6 +221,13 @@ pub const KEYS: &[Key] = &[
     ),
     key(RUN, "device", Kind::Choice(&["auto", "cpu", "cuda"]), "where to compute"),
     key(RUN, "threads", Kind::Count(1, 1024), "CPU threads; all unless set"),
+    key(
+        RUN,
+        "recompute",
+        Kind::Choice(&["nothing", "layers"]),
+        "what the backward pass computes a second time instead of keeping it; --keep layer-inputs is layers, --keep all \
+         is nothing; the results are the same",
+    ),
     key(RUN, "dtype", Kind::Choice(&["f16", "bf16", "f32"]), "type of the saved weights"),
     key(
         RUN,
@@ -195,6 +251,16 @@ impl Key {
         KEYS.iter().find(|key| key.name == name)
     }
 
+    /// The key that `value` is for, and its value there: what of activations is kept is `recompute`'s.
+    pub fn meant(&'static self, value: &Value) -> (&'static Key, Value) {
+        let word = match (self.name, value.as_str()) {
+            ("keep", Some("layer-inputs")) => "layers",
+            ("keep", Some("all")) => "nothing",
+            _ => return (self, value.clone()),
+        };
+        (Key::find("recompute").unwrap_or(self), Value::String(word.to_owned()))
+    }
+
     /// Its flag on the command line.
     pub fn flag(&self) -> String {
         format!("--{}", self.name.replace('_', "-"))
@@ -209,6 +275,7 @@ impl Key {
             Kind::Amount(most) => format!("a number from 0 to {most}"),
             Kind::Switch => "true or false".to_owned(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::WordOrPath(words) => format!("one of {}, or a path", words.join(", ")),
         }
     }
 
@@ -229,20 +296,22 @@ impl Key {
             Kind::Amount(most) => real(|x, most| (0.0..=most).contains(&x), most),
             Kind::Switch => value.as_bool().map(Value::Boolean),
             Kind::Choice(words) => value.as_str().filter(|word| words.contains(word)).map(|_| value.clone()),
+            Kind::WordOrPath(_) => value.as_str().filter(|text| !text.is_empty()).map(|_| value.clone()),
         };
         checked.ok_or_else(|| Error::config(origin, shown, value, self.expected()))
     }
 
-    /// A flag's value, checked.
-    fn parse(&self, text: &str) -> Result<Value> {
+    /// A flag's value, checked, with the key it is for.
+    fn parse(&'static self, text: &str) -> Result<(&'static str, Value)> {
         let value = match self.kind {
             Kind::Count(..) => text.parse().ok().map(Value::Integer),
             Kind::Fraction | Kind::Positive(_) | Kind::Amount(_) => text.parse().ok().map(Value::Float),
             Kind::Switch => text.parse().ok().map(Value::Boolean),
-            Kind::Choice(_) => None,
+            Kind::Choice(_) | Kind::WordOrPath(_) => None,
         };
         let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
-        self.check("command line", &self.flag(), &value)
+        let (key, value) = self.meant(&value);
+        Ok((key.name, key.check("command line", &self.flag(), &value)?))
     }
 }
 
@@ -285,7 +354,7 @@ impl Flags {
         self.values
             .iter()
             .filter_map(|(name, text)| Key::find(name).map(|key| (key, text)))
-            .map(|(key, text)| Ok((key.name, key.parse(text)?)))
+            .map(|(key, text)| key.parse(text))
             .collect()
     }
 }
@@ -298,12 +367,14 @@ impl clap::Args for Flags {
                 .long(name)
                 .help(format!("{}: {}", key.about, key.expected()))
                 .help_heading(key.heading)
-                .action(ArgAction::Set)
+                // `--keep` says two things: how many checkpoints, and which activations.
+                .action(if key.name == "keep" { ArgAction::Append } else { ArgAction::Set })
                 .allow_negative_numbers(true);
             command.arg(match key.kind {
                 // `--tied` alone means true.
                 Kind::Switch => arg.value_name("BOOL").num_args(0..=1).default_missing_value("true"),
                 Kind::Choice(_) => arg.value_name("WORD"),
+                Kind::WordOrPath(_) => arg.value_name("WORD|PATH"),
                 _ => arg.value_name("N"),
             })
         })
@@ -316,10 +387,11 @@ impl clap::Args for Flags {
 
 impl clap::FromArgMatches for Flags {
     fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Flags, clap::Error> {
-        let values = KEYS
-            .iter()
-            .filter_map(|key| matches.get_one::<String>(key.name).map(|value| (key.name, value.clone())));
-        Ok(Flags { values: values.collect() })
+        let given = |key: &'static Key| {
+            let values = matches.get_many::<String>(key.name).into_iter().flatten();
+            values.map(|value| (key.name, value.clone()))
+        };
+        Ok(Flags { values: KEYS.iter().flat_map(given).collect() })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
@@ -345,6 +417,7 @@ mod tests {
         let options = crate::presets::find("nano").expect("a preset").settled();
         let options = crate::options::Options {
             threads: Some(1),
+            context: Some(1),
             kv_heads: Some(1),
             head_size: Some(1),
             expert_width: Some(1),
@@ -370,6 +443,7 @@ mod tests {
                 Kind::Positive(_) | Kind::Amount(_) => &["-1e-9", "nan", "inf", "1e9", "-inf"],
                 Kind::Switch => &["1", "yes", ""],
                 Kind::Choice(_) => &["", "something", "3"],
+                Kind::WordOrPath(_) => &[""],
             };
             for text in refused {
                 let error = key.parse(text).expect_err(key.name);
@@ -383,11 +457,22 @@ mod tests {
                 Kind::Positive(most) | Kind::Amount(most) => vec!["1e-12".to_owned(), most.to_string()],
                 Kind::Switch => vec!["true".to_owned(), "false".to_owned()],
                 Kind::Choice(words) => words.iter().map(|word| (*word).to_owned()).collect(),
+                Kind::WordOrPath(words) => vec![words[0].to_owned(), "models/tokenizer.json".to_owned()],
             };
             for text in accepted {
                 key.parse(&text).expect(key.name);
             }
         }
+    }
+
+    #[test]
+    fn keep_counts_checkpoints_or_names_activations() {
+        let keep = Key::find("keep").expect("a key");
+        assert_eq!(keep.parse("5").expect("a count"), ("keep", Value::Integer(5)));
+        for (typed, meant) in [("layer-inputs", "layers"), ("all", "nothing")] {
+            assert_eq!(keep.parse(typed).expect("a word"), ("recompute", Value::String(meant.to_owned())));
+        }
+        assert!(keep.parse("layers").is_err());
     }
 
     #[test]

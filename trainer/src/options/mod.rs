@@ -5,24 +5,28 @@
 //! makes a run directory.
 
 pub mod keys;
+mod shape;
 
 pub use keys::{Flags, nearest};
 
-use crate::data::Alphabet;
+use crate::data::TokenizerSource;
 use crate::mixing::Mixing;
-use crate::optimizer::{Decay, OptimizerOptions};
+use crate::optimizer::{Decay, OptimizerKind, OptimizerOptions};
 use crate::presets;
 use crate::progress::ProgressMode;
 use crate::random::RngKind;
 use crate::schedule::{Curve, Schedule};
+use crate::tape::recompute::Recompute;
 use formats::checkpoint::{Dtype, source};
 use formats::config::{
-    Activation, AttentionScale, Config, Experts, NormKind, Position, QueryKeyNorm, RouterScore, RouterWeight,
+    Activation, AttentionScale, Config, Experts, NormKind, NormOrder, Position, QueryKeyNorm, RouterScore,
+    RouterWeight,
 };
 use formats::layout::InitScheme;
 use formats::{Error, Result};
 use keys::{CHANGEABLE, KEYS, Key};
 use serde::{Deserialize, Serialize};
+use shape::refuse_another_shape;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -51,8 +55,10 @@ pub enum Device {
 pub struct Options {
     /// The preset the run started from.
     pub preset: String,
-    pub tokenizer: Alphabet,
+    pub tokenizer: TokenizerSource,
     pub block: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<usize>,
     pub width: usize,
     pub layers: usize,
     pub heads: usize,
@@ -75,6 +81,8 @@ pub struct Options {
     pub position: Position,
     pub rotary_base: f64,
     pub norm: NormKind,
+    pub norm_order: NormOrder,
+    pub query_key_norm: QueryKeyNorm,
     pub activation: Activation,
     pub attention_scale: AttentionScale,
     pub norm_eps: f64,
@@ -87,7 +95,10 @@ pub struct Options {
     pub dropout: f64,
     pub init: InitScheme,
     pub batch: usize,
+    pub held_out: f64,
+    pub accumulate: usize,
     pub steps: u64,
+    pub optimizer: OptimizerKind,
     pub learning_rate: f64,
     pub schedule: Curve,
     pub final_learning_rate: f64,
@@ -115,6 +126,7 @@ pub struct Options {
     pub device: Device,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    pub recompute: Recompute,
     pub dtype: Dtype,
     pub save_every: u64,
     pub keep: usize,
@@ -128,7 +140,7 @@ impl Options {
     pub fn model(&self, vocabulary: usize) -> Result<Config> {
         let config = Config {
             vocabulary,
-            context: self.block,
+            context: self.context.unwrap_or(self.block),
             width: self.width,
             layers: self.layers,
             heads: self.heads,
@@ -139,7 +151,8 @@ impl Options {
             position: self.position,
             rotary_base: self.rotary_base as f32,
             norm: self.norm,
-            query_key_norm: QueryKeyNorm::None,
+            norm_order: self.norm_order,
+            query_key_norm: self.query_key_norm,
             activation: self.activation,
             attention_scale: self.attention_scale,
             norm_eps: self.norm_eps as f32,
@@ -196,6 +209,11 @@ impl Options {
         })
     }
 
+    /// Sequences of a step, all its micro-batches together.
+    pub fn sequences(&self) -> usize {
+        self.batch.saturating_mul(self.accumulate)
+    }
+
     /// What keeps the experts alive.
     pub fn mixing(&self) -> Mixing {
         Mixing {
@@ -213,6 +231,7 @@ impl Options {
     /// What the optimiser is told.
     pub fn optimizer(&self) -> OptimizerOptions {
         OptimizerOptions {
+            kind: self.optimizer,
             learning_rate: self.learning_rate as f32,
             beta1: self.beta1 as f32,
             beta2: self.beta2 as f32,
@@ -240,8 +259,8 @@ impl Options {
         Options {
             feed_forward: Some(self.hidden()),
             decay_steps: match self.schedule {
-                Curve::Constant => self.decay_steps,
-                Curve::Cosine => Some(self.decay_steps.unwrap_or(self.steps)),
+                Curve::Constant | Curve::InverseSqrt => self.decay_steps,
+                Curve::Cosine | Curve::Linear => Some(self.decay_steps.unwrap_or(self.steps)),
             },
             ..self
         }
@@ -250,10 +269,19 @@ impl Options {
     /// Checks what the bounds of single keys cannot. `origin` names where the values came from.
     pub fn validate(&self, origin: &str) -> Result<()> {
         self.model(1)?;
-        let tokens = self.batch as u64 * self.block as u64;
+        if let Some(context) = self.context.filter(|context| *context < self.block) {
+            let expected = format!("at most the {context} tokens of the model's context");
+            return Err(Error::config(origin, "block", self.block, expected));
+        }
+        let tokens = self.sequences() as u64 * self.block as u64;
         if tokens > MAX_STEP_TOKENS {
             let expected = format!("at most {MAX_STEP_TOKENS}");
-            return Err(Error::config(origin, "batch x block", format!("{tokens} tokens"), expected));
+            return Err(Error::config(
+                origin,
+                "batch x accumulate x block",
+                format!("{tokens} tokens"),
+                expected,
+            ));
         }
         let disturbances = [
             ("dropout", self.dropout),
@@ -281,7 +309,8 @@ impl Options {
             return Err(Error::config(origin, "router_weight", "renormalised", expected));
         }
         self.mixing().validate(origin)?;
-        if self.schedule == Curve::Cosine && self.final_learning_rate > self.learning_rate {
+        let falls = matches!(self.schedule, Curve::Cosine | Curve::Linear);
+        if falls && self.final_learning_rate > self.learning_rate {
             let expected = format!("at most learning_rate ({})", self.learning_rate);
             return Err(Error::config(origin, "final_learning_rate", self.final_learning_rate, expected));
         }
@@ -297,6 +326,10 @@ impl Options {
     pub fn fixed(&self) -> Result<BTreeMap<String, String>> {
         let mut table = self.table()?;
         CHANGEABLE.iter().for_each(|name| drop(table.remove(*name)));
+        if let TokenizerSource::File(_) = self.tokenizer {
+            // Where a file lies is of no consequence; the tokenizer itself stands in every checkpoint.
+            table.insert("tokenizer".to_owned(), Value::String("a file".to_owned()));
+        }
         Ok(table.into_iter().map(|(name, value)| (name, plain(&value))).collect())
     }
 }
@@ -311,10 +344,14 @@ fn plain(value: &Value) -> String {
 pub struct Recipe {
     /// How to train.
     pub options: Options,
-    /// On what.
+    /// On what: text files and token shards.
     pub data: Vec<PathBuf>,
+    /// A weight for each of them, or none.
+    pub data_weight: Vec<f64>,
     /// The dense model that a mixture starts from, if from one.
     pub upcycle: Option<PathBuf>,
+    /// The model that is trained further, if one is.
+    pub from: Option<PathBuf>,
 }
 
 impl Recipe {
@@ -337,10 +374,27 @@ impl Recipe {
         };
         let data = self.data.iter().map(|path| utf8(path).map(Value::String));
         table.insert("data".to_owned(), Value::Array(data.collect::<Result<_>>()?));
+        if !self.data_weight.is_empty() {
+            let weights = self.data_weight.iter().map(|&weight| Value::Float(weight));
+            table.insert("data_weight".to_owned(), Value::Array(weights.collect()));
+        }
         if let Some(path) = &self.upcycle {
             table.insert("upcycle".to_owned(), Value::String(utf8(path)?));
         }
+        if let Some(path) = &self.from {
+            table.insert("from".to_owned(), Value::String(utf8(path)?));
+        }
         toml::to_string(&table).map_err(|error| Error::Internal(format!("config as TOML: {error}")))
+    }
+
+    /// What may not change when the run is resumed: [`Options::fixed`], and in which shares the data are read.
+    pub fn fixed(&self) -> Result<BTreeMap<String, String>> {
+        let mut fixed = self.options.fixed()?;
+        if !self.data_weight.is_empty() {
+            let weights: Vec<String> = self.data_weight.iter().map(f64::to_string).collect();
+            fixed.insert("data_weight".to_owned(), weights.join(" "));
+        }
+        Ok(fixed)
     }
 }
 
@@ -353,8 +407,12 @@ pub struct Request {
     pub config: Option<PathBuf>,
     /// `--data`.
     pub data: Vec<PathBuf>,
+    /// `--data-weight`.
+    pub data_weight: Vec<f64>,
     /// `--upcycle`.
     pub upcycle: Option<PathBuf>,
+    /// `--from`.
+    pub from: Option<PathBuf>,
     /// Every other flag.
     pub flags: Flags,
 }
@@ -364,25 +422,48 @@ pub struct Request {
 struct Given {
     preset: Option<String>,
     data: Vec<PathBuf>,
+    data_weight: Vec<f64>,
     upcycle: Option<PathBuf>,
+    from: Option<PathBuf>,
     values: Table,
 }
 
 impl Request {
     /// Whether it says what to train, and not only where.
     pub fn names_a_model(&self) -> bool {
-        self.preset.is_some() || self.config.is_some()
+        self.preset.is_some() || self.config.is_some() || self.from.is_some()
     }
 
     /// Preset, then file, then flags.
     pub fn resolve(&self) -> Result<Recipe> {
+        self.resolve_given(self.given()?, |preset, _| preset.table())
+    }
+
+    /// The same for a run that begins: what the model that it trains further is, if there is one, stands for itself.
+    /// `read` gives the description of the model in a directory.
+    pub fn begin(&self, read: impl FnOnce(&Path) -> Result<Config>) -> Result<Recipe> {
         let given = self.given()?;
+        let Some(from) = given.from.clone() else { return self.resolve() };
+        let config = read(&from)?;
+        self.resolve_given(given, |preset, given| {
+            let shaped = preset.shaped(&config, given)?.table()?;
+            refuse_another_shape(&config, &shaped, given, &from, &self.origin())?;
+            Ok(shaped)
+        })
+    }
+
+    fn resolve_given(
+        &self,
+        given: Given,
+        base: impl FnOnce(Options, &Table) -> Result<Table>,
+    ) -> Result<Recipe> {
         let preset = given.preset.as_deref().unwrap_or(presets::PRESETS[0].name);
-        let mut table = presets::find(preset)?.table()?;
+        let mut table = base(presets::find(preset)?, &given.values)?;
         table.extend(given.values);
         let options = options(table)?;
         options.validate(&self.origin())?;
-        Ok(Recipe { options, data: given.data, upcycle: given.upcycle })
+        let Given { data, data_weight, upcycle, from, .. } = given;
+        Ok(Recipe { options, data, data_weight, upcycle, from })
     }
 
     /// What the run that `recorded` began is asked to be now. `run` names its directory.
@@ -397,9 +478,19 @@ impl Request {
         }
         let options = options(table)?;
         options.validate(&self.origin())?;
-        refuse_differences(&options, &recorded.options.fixed()?, run)?;
-        let data = if given.data.is_empty() { recorded.data.clone() } else { given.data };
-        Ok(Recipe { options, data, upcycle: given.upcycle.or_else(|| recorded.upcycle.clone()) })
+        let recipe = Recipe {
+            options,
+            data: if given.data.is_empty() { recorded.data.clone() } else { given.data },
+            data_weight: if given.data_weight.is_empty() {
+                recorded.data_weight.clone()
+            } else {
+                given.data_weight
+            },
+            upcycle: given.upcycle.or_else(|| recorded.upcycle.clone()),
+            from: given.from.or_else(|| recorded.from.clone()),
+        };
+        refuse_differences(&recipe, &recorded.fixed()?, run)?;
+        Ok(recipe)
     }
 
     /// File and flags laid over one another.
@@ -413,9 +504,23 @@ impl Request {
         }
         if !self.data.is_empty() {
             given.data = self.data.clone();
+            // Weights are of the files they were given with.
+            given.data_weight.clear();
+        }
+        if !self.data_weight.is_empty() {
+            given.data_weight = self.data_weight.clone();
         }
         if self.upcycle.is_some() {
             given.upcycle = self.upcycle.clone();
+        }
+        if self.from.is_some() {
+            given.from = self.from.clone();
+        }
+        if given.from.is_some() && given.upcycle.is_some() {
+            return Err(Error::Usage(
+                "--from and --upcycle each say what the weights begin as\n  help: name one of them"
+                    .to_owned(),
+            ));
         }
         for (name, value) in self.flags.values()? {
             given.values.insert(name.to_owned(), value);
@@ -428,8 +533,8 @@ impl Request {
     }
 }
 
-/// Refuses options that differ from what a run was `started` with, naming each difference.
-pub fn refuse_differences(asked: &Options, started: &BTreeMap<String, String>, run: &Path) -> Result<()> {
+/// Refuses a recipe that differs from what a run was `started` with, naming each difference.
+pub fn refuse_differences(asked: &Recipe, started: &BTreeMap<String, String>, run: &Path) -> Result<()> {
     let asked = asked.fixed()?;
     let absent = "absent".to_owned();
     let names: Vec<&String> = started
@@ -482,18 +587,30 @@ fn parse(text: &str, origin: &str) -> Result<Given> {
                     }
                     _ => None,
                 };
-                given.data =
-                    paths.ok_or_else(|| Error::config(origin, name, value, "a list of text files"))?;
+                given.data = paths
+                    .ok_or_else(|| Error::config(origin, name, value, "a list of text files and shards"))?;
             }
-            ("upcycle", _) => match value.as_str() {
+            ("data_weight", _) => {
+                let weights: Option<Vec<f64>> = value.as_array().and_then(|weights| {
+                    let number = |value: &Value| value.as_float().or(value.as_integer().map(|n| n as f64));
+                    weights.iter().map(number).collect()
+                });
+                given.data_weight = weights.ok_or_else(|| {
+                    Error::config(origin, name, value, "a list of numbers, one for each of data")
+                })?;
+            }
+            ("upcycle" | "from", _) => match value.as_str() {
+                Some(path) if name == "from" => given.from = Some(path.into()),
                 Some(path) => given.upcycle = Some(path.into()),
                 None => return Err(Error::config(origin, name, value, "a model directory")),
             },
             (_, Some(key)) => {
-                given.values.insert(name.clone(), key.check(origin, name, value)?);
+                let (key, value) = key.meant(value);
+                given.values.insert(key.name.to_owned(), key.check(origin, name, &value)?);
             }
             (_, None) => {
-                let known = KEYS.iter().map(|key| key.name).chain(["preset", "data", "upcycle"]);
+                let others = ["preset", "data", "data_weight", "upcycle", "from"];
+                let known = KEYS.iter().map(|key| key.name).chain(others);
                 let hint = nearest(name, known)
                     .map_or("one that `trainer train --help` lists".to_owned(), |near| format!("`{near}`"));
                 return Err(Error::config(origin, name, "not a key", hint));

@@ -36,12 +36,15 @@ fn every_preset_survives_its_own_config_file() {
         let recipe = Recipe {
             options: preset.options().settled(),
             data: vec!["t".into()],
+            data_weight: vec![0.5],
             upcycle: Some("dense".into()),
+            from: None,
         };
         let given = parse(&recipe.to_toml().expect("plain data"), "test").expect("our own keys");
         let mut table = given.values;
         table.insert("preset".into(), Value::String(preset.name.into()));
         assert_eq!(options(table).expect("every key"), recipe.options);
+        assert_eq!((given.data, given.data_weight), (recipe.data, recipe.data_weight));
     }
 }
 
@@ -55,6 +58,9 @@ fn mistakes_in_a_file_are_named() {
     assert!(refused("width = ").contains("line 1"));
     assert!(refused("width = 1\nwidth = 2").contains("line 2"));
     assert!(refused("data = 3").contains("data is 3"));
+    assert!(refused("data_weight = 3").contains("a list of numbers"));
+    assert!(refused("data_weight = [1, \"x\"]").contains("a list of numbers"));
+    assert!(refused("tokenizer = \"\"").contains("characters, bytes, or a path"));
     assert!(refused("[model]\nwidth = 3").contains("model is not a key"));
     assert_eq!(refused("width = 64"), "");
 }
@@ -72,7 +78,7 @@ fn contradictions_are_refused_by_name() {
         (&[("rng", "torch"), ("router_jitter", "0.1")], "router_jitter"),
         (&[("rng", "torch"), ("router_noise", "true")], "router_noise"),
         (&[("schedule", "cosine"), ("final_learning_rate", "1")], "final_learning_rate"),
-        (&[("batch", "1048576"), ("block", "1048576")], "batch x block"),
+        (&[("batch", "1048576"), ("block", "1048576")], "batch x accumulate x block"),
     ] {
         let error = request(Some("gpt-zero"), flags).resolve().expect_err(name);
         assert!(error.exit_code() == 4 && error.to_string().contains(name), "{error}");
@@ -80,11 +86,19 @@ fn contradictions_are_refused_by_name() {
 }
 
 #[test]
-fn a_resumed_run_may_change_five_things() {
+fn a_resumed_run_may_change_what_changes_no_result() {
     let options = presets::find("nano-cpu").expect("a preset").settled();
-    let recorded = Recipe { options, data: vec!["text".into()], upcycle: None };
+    let data = vec!["text".into()];
+    let recorded = Recipe { options, data, data_weight: vec![], upcycle: None, from: None };
     let run = Path::new("runs/one");
-    let allowed = [("steps", "9"), ("threads", "3"), ("save_every", "7"), ("keep", "4"), ("progress", "off")];
+    let allowed = [
+        ("steps", "9"),
+        ("threads", "3"),
+        ("save_every", "7"),
+        ("keep", "4"),
+        ("recompute", "layers"),
+        ("progress", "off"),
+    ];
     let resumed = request(None, &allowed).resume(&recorded, run).expect("changeable");
     assert_eq!((resumed.options.steps, resumed.options.keep), (9, 4));
     assert_eq!(resumed.options.decay_steps, Some(2000));
@@ -95,6 +109,7 @@ fn a_resumed_run_may_change_five_things() {
     for key in KEYS.iter().filter(|key| !CHANGEABLE.contains(&key.name)) {
         let other = match key.name {
             "heads" => "2".to_owned(),
+            "context" => "100".to_owned(),
             "rng" => "torch".to_owned(),
             "rotary_base" => "500".to_owned(),
             _ => match key.kind {
@@ -113,6 +128,24 @@ fn a_resumed_run_may_change_five_things() {
         let error = request(None, &flags).resume(&recorded, run).expect_err(key.name);
         assert!(error.to_string().contains(&format!("runs/one: {} is", key.name)), "{error}");
     }
+    let weighted = Request { data_weight: vec![2.0], ..Request::default() };
+    let error = weighted.resume(&recorded, run).expect_err("another mixture of the data");
+    assert!(error.to_string().contains("data_weight is 2, expected absent"), "{error}");
     let error = request(Some("nano"), &[]).resume(&recorded, run).expect_err("another preset");
     assert!(error.to_string().contains("preset is nano, expected nano-cpu"), "{error}");
+}
+
+#[test]
+fn where_a_tokenizer_lies_may_change_and_what_kind_it_is_may_not() {
+    let options = presets::find("nano-cpu").expect("a preset").settled();
+    let options = Options { tokenizer: TokenizerSource::File("a/tokenizer.json".into()), ..options };
+    let data = vec!["text".into()];
+    let recorded = Recipe { options, data, data_weight: vec![], upcycle: None, from: None };
+    let text = recorded.to_toml().expect("plain data");
+    assert!(text.contains("tokenizer = \"a/tokenizer.json\""), "{text}");
+    let run = Path::new("runs/one");
+    for (asked, accepted) in [("b/tokenizer.json", true), ("bytes", false)] {
+        let resumed = request(None, &[("tokenizer", asked)]).resume(&recorded, run);
+        assert_eq!(resumed.is_ok(), accepted, "{asked}");
+    }
 }

@@ -5,6 +5,7 @@
 //! matches over it, so an operation without a gradient does not compile. Nothing here depends on values.
 
 pub mod plan;
+pub mod recompute;
 pub mod record;
 pub mod replay;
 
@@ -77,6 +78,17 @@ pub enum Op {
         kept: Stat,
         /// Dropout's place.
         site: usize,
+    },
+    /// RMSNorm of queries and keys.
+    QueryKeyNorm {
+        /// Fused queries, keys and values.
+        qkv: Act,
+        /// Parameters, of queries and of keys.
+        norms: [Norm; 2],
+        /// The same, normalised.
+        out: Act,
+        /// What the backward pass needs of the mean squares.
+        kept: Stat,
     },
     /// Rotary positions on queries and keys.
     Rotate {
@@ -172,6 +184,7 @@ impl Op {
             | Op::Norm { out, .. }
             | Op::Linear { out, .. }
             | Op::Attention { out, .. }
+            | Op::QueryKeyNorm { out, .. }
             | Op::Rotate { out, .. }
             | Op::Activation { out, .. }
             | Op::Route { out, .. }
@@ -183,7 +196,30 @@ impl Op {
         }
     }
 
-    /// The activations it reads, in the order of [`Step::writes`].
+    /// The same operation over other activations.
+    pub fn over(self, other: impl Fn(Act) -> Act) -> Op {
+        let mut op = self;
+        match &mut op {
+            Op::Embed { out, .. } => *out = other(*out),
+            Op::Norm { x, out, .. }
+            | Op::Linear { x, out, .. }
+            | Op::Activation { x, out, .. }
+            | Op::Route { x, out, .. }
+            | Op::Dispatch { x, out, .. }
+            | Op::Experts { x, out, .. }
+            | Op::Attention { qkv: x, out, .. }
+            | Op::QueryKeyNorm { qkv: x, out, .. }
+            | Op::Rotate { qkv: x, out } => (*x, *out) = (other(*x), other(*out)),
+            Op::Combine { x: first, weights: second, out, .. }
+            | Op::Add { stream: first, branch: second, out, .. } => {
+                (*first, *second, *out) = (other(*first), other(*second), other(*out));
+            }
+            Op::Loss { x, .. } => *x = other(*x),
+        }
+        op
+    }
+
+    /// The activations it reads, in the order of [`Step::Reverse`]'s writes.
     pub fn inputs(&self) -> [Option<Act>; 2] {
         match *self {
             Op::Embed { .. } => [None, None],
@@ -194,7 +230,9 @@ impl Op {
             | Op::Dispatch { x, .. }
             | Op::Experts { x, .. }
             | Op::Loss { x, .. } => [Some(x), None],
-            Op::Rotate { qkv, .. } | Op::Attention { qkv, .. } => [Some(qkv), None],
+            Op::QueryKeyNorm { qkv, .. } | Op::Rotate { qkv, .. } | Op::Attention { qkv, .. } => {
+                [Some(qkv), None]
+            }
             Op::Combine { x, weights, .. } => [Some(x), Some(weights)],
             Op::Add { stream, branch, .. } => [Some(stream), Some(branch)],
         }
@@ -211,6 +249,7 @@ impl Op {
             | Op::Experts { x, .. }
             | Op::Loss { x, .. } => [Some(x), None],
             Op::Combine { x, weights, .. } => [Some(x), Some(weights)],
+            Op::QueryKeyNorm { qkv, .. } => [Some(qkv), None],
             Op::Attention { qkv, out, .. } => [Some(qkv), Some(out)],
         }
     }
@@ -218,11 +257,19 @@ impl Op {
 
 /// One entry of the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// Which operation is reversed.
-    pub op: usize,
-    /// How the gradient of each input is written: the first writer sets it, later ones add.
-    pub writes: [Write; 2],
+pub enum Step {
+    /// An operation is carried out again, for a value that was not kept.
+    Again {
+        /// Which, see [`Program::op`].
+        op: usize,
+    },
+    /// An operation is reversed.
+    Reverse {
+        /// Which, see [`Program::op`].
+        op: usize,
+        /// How the gradient of each input is written: the first writer sets it, later ones add.
+        writes: [Write; 2],
+    },
 }
 
 /// What a program is for.
@@ -267,6 +314,8 @@ pub struct Program {
     pub stats: Vec<usize>,
     /// The forward pass. In training its last entry, the loss, is carried out by the backward pass.
     pub forward: Vec<Op>,
+    /// Operations of layers that are computed again, see [`recompute`].
+    pub again: Vec<Op>,
     /// The backward pass; empty unless training.
     pub backward: Vec<Step>,
     /// The last activation: the input of the loss, or the logits.
@@ -282,6 +331,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// One operation: of the forward pass, or after those of [`Program::again`].
+    pub fn op(&self, index: usize) -> &Op {
+        self.forward.get(index).unwrap_or_else(|| &self.again[index - self.forward.len()])
+    }
+
     /// Bytes its buffers take on a device that computes in f32.
     pub fn bytes(&self) -> u64 {
         let values =

@@ -34,8 +34,9 @@ impl Life {
 }
 
 impl Plan {
-    /// Plans a program of these operations; `lens` has each activation's length, and `result` outlives them all.
-    pub fn new(forward: &[Op], backward: &[Step], lens: &[usize], result: Act) -> Plan {
+    /// Plans a program of these operations, `again` those made again by the backward pass; `lens` has each activation's length, and `result` outlives them all.
+    pub fn new(forward: &[Op], again: &[Op], backward: &[Step], lens: &[usize], result: Act) -> Plan {
+        let op = |index: usize| forward.get(index).unwrap_or_else(|| &again[index - forward.len()]);
         let mut values = vec![None; lens.len()];
         let mut gradients = vec![None; lens.len()];
         for (time, op) in forward.iter().enumerate() {
@@ -44,7 +45,15 @@ impl Plan {
             }
         }
         for (time, step) in (forward.len()..).zip(backward) {
-            let op = forward[step.op];
+            let op = match *step {
+                Step::Reverse { op: index, .. } => op(index),
+                Step::Again { op: index } => {
+                    for act in op(index).inputs().into_iter().chain([op(index).out()]).flatten() {
+                        Life::reach(&mut values[act.index()], time);
+                    }
+                    continue;
+                }
+            };
             for act in op.saved().into_iter().flatten() {
                 Life::reach(&mut values[act.index()], time);
             }
@@ -87,35 +96,58 @@ impl Plan {
 mod tests {
     use crate::mixing::Mixing;
     use crate::presets;
+    use crate::tape::recompute::Recompute;
     use crate::tape::record::record;
-    use crate::tape::{Mode, Shape};
-    use formats::Layout;
+    use crate::tape::{Act, Mode, Op, Program, Shape, Step};
+    use formats::config::QueryKeyNorm;
+    use formats::{Config, Layout};
 
     #[test]
     fn no_slot_is_overwritten_while_it_is_needed() {
-        let config =
-            presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
-        let layout = Layout::new(&config);
-        let program =
-            record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train, &Mixing::default());
-        // Walks the program writing who owns each slot, and checks the owner at each read.
+        let head = QueryKeyNorm::Head;
+        for (preset, recompute, query_key_norm) in [
+            ("gpt-zero", Recompute::Nothing, QueryKeyNorm::None),
+            ("gpt-zero", Recompute::Layers, head),
+            ("moe-nano", Recompute::Nothing, head),
+            ("moe-nano", Recompute::Layers, QueryKeyNorm::None),
+            ("gpt1", Recompute::Nothing, head),
+            ("gpt1", Recompute::Layers, QueryKeyNorm::None),
+        ] {
+            let config =
+                presets::find(preset).and_then(|options| options.model(65)).expect("a preset is valid");
+            let config = Config { query_key_norm, ..config };
+            let (layout, shape) = (Layout::new(&config), Shape { sequences: 2, block: 8 });
+            walk(&record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute));
+        }
+    }
+
+    /// Walks a program writing who owns each slot, and checks the owner at each read.
+    fn walk(program: &Program) {
         let mut owner: Vec<Option<(usize, bool)>> = vec![None; program.plan.slots.len()];
-        let value = |act: super::Act| (program.plan.value[act.index()], (act.index(), false));
-        let gradient = |act: super::Act| {
+        let value = |act: Act| (program.plan.value[act.index()], (act.index(), false));
+        let gradient = |act: Act| {
             (program.plan.gradient[act.index()].expect("training plans gradients"), (act.index(), true))
         };
-        for op in &program.forward {
+        let carry_out = |op: &Op, owner: &mut Vec<Option<(usize, bool)>>| {
             for act in op.inputs().into_iter().flatten() {
                 let (slot, name) = value(act);
                 assert_eq!(owner[slot], Some(name), "{op:?}");
             }
             if let Some(act) = op.out() {
                 let (slot, name) = value(act);
+                assert!(op.inputs().iter().flatten().all(|input| value(*input).0 != slot), "{op:?}");
                 owner[slot] = Some(name);
             }
-        }
+        };
+        program.forward.iter().for_each(|op| carry_out(op, &mut owner));
         for step in &program.backward {
-            let op = program.forward[step.op];
+            let op = match *step {
+                Step::Reverse { op, .. } => program.op(op),
+                Step::Again { op } => {
+                    carry_out(program.op(op), &mut owner);
+                    continue;
+                }
+            };
             let reads = op.saved().into_iter().flatten().map(value).chain(op.out().map(gradient));
             for (slot, name) in reads {
                 assert_eq!(owner[slot], Some(name), "backward of {op:?}");
@@ -136,8 +168,14 @@ mod tests {
         let config =
             presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
         let layout = Layout::new(&config);
-        let program =
-            record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Evaluate, &Mixing::default());
+        let program = record(
+            &config,
+            &layout,
+            Shape { sequences: 2, block: 8 },
+            Mode::Evaluate,
+            &Mixing::default(),
+            Recompute::Nothing,
+        );
         assert!(program.plan.slots.len() <= 8, "{:?}", program.plan.slots);
         assert!(program.plan.gradient.iter().all(Option::is_none));
     }

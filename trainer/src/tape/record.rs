@@ -3,13 +3,14 @@
 //! Dropout enters here, inside the verbs that have it: embedding, attention, the residual branches.
 
 use super::plan::Plan;
-use super::{Act, Mode, Op, Program, Shape, Stat, Step};
-use crate::backend::Write;
+use super::recompute::{self, Recompute};
+use super::{Act, Mode, Op, Program, Shape, Stat};
 use crate::mixing::Mixing;
 use crate::ops::activation::Hidden;
 use crate::ops::attention::Heads;
 use crate::ops::experts::Way;
 use crate::ops::loss::Classes;
+use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::Router;
 use formats::architecture::{Machine, forward};
 use formats::layout::{Bank, Linear, Norm};
@@ -18,8 +19,16 @@ use formats::{Config, Layout};
 /// Places of noise that one router has: jitter, noise, masks of outputs and of experts.
 const NOISE_SITES: usize = 4;
 
-/// Records `config`'s model over `shape` for `mode`; `mixing` is how its mixtures are trained.
-pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode, mixing: &Mixing) -> Program {
+/// Records `config`'s model over `shape` for `mode`; `mixing` is how its mixtures are trained, `recompute` what a backward
+/// pass makes again.
+pub fn record(
+    config: &Config,
+    layout: &Layout,
+    shape: Shape,
+    mode: Mode,
+    mixing: &Mixing,
+    recompute: Recompute,
+) -> Program {
     // Nothing is lost or disturbed but in training.
     let mixing = if mode == Mode::Train { *mixing } else { Mixing::default() };
     let mut recorder = Recorder {
@@ -35,10 +44,14 @@ pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode, mixing
         scratch: 0,
     };
     let result = forward(&mut recorder, layout);
-    let Recorder { widths, stats, ops, routers, scratch, .. } = recorder;
-    let backward = if mode == Mode::Train { reverse(&ops, widths.len()) } else { vec![] };
+    let Recorder { mut widths, stats, ops, routers, scratch, .. } = recorder;
+    let backward = match mode {
+        Mode::Train => recompute::backward(&ops, layout, recompute, &mut widths),
+        Mode::Evaluate | Mode::Logits => recompute::Backward::default(),
+    };
     let lens: Vec<usize> = widths.iter().map(|width| width * shape.rows()).collect();
-    let plan = Plan::new(&ops, &backward, &lens, result);
+    let recompute::Backward { again, steps: backward } = backward;
+    let plan = Plan::new(&ops, &again, &backward, &lens, result);
     Program {
         mode,
         shape,
@@ -46,6 +59,7 @@ pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode, mixing
         widths,
         stats,
         forward: ops,
+        again,
         backward,
         result,
         routers,
@@ -53,16 +67,6 @@ pub fn record(config: &Config, layout: &Layout, shape: Shape, mode: Mode, mixing
         scratch,
         plan,
     }
-}
-
-/// The backward pass: every operation, last first, the first writer of a gradient setting it.
-fn reverse(ops: &[Op], activations: usize) -> Vec<Step> {
-    let mut written = vec![false; activations];
-    let mut first_write = |input: Option<Act>| match input {
-        Some(act) if !std::mem::replace(&mut written[act.index()], true) => Write::Set,
-        _ => Write::Accumulate,
-    };
-    (0..ops.len()).rev().map(|op| Step { op, writes: ops[op].inputs().map(&mut first_write) }).collect()
 }
 
 struct Recorder<'a> {
@@ -119,7 +123,8 @@ impl Machine for Recorder<'_> {
         out
     }
 
-    fn norm(&mut self, &x: &Act, norm: &Norm) -> Act {
+    fn norm(&mut self, &x: &Act, norm: Option<&Norm>) -> Act {
+        let Some(norm) = norm else { return x };
         let (out, moments) = (self.act(self.width(x)), self.stat(2 * self.shape.rows()));
         self.ops.push(Op::Norm { x, norm: *norm, out, moments });
         out
@@ -131,9 +136,11 @@ impl Machine for Recorder<'_> {
         out
     }
 
-    /// Never called: [`crate::learner::Learner`] refuses such models.
-    fn query_key_norm(&mut self, _: Act, _: &[Norm; 2]) -> Act {
-        unreachable!("a learner has no model with normalised queries and keys")
+    fn query_key_norm(&mut self, qkv: Act, norms: &[Norm; 2]) -> Act {
+        let out = self.act(self.width(qkv));
+        let kept = self.stat(stretches(self.config, self.shape).kept());
+        self.ops.push(Op::QueryKeyNorm { qkv, norms: *norms, out, kept });
+        out
     }
 
     fn rotate(&mut self, qkv: Act) -> Act {
@@ -144,7 +151,9 @@ impl Machine for Recorder<'_> {
 
     fn attention(&mut self, qkv: Act, _: usize) -> Act {
         let heads = heads(self.config, self.shape);
-        self.scratch = self.scratch.max(heads.scratch());
+        // Where windows are split among threads, each has scores of its own.
+        let windows = if self.mode == Mode::Train { heads.sequences } else { 1 };
+        self.scratch = self.scratch.max(windows * heads.scratch());
         let (out, site) = (self.act(heads.width()), self.site());
         let kept = self.stat(heads.kept());
         self.ops.push(Op::Attention { qkv, out, kept, site });
@@ -197,10 +206,10 @@ impl Machine for Recorder<'_> {
         out
     }
 
-    fn add(&mut self, stream: Act, branch: Act) -> Act {
+    fn add(&mut self, stream: Act, branch: Act, norm: Option<&Norm>) -> Act {
         let (out, site) = (self.act(self.width(stream)), self.site());
         self.ops.push(Op::Add { stream, branch, out, site });
-        out
+        self.norm(&out, norm)
     }
 
     fn logits(&mut self, x: Act, head: &Linear) -> Act {
@@ -225,6 +234,11 @@ pub fn heads(config: &Config, shape: Shape) -> Heads {
     }
 }
 
+/// What is normalised together of queries and keys in this program.
+pub fn stretches(config: &Config, shape: Shape) -> Stretches {
+    Stretches::new(heads(config, shape), config.query_key_norm, config.norm_eps)
+}
+
 /// The shape of the loss in this program.
 pub fn classes(config: &Config, shape: Shape) -> Classes {
     Classes { rows: shape.rows(), width: config.width, vocabulary: config.vocabulary }
@@ -233,28 +247,43 @@ pub fn classes(config: &Config, shape: Shape) -> Classes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Write;
     use crate::presets;
+    use crate::tape::Step;
+    use formats::config::QueryKeyNorm;
 
     #[test]
     fn every_gradient_is_set_exactly_once_and_before_it_is_read() {
-        let config =
-            presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
-        let layout = Layout::new(&config);
-        let program =
-            record(&config, &layout, Shape { sequences: 2, block: 8 }, Mode::Train, &Mixing::default());
-        let mut set = vec![false; program.widths.len()];
-        for step in &program.backward {
-            let op = program.forward[step.op];
-            if let Some(out) = op.out() {
-                assert!(set[out.index()], "{op:?} reads a gradient nobody wrote");
-            }
-            for (input, write) in op.inputs().into_iter().zip(step.writes) {
-                if let Some(input) = input {
-                    assert_eq!(write == Write::Set, !set[input.index()], "{op:?}");
-                    set[input.index()] = true;
+        let head = QueryKeyNorm::Head;
+        for (preset, recompute, query_key_norm) in [
+            ("gpt-zero", Recompute::Nothing, QueryKeyNorm::None),
+            ("gpt-zero", Recompute::Layers, head),
+            ("moe-nano", Recompute::Nothing, head),
+            ("moe-nano", Recompute::Layers, QueryKeyNorm::None),
+            ("gpt1", Recompute::Nothing, head),
+            ("gpt1", Recompute::Layers, QueryKeyNorm::None),
+        ] {
+            let config =
+                presets::find(preset).and_then(|options| options.model(65)).expect("a preset is valid");
+            let config = Config { query_key_norm, ..config };
+            let (layout, shape) = (Layout::new(&config), Shape { sequences: 2, block: 8 });
+            let program = record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute);
+            let (mut set, mut reversed) = (vec![false; program.widths.len()], 0);
+            for step in &program.backward {
+                let Step::Reverse { op, writes } = *step else { continue };
+                let op = program.op(op);
+                reversed += 1;
+                if let Some(out) = op.out() {
+                    assert!(set[out.index()], "{op:?} reads a gradient nobody wrote");
+                }
+                for (input, write) in op.inputs().into_iter().zip(writes) {
+                    if let Some(input) = input {
+                        assert_eq!(write == Write::Set, !set[input.index()], "{op:?}");
+                        set[input.index()] = true;
+                    }
                 }
             }
+            assert_eq!(reversed, program.forward.len());
         }
-        assert_eq!(program.backward.len(), program.forward.len());
     }
 }

@@ -3,7 +3,7 @@
 //! Buffers are made once; an output is taken out of its slot, written and put back, so two live tensors in one
 //! slot would be a panic that names the operation, not a silent overwrite.
 
-use super::record::{classes, heads};
+use super::record::{classes, heads, stretches};
 use super::{Act, Op, Program, Step};
 use crate::backend::{Backend, Embed, Rows, Write};
 use crate::ops::dropout::{Mask, Noise};
@@ -193,82 +193,94 @@ impl<B: Backend> Replay<B> {
 
     /// The forward pass over the uploaded ids. In training the loss waits for [`Replay::backward`].
     pub fn forward(&mut self, backend: &B, params: &Params<B>, place: Place) -> Result<()> {
+        for index in 0..self.program.forward.len() {
+            self.carry_out(index, backend, params, place)?;
+        }
+        Ok(())
+    }
+
+    /// One operation's forward pass.
+    fn carry_out(&mut self, index: usize, backend: &B, params: &Params<B>, place: Place) -> Result<()> {
         let rows = self.program.shape.rows();
         let training = !self.program.backward.is_empty();
-        for index in 0..self.program.forward.len() {
-            match self.program.forward[index] {
-                Op::Embed { out, site } => {
-                    let (shape, mask) = (self.embed_shape(), self.row_mask(place, site, out));
-                    self.make(out, |this, out| backend.embed(&shape, &this.inputs, params, mask, out));
-                }
-                Op::Norm { x, norm, out, moments } => {
-                    let shape = self.rows_shape(x);
-                    self.make_with_stat(out, moments, backend, |this, out, moments| {
-                        backend.norm(&shape, this.value(x), &norm, params, out, moments);
-                    })?;
-                }
-                Op::Linear { x, linear, out } => {
-                    self.make(out, |this, out| backend.linear(rows, this.value(x), &linear, params, out));
-                }
-                Op::Attention { qkv, out, kept, site } => {
-                    let shape = heads(&self.program.config, self.program.shape);
-                    let mask = self.score_mask(place, site);
-                    let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
-                    self.make_with_stat(out, kept, backend, |this, out, kept| {
-                        backend.attention(&shape, this.value(qkv), mask, out, kept, &mut scratch);
-                    })?;
-                    self.scratch = scratch;
-                }
-                Op::Rotate { qkv, out } => {
-                    let shape = heads(&self.program.config, self.program.shape);
-                    self.make(out, |this, out| {
-                        backend.rotate(&shape, &this.rotary, false, this.value(qkv), out);
-                    });
-                }
-                Op::Activation { x, out, hidden, site } => {
-                    let mask = self.hidden_mask(place, site, out, hidden.width);
-                    self.make(out, |this, out| backend.activation(hidden, this.value(x), mask, out));
-                }
-                Op::Route { x, bank, router, out, kept, site } => {
-                    let shape = self.program.routers[router];
-                    let disturbance = self.disturbance(place, &shape, site);
-                    let empty = Router { rows: 0, ..shape };
-                    let mut routing = std::mem::replace(&mut self.routings[router], backend.routing(&empty)?);
-                    let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
-                    self.make_with_stat(out, kept, backend, |this, out, kept| {
-                        let (x, routing) = (this.value(x), &mut routing);
-                        let scratch = &mut scratch;
-                        backend.route(&shape, x, &bank, params, &disturbance, out, kept, routing, scratch);
-                    })?;
-                    self.routings[router] = routing;
-                    self.scratch = scratch;
-                }
-                Op::Dispatch { x, router, out } => self.make(out, |this, out| {
-                    let shape = &this.program.routers[router];
-                    backend.dispatch(shape, &this.routings[router], this.value(x), out);
-                }),
-                Op::Experts { x, bank, way, router, out } => self.make(out, |this, out| {
-                    backend.experts(&this.routings[router], this.value(x), &bank, way, params, out);
-                }),
-                Op::Combine { x, weights, router, out } => self.make(out, |this, out| {
-                    let (x, weights) = (this.value(x), this.value(weights));
-                    let shape = &this.program.routers[router];
-                    backend.combine(shape, &this.routings[router], x, weights, out);
-                }),
-                Op::Add { stream, branch, out, site } => {
-                    let mask = self.row_mask(place, site, out);
-                    self.make(out, |this, out| {
-                        backend.add(rows, this.value(stream), this.value(branch), mask, out);
-                    });
-                }
-                Op::Loss { .. } if training => {}
-                Op::Loss { x, head } => {
-                    let shape = classes(&self.program.config, self.program.shape);
-                    let value = self.program.plan.value[x.index()];
-                    let x = self.slots[value].as_ref().unwrap_or_else(|| panic!("{x:?} is in use elsewhere"));
-                    let (targets, losses) = (&self.targets, &mut self.losses);
-                    backend.loss(&shape, x, &head, params, targets, losses, &mut self.scratch);
-                }
+        match *self.program.op(index) {
+            Op::Embed { out, site } => {
+                let (shape, mask) = (self.embed_shape(), self.row_mask(place, site, out));
+                self.make(out, |this, out| backend.embed(&shape, &this.inputs, params, mask, out));
+            }
+            Op::Norm { x, norm, out, moments } => {
+                let shape = self.rows_shape(x);
+                self.make_with_stat(out, moments, backend, |this, out, moments| {
+                    backend.norm(&shape, this.value(x), &norm, params, out, moments);
+                })?;
+            }
+            Op::Linear { x, linear, out } => {
+                self.make(out, |this, out| backend.linear(rows, this.value(x), &linear, params, out));
+            }
+            Op::Attention { qkv, out, kept, site } => {
+                let shape = heads(&self.program.config, self.program.shape);
+                let mask = self.score_mask(place, site);
+                let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
+                self.make_with_stat(out, kept, backend, |this, out, kept| {
+                    backend.attention(&shape, this.value(qkv), mask, out, kept, &mut scratch);
+                })?;
+                self.scratch = scratch;
+            }
+            Op::QueryKeyNorm { qkv, norms, out, kept } => {
+                let shape = stretches(&self.program.config, self.program.shape);
+                self.make_with_stat(out, kept, backend, |this, out, kept| {
+                    backend.query_key_norm(&shape, this.value(qkv), &norms, params, out, kept);
+                })?;
+            }
+            Op::Rotate { qkv, out } => {
+                let shape = heads(&self.program.config, self.program.shape);
+                self.make(out, |this, out| {
+                    backend.rotate(&shape, &this.rotary, false, this.value(qkv), out);
+                });
+            }
+            Op::Activation { x, out, hidden, site } => {
+                let mask = self.hidden_mask(place, site, out, hidden.width);
+                self.make(out, |this, out| backend.activation(hidden, this.value(x), mask, out));
+            }
+            Op::Route { x, bank, router, out, kept, site } => {
+                let shape = self.program.routers[router];
+                let disturbance = self.disturbance(place, &shape, site);
+                let empty = Router { rows: 0, ..shape };
+                let mut routing = std::mem::replace(&mut self.routings[router], backend.routing(&empty)?);
+                let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
+                self.make_with_stat(out, kept, backend, |this, out, kept| {
+                    let (x, routing) = (this.value(x), &mut routing);
+                    let scratch = &mut scratch;
+                    backend.route(&shape, x, &bank, params, &disturbance, out, kept, routing, scratch);
+                })?;
+                self.routings[router] = routing;
+                self.scratch = scratch;
+            }
+            Op::Dispatch { x, router, out } => self.make(out, |this, out| {
+                let shape = &this.program.routers[router];
+                backend.dispatch(shape, &this.routings[router], this.value(x), out);
+            }),
+            Op::Experts { x, bank, way, router, out } => self.make(out, |this, out| {
+                backend.experts(&this.routings[router], this.value(x), &bank, way, params, out);
+            }),
+            Op::Combine { x, weights, router, out } => self.make(out, |this, out| {
+                let (x, weights) = (this.value(x), this.value(weights));
+                let shape = &this.program.routers[router];
+                backend.combine(shape, &this.routings[router], x, weights, out);
+            }),
+            Op::Add { stream, branch, out, site } => {
+                let mask = self.row_mask(place, site, out);
+                self.make(out, |this, out| {
+                    backend.add(rows, this.value(stream), this.value(branch), mask, out);
+                });
+            }
+            Op::Loss { .. } if training => {}
+            Op::Loss { x, head } => {
+                let shape = classes(&self.program.config, self.program.shape);
+                let value = self.program.plan.value[x.index()];
+                let x = self.slots[value].as_ref().unwrap_or_else(|| panic!("{x:?} is in use elsewhere"));
+                let (targets, losses) = (&self.targets, &mut self.losses);
+                backend.loss(&shape, x, &head, params, targets, losses, &mut self.scratch);
             }
         }
         Ok(())
@@ -285,8 +297,14 @@ impl<B: Backend> Replay<B> {
     ) -> Result<()> {
         let rows = self.program.shape.rows();
         for index in 0..self.program.backward.len() {
-            let Step { op, writes: [write, second_write] } = self.program.backward[index];
-            match self.program.forward[op] {
+            let (op, [write, second_write]) = match self.program.backward[index] {
+                Step::Reverse { op, writes } => (op, writes),
+                Step::Again { op } => {
+                    self.carry_out(op, backend, params, place)?;
+                    continue;
+                }
+            };
+            match *self.program.op(op) {
                 Op::Embed { out, site } => {
                     let (shape, mask) = (self.embed_shape(), self.row_mask(place, site, out));
                     let d_out = self.gradient(out);
@@ -326,6 +344,16 @@ impl<B: Backend> Replay<B> {
                         backend.attention_backward(&shape, qkv, out, kept, mask, d_out, d_qkv, &mut scratch);
                     });
                     self.scratch = scratch;
+                }
+                Op::QueryKeyNorm { qkv, norms, out, kept } => {
+                    assert_eq!(write, Write::Set, "the norm is the only reader of its projection");
+                    let shape = stretches(&self.program.config, self.program.shape);
+                    self.make_gradient(qkv, |this, d_qkv| {
+                        let (qkv, kept, d_out) =
+                            (this.value(qkv), &this.stats[kept.index()], this.gradient(out));
+                        backend
+                            .query_key_norm_backward(&shape, qkv, &norms, params, kept, d_out, d_qkv, grads);
+                    });
                 }
                 Op::Rotate { qkv, out } => {
                     assert_eq!(write, Write::Set, "rotation is the only reader of its projection");

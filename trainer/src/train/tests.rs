@@ -31,7 +31,9 @@ fn request(folder: &Path, flags: &[(&'static str, &str)]) -> Request {
         preset: Some("nano".to_owned()),
         config: None,
         data: vec![folder.join("text")],
+        data_weight: vec![],
         upcycle: None,
+        from: None,
         flags: Flags::of(&[&small[..], &[("block", "16"), ("decay_steps", "12")], flags].concat()),
     }
 }

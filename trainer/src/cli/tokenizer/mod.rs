@@ -1,5 +1,6 @@
 //! `trainer tokenizer`: vocabularies learned and used.
 
+mod encode;
 mod train;
 
 use clap::Subcommand;
@@ -16,6 +17,8 @@ pub struct Tokenizer {
 enum What {
     /// Learn a byte-level vocabulary from text
     Train(train::Train),
+    /// Turn text into token ids: numbers on standard output, or a shard to train from
+    Encode(encode::Encode),
 }
 
 impl Tokenizer {
@@ -23,6 +26,7 @@ impl Tokenizer {
     pub fn run(&self) -> Result<()> {
         match &self.what {
             What::Train(command) => command.run(),
+            What::Encode(command) => command.run(),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! `trainer tokenizer train`: merges learned from text, written as a `tokenizer.json`.
 
+use formats::checkpoint::AtomicFile;
 use formats::tokenizer::Split;
 use formats::{Error, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use trainer::tokenizer::{Lesson, Stage, learn};
 use trainer::train::grouped;
@@ -69,7 +69,9 @@ impl Train {
                 grouped(self.vocab as u64)
             ));
         }
-        save(&self.out, tokenizer.to_json().as_bytes())?;
+        let mut file = AtomicFile::create(&self.out)?;
+        file.write_all(tokenizer.to_json().as_bytes()).map_err(|error| Error::write(&self.out, error))?;
+        file.finish()?;
         say(&format!(
             "{} tokens and {} special ones in {:.1} s, written to {}",
             grouped(learned as u64),
@@ -79,22 +81,6 @@ impl Train {
         ));
         Ok(())
     }
-}
-
-/// Writes beside the file and renames: whoever reads it meanwhile sees the old one or the new one, whole.
-fn save(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = |error| Error::write(path, error);
-    let name =
-        path.file_name().ok_or_else(|| Error::Usage(format!("--out {} names no file", path.display())))?;
-    let beside = path.with_file_name(format!(".{}.{}", name.display(), std::process::id()));
-    let written = File::create_new(&beside)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&beside, path));
-    if written.is_err() {
-        // What is half written is of no use; the first error is the one to tell.
-        let _ = std::fs::remove_file(&beside);
-    }
-    written.map_err(failed)
 }
 
 /// What is seen while it learns: one live line on a terminal, a line now and then elsewhere.

@@ -1,45 +1,22 @@
-//! Text cut into splits and batches. Holds the whole text as token ids; never holds a model.
+//! A text small enough to be held: all of it as token ids, cut in two, read in windows that begin anywhere.
 
+use super::{Fingerprint, Side};
 use formats::checkpoint::source;
 use formats::tokenizer::Tokenizer;
 use formats::{Error, Result};
-use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
-/// The part of a text that is trained on; the rest validates.
-const TRAINING_PART: f64 = 0.9;
-
-/// How text becomes token ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Alphabet {
-    /// One id for each character that occurs, in the order of their code points.
-    Characters,
-    /// One id for each byte value.
-    Bytes,
-}
-
-/// Which text a run learns from, whatever its files are called.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Fingerprint {
-    /// Length of the text.
-    pub bytes: u64,
-    /// XXH3 of its bytes, 128 bits in hexadecimal.
-    pub xxh3: String,
-}
-
-impl std::fmt::Display for Fingerprint {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} bytes with checksum {}", self.bytes, self.xxh3)
-    }
-}
+/// The part of a text that validates unless a run says otherwise; the rest is trained on.
+pub const HELD_OUT: f64 = 0.1;
+/// Bytes a text takes in memory for each of its bytes: itself, and an id a character.
+const HELD_BYTES: u64 = 5;
 
 /// A text as token ids, cut in two.
 #[derive(Clone, Debug)]
 pub struct Text {
     tokens: Vec<u32>,
+    held_out: f64,
     cut: usize,
     fingerprint: Fingerprint,
     name: PathBuf,
@@ -57,6 +34,7 @@ impl Source {
     /// Reads files byte for byte.
     pub fn read(paths: &[PathBuf]) -> Result<Source> {
         let mut text = Source { bytes: Vec::new(), files: Vec::new() };
+        require_memory(paths)?;
         for path in paths {
             let bytes = source::read(path, u64::MAX)?;
             if text.bytes.is_empty() {
@@ -72,12 +50,27 @@ impl Source {
         Ok(text)
     }
 
+    /// The ids of the text.
+    fn ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        match tokenizer.split() {
+            // Of bytes, which need be no UTF-8.
+            Some(_) => tokenizer.encode_bytes(&self.bytes),
+            None => tokenizer.encode(self.utf8()?),
+        }
+    }
+
+    /// The bytes and their ids.
+    pub(super) fn into_ids(self, tokenizer: &Tokenizer) -> Result<(Vec<u8>, Vec<u32>)> {
+        let ids = self.ids(tokenizer)?;
+        Ok((self.bytes, ids))
+    }
+
     /// The file that stands for all of them in a sentence.
     fn name(&self) -> &Path {
         self.files.first().map_or(Path::new("--data"), |(path, _)| path)
     }
 
-    fn utf8(&self) -> Result<&str> {
+    pub(super) fn utf8(&self) -> Result<&str> {
         std::str::from_utf8(&self.bytes).map_err(|error| {
             let place = error.valid_up_to();
             let at = self.files.iter().position(|(_, end)| place < *end).unwrap_or(0);
@@ -92,28 +85,18 @@ impl Source {
 }
 
 impl Text {
-    /// Learns the alphabet of a text and cuts the text with it.
-    pub fn learn(alphabet: Alphabet, source: &Source) -> Result<(Tokenizer, Text)> {
-        let tokenizer = match alphabet {
-            Alphabet::Characters => Tokenizer::characters(source.utf8()?)?,
-            Alphabet::Bytes => Tokenizer::bytes(),
-        };
-        let text = Text::encode(&tokenizer, source)?;
-        Ok((tokenizer, text))
-    }
-
-    /// Cuts a text with an alphabet that is given.
+    /// Encodes a text, the last tenth of which is held out.
     pub fn encode(tokenizer: &Tokenizer, source: &Source) -> Result<Text> {
-        let bytes = &source.bytes;
-        let tokens = if *tokenizer == Tokenizer::bytes() {
-            bytes.iter().map(|&byte| u32::from(byte)).collect()
-        } else {
-            tokenizer.encode(source.utf8()?)?
-        };
-        let cut = (TRAINING_PART * tokens.len() as f64) as usize;
+        let (bytes, tokens) = (&source.bytes, source.ids(tokenizer)?);
         let fingerprint =
             Fingerprint { bytes: bytes.len() as u64, xxh3: format!("{:032x}", xxh3_128(bytes)) };
-        Ok(Text { tokens, cut, fingerprint, name: source.name().to_path_buf() })
+        let cut = cut(tokens.len(), HELD_OUT);
+        Ok(Text { tokens, held_out: HELD_OUT, cut, fingerprint, name: source.name().to_path_buf() })
+    }
+
+    /// The same with another part held out.
+    pub fn hold_out(self, part: f64) -> Text {
+        Text { cut: cut(self.tokens.len(), part), held_out: part, ..self }
     }
 
     /// The tokens that are trained on.
@@ -126,6 +109,14 @@ impl Text {
         &self.tokens[self.cut..]
     }
 
+    /// The tokens of one side of the split.
+    pub fn side(&self, side: Side) -> &[u32] {
+        match side {
+            Side::Training => self.training(),
+            Side::Validation => self.validation(),
+        }
+    }
+
     /// What tells this text from every other.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
@@ -134,14 +125,15 @@ impl Text {
     /// Refuses a text of which a split has no window of `block` tokens and a target for each.
     pub fn require(&self, block: usize) -> Result<()> {
         let long_enough = |tokens: usize| {
-            let cut = (TRAINING_PART * tokens as f64) as usize;
-            cut > block && tokens - cut > block
+            let cut = cut(tokens, self.held_out);
+            cut > block && tokens.saturating_sub(cut) > block
         };
         if long_enough(self.tokens.len()) {
             return Ok(());
         }
-        // A tenth of the text must exceed the block; rounding moves the bound by a few tokens either way.
-        let guess = 10usize.saturating_mul(block.saturating_add(1));
+        // The smaller part of the text must exceed the block; rounding moves the bound by a few tokens either way.
+        let part = self.held_out.min(1.0 - self.held_out);
+        let guess = (block.saturating_add(1) as f64 / part) as usize;
         let needed =
             (guess.saturating_sub(20)..=guess.saturating_add(20)).find(|&n| long_enough(n)).unwrap_or(guess);
         Err(Error::file(
@@ -150,15 +142,38 @@ impl Text {
                 "the text has {} tokens, and a block of {block} needs at least {needed}",
                 self.tokens.len()
             ),
-            "give more text with --data, or a smaller --block",
+            "give more text with --data, a smaller --block, or a larger --held-out",
         ))
     }
 }
 
-/// Copies the windows of `block` tokens that begin at `offsets`, and the token after each of theirs.
+/// Where the part of a text that is trained on ends.
+pub(super) fn cut(tokens: usize, held_out: f64) -> usize {
+    ((1.0 - held_out) * tokens as f64) as usize
+}
+
+/// Refuses texts that would not fit in memory, before they are read.
+fn require_memory(paths: &[PathBuf]) -> Result<()> {
+    let mut bytes = 0u64;
+    for path in paths {
+        bytes = bytes.saturating_add(source::open(path)?.1);
+    }
+    let (needed, available) =
+        (bytes.saturating_mul(HELD_BYTES), crate::memory::available().unwrap_or(u64::MAX));
+    if needed <= available {
+        return Ok(());
+    }
+    Err(Error::Memory {
+        what: "a text that is held whole".to_owned(),
+        needed,
+        available,
+        help: "encode it once with `trainer tokenizer encode --format shard --out FILE`, and train from that file"
+            .to_owned(),
+    })
+}
+
+/// Adds the windows of `block` tokens that begin at `offsets`, and the token after each of theirs.
 pub fn gather(split: &[u32], offsets: &[usize], block: usize, inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
-    inputs.clear();
-    targets.clear();
     for &offset in offsets {
         inputs.extend_from_slice(&split[offset..offset + block]);
         targets.extend_from_slice(&split[offset + 1..offset + block + 1]);
@@ -185,7 +200,9 @@ mod tests {
     }
 
     fn learn(text: &[u8]) -> Result<(Tokenizer, Text)> {
-        Text::learn(Alphabet::Characters, &source(&[text]))
+        let source = source(&[text]);
+        let tokenizer = Tokenizer::characters(source.utf8()?)?;
+        Text::encode(&tokenizer, &source).map(|text| (tokenizer, text))
     }
 
     #[test]
@@ -206,7 +223,7 @@ mod tests {
 
     #[test]
     fn bytes_need_no_utf8_and_characters_say_where_it_ends() {
-        let (_, text) = Text::learn(Alphabet::Bytes, &source(&[b"ab\xff"])).expect("bytes");
+        let text = Text::encode(&Tokenizer::bytes(), &source(&[b"ab\xff"])).expect("bytes");
         assert_eq!([text.training(), text.validation()].concat(), [97, 98, 255]);
         let error = learn(b"ab\xff").expect_err("no UTF-8").to_string();
         assert!(error.contains("at byte 2"), "{error}");
@@ -235,6 +252,18 @@ mod tests {
     }
 
     #[test]
+    fn another_part_can_be_held_out() {
+        let (_, text) = learn("x".repeat(100).as_bytes()).expect("text");
+        for (part, training) in [(0.1, 90), (0.5, 50), (0.25, 75), (0.0, 100)] {
+            assert_eq!(text.clone().hold_out(part).training().len(), training);
+        }
+        let half = text.hold_out(0.5);
+        assert!(half.require(49).is_ok());
+        assert!(half.require(50).expect_err("too short").to_string().contains("at least 102"));
+        assert!(half.hold_out(0.0).require(1).is_err());
+    }
+
+    #[test]
     fn one_changed_byte_changes_the_fingerprint() {
         let of = |text: &[u8]| learn(text).expect("text").1.fingerprint().clone();
         assert_eq!(of(b"some text"), of(b"some text"));
@@ -244,7 +273,7 @@ mod tests {
     #[test]
     fn targets_follow_inputs() {
         let split: Vec<u32> = (0..20).collect();
-        let (mut inputs, mut targets) = (vec![9], vec![9]);
+        let (mut inputs, mut targets) = (vec![], vec![]);
         gather(&split, &[5, 0], 3, &mut inputs, &mut targets);
         assert_eq!((inputs, targets), (vec![5, 6, 7, 0, 1, 2], vec![6, 7, 8, 1, 2, 3]));
         for (length, block, whole) in [(20, 3, 18), (19, 3, 18), (18, 3, 15), (3, 3, 0), (0, 3, 0), (4, 3, 3)]
