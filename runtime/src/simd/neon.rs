@@ -3,6 +3,7 @@
 //! A pair makes the register tile of a product six rows of one panel: twenty-four sums, four vectors of `B` and one or
 //! two of `A`, of the thirty-two registers there are. Every order of operations is that of eight lanes elsewhere, so
 //! what is computed here has the same bits as there.
+
 use super::lanes::Lanes;
 use super::octets::{OCTET, Octet};
 use super::product::Product;
