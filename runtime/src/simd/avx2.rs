@@ -210,4 +210,4 @@ impl Octet for Avx2 {
     }
 }
 
-vector_table!("avx2", Avx2, Avx2, "avx2,fma,f16c");
+vector_table!("avx2", Avx2, Avx2, Avx2, "avx2,fma,f16c");

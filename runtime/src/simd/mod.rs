@@ -7,8 +7,8 @@
 //!
 //! [`product`] is the general matrix product and its packing, written once over [`lanes::Lanes`];
 //! [`routines`] are row-wise functions in plain Rust, compiled again for each instruction set by
-//! [`Simd::run`]; [`octets`] is what kernels too small for that are written over; `avx2` and `avx512` say what a
-//! vector is there.
+//! [`Simd::run`]; [`octets`] is what kernels too small for that are written over; `avx2`, `avx512` and `neon` say what
+//! a vector is there.
 //!
 //! The order of every sum is fixed by the sizes alone, never by a thread count.
 
@@ -26,6 +26,8 @@ mod scalar;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub use aligned::Aligned;
 
@@ -50,6 +52,8 @@ enum InstructionSet {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 /// One instruction set's routines. Slices of wrong length are a broken invariant of the caller and panic.
@@ -169,6 +173,10 @@ impl Simd {
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            tables.push(&neon::TABLE);
+        }
         tables
     }
 
@@ -183,6 +191,9 @@ impl Simd {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => unsafe { avx512::run(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => unsafe { neon::run(work) },
         }
     }
 
@@ -198,6 +209,9 @@ impl Simd {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => unsafe { avx512::run_octets(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => unsafe { neon::run_octets(work) },
         }
     }
 
@@ -225,9 +239,9 @@ macro_rules! shims {
 }
 
 /// One instruction set's table: code written once over [`lanes::Lanes`] and [`routines::Unit`], compiled with
-/// its features.
+/// its features, which are also all that its vectors of eight lanes use.
 macro_rules! vector_table {
-    ($name:literal, $set:ident, $lanes:ty, $features:literal) => {
+    ($name:literal, $set:ident, $lanes:ty, $octet:ty, $features:literal) => {
         /// Carries out `work` compiled with this instruction set.
         #[target_feature(enable = $features)]
         pub(super) fn run<W: $crate::simd::Work>(work: W) -> W::Output {
@@ -237,8 +251,8 @@ macro_rules! vector_table {
         /// The same over eight lanes.
         #[target_feature(enable = $features)]
         pub(super) fn run_octets<W: $crate::simd::octets::OctetWork>(work: W) -> W::Output {
-            // SAFETY: this function carries AVX2 and FMA, which are all that these vectors use.
-            work.run::<$crate::simd::avx2::Avx2>(unsafe { $crate::simd::octets::Octets::new() })
+            // SAFETY: this function carries every feature that these vectors use.
+            work.run::<$octet>(unsafe { $crate::simd::octets::Octets::new() })
         }
 
         shims! { $features,

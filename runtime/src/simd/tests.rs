@@ -1,5 +1,6 @@
 //! Every routine of every table against float64 and against the portable twin, at every small length.
 
+use super::octets::{OCTET, Octet};
 use super::product::{Operand, Product, Write};
 use super::*;
 
@@ -412,6 +413,68 @@ fn softmax_of_a_row_with_nan_is_nan() {
                 (table.softmax)(&mut x, &mut [0.0; 2]);
                 assert!(x.iter().all(|value| value.is_nan()), "{} hid a NaN", table.name);
             }
+        }
+    }
+}
+
+/// Every method of eight lanes, once: sum, difference, product, quotient, multiply-add, maximum, exponential, and
+/// a square of them transposed.
+struct EveryMethod([[f32; OCTET]; 3]);
+
+impl OctetWork for EveryMethod {
+    type Output = [[f32; OCTET]; 7 + OCTET];
+
+    #[inline(always)]
+    fn run<O: Octet>(self, octets: Octets<O>) -> Self::Output {
+        let [a, b, c] = self.0.map(|lanes| octets.load(&lanes));
+        let mut square = [octets.splat(self.0[0][2]); OCTET];
+        (square[0], square[3], square[6]) = (a, b, c);
+        octets.transpose(&mut square);
+        let mut out = [[f32::NAN; OCTET]; 7 + OCTET];
+        let one = [
+            octets.add(a, b),
+            octets.subtract(a, b),
+            octets.multiply(a, b),
+            octets.divide(a, b),
+            octets.multiply_add(a, b, c),
+            octets.maximum(a, b),
+            octets.exp(c),
+        ];
+        for (value, to) in one.into_iter().chain(square).zip(&mut out) {
+            octets.store(value, to);
+        }
+        out
+    }
+}
+
+#[test]
+fn eight_lanes_are_what_each_is_alone() {
+    for table in Simd::available() {
+        for seed in 0..50 {
+            let octet = |seed| -> [f32; OCTET] { values(OCTET, seed).try_into().expect("eight values") };
+            let [mut a, mut b, mut c] = [octet(3 * seed), octet(3 * seed + 1), octet(3 * seed + 2)];
+            c.iter_mut().for_each(|value| *value *= 80.0);
+            let unit = if table.name == "scalar" { Unit::PLAIN } else { Unit::FUSED };
+            let out = table.run_octets(EveryMethod([a, b, c]));
+            for lane in 0..OCTET {
+                let (x, y) = (a[lane], b[lane]);
+                let want = [x + y, x - y, x * y, x / y, unit.multiply_add(x, y, c[lane]), x.max(y)];
+                assert_eq!(
+                    want[..],
+                    std::array::from_fn::<f32, 6, _>(|m| out[m][lane])[..],
+                    "{}",
+                    table.name
+                );
+                close(&[out[6][lane]], &[f64::from(c[lane]).exp()], 2.5e-7, 0.0, table.name);
+                let mut column = [a[2]; OCTET];
+                (column[0], column[3], column[6]) = (x, y, c[lane]);
+                assert_eq!(out[7 + lane], column, "{} transposed", table.name);
+            }
+            // Where either is NaN, the second is the larger one.
+            (a[1], b[4], c[7]) = (f32::NAN, f32::NAN, f32::NAN);
+            let out = table.run_octets(EveryMethod([a, b, c]));
+            assert_eq!(out[5][1], b[1], "{}", table.name);
+            assert!(out[5][4].is_nan() && out[6][7].is_nan(), "{} hid a NaN", table.name);
         }
     }
 }
