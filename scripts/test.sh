@@ -2,7 +2,10 @@
 # Every check there is, in the order in which they fail soonest; README, CI and you run this one.
 #
 #   scripts/test.sh            all of them
-#   scripts/test.sh PART...    those named, of: tidy lint unit docs gates
+#   scripts/test.sh PART...    those named, of: tidy lint unit neon docs gates
+#
+# The part neon runs under emulation: `rustup target add aarch64-unknown-linux-gnu`, and Debian's qemu-user and
+# gcc-aarch64-linux-gnu. Without them it says that it was skipped.
 #
 # Tests that want data of ours look for the folder named by LECTERN_DATA and say that they were skipped without it.
 set -euo pipefail
@@ -53,6 +56,33 @@ unit() {
     cargo test --workspace --locked
 }
 
+# The routines of aarch64, emulated where the processor is another, and what the trainer builds on them.
+neon() {
+    local target=aarch64-unknown-linux-gnu tool
+    case $(uname -m) in
+    aarch64 | arm64)
+        printf 'this is such a processor: the part unit runs them\n'
+        return
+        ;;
+    esac
+    if [ ! -d "$(rustc --print target-libdir --target "$target")" ]; then
+        printf 'skipped: neon: the standard library of %s is not installed\n' "$target"
+        return
+    fi
+    for tool in aarch64-linux-gnu-gcc qemu-aarch64; do
+        if ! command -v "$tool" >/dev/null; then
+            printf 'skipped: neon: %s is not installed\n' "$tool"
+            return
+        fi
+    done
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER='qemu-aarch64 -L /usr/aarch64-linux-gnu'
+    cargo clippy --locked --target "$target" -p formats -p runtime -p trainer -- -D warnings
+    cargo test --locked --target "$target" -p runtime --lib -- simd::
+    cargo test --locked --target "$target" -p trainer --lib -- ops:: \
+        --skip gradients_of_long_windows --skip no_cut_of_a_product
+}
+
 # Private rooms are documented too: those who read the source are its readers, and links to them must hold.
 docs() {
     RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' \
@@ -85,16 +115,16 @@ $tree"
     printf 'holds: target/release/runtime is %d bytes, of %d allowed\n' "$size" "$most_bytes"
 }
 
-[ $# -gt 0 ] || set -- tidy lint unit docs gates
+[ $# -gt 0 ] || set -- tidy lint unit neon docs gates
 for part in "$@"; do
     case $part in
-    tidy | lint | unit | docs | gates) ;;
+    tidy | lint | unit | neon | docs | gates) ;;
     -h | --help)
         sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
     *)
-        printf 'there is no part %s; there are: tidy lint unit docs gates\n' "$part" >&2
+        printf 'there is no part %s; there are: tidy lint unit neon docs gates\n' "$part" >&2
         exit 2
         ;;
     esac

@@ -8,9 +8,9 @@
 //! Queries and keys are made ready ([`crate::heads`]) where they are read: by the member that needs them, once a key
 //! and once a query, so that no barrier lies between.
 
-use crate::cache::Past;
+use crate::cache::{Past, keys_len};
 use crate::heads::{Preparation, Side};
-use crate::simd::Simd;
+use crate::simd::{PANEL, Simd};
 use crate::team::{Cut, Element, Member, Mine, Part, Place, Whole};
 use formats::Result;
 use formats::config::MAX_HEAD_SIZE;
@@ -19,39 +19,45 @@ use std::ops::Range;
 
 /// What keys and values can be kept as.
 pub(crate) trait Cached: Element {
+    /// Zero.
+    const ZERO: Self;
     /// Stores `values`, rounded to nearest.
     fn store(simd: &Simd, values: &[f32], to: &mut [Self]);
-    /// One score a row of `keys` `[scores.len(), query.len()]`.
+    /// See [`Simd::scores_f16`].
     fn scores(simd: &Simd, keys: &[Self], query: &[f32], scores: &mut [f32]);
-    /// `out += weight value`.
-    fn accumulate(simd: &Simd, weight: f32, value: &[Self], out: &mut [f32]);
+    /// See [`Simd::mix_f16`].
+    fn mix(simd: &Simd, weights: &[f32], values: &[Self], out: &mut [f32]);
 }
 
 impl Cached for f16 {
+    const ZERO: f16 = f16::ZERO;
+
     fn store(simd: &Simd, values: &[f32], to: &mut [f16]) {
         (simd.narrow_f16)(values, to);
     }
 
     fn scores(simd: &Simd, keys: &[f16], query: &[f32], scores: &mut [f32]) {
-        (simd.gemv_f16)(keys, query, scores);
+        (simd.scores_f16)(keys, query, scores);
     }
 
-    fn accumulate(simd: &Simd, weight: f32, value: &[f16], out: &mut [f32]) {
-        (simd.axpy_f16)(weight, value, out);
+    fn mix(simd: &Simd, weights: &[f32], values: &[f16], out: &mut [f32]) {
+        (simd.mix_f16)(weights, values, out);
     }
 }
 
 impl Cached for f32 {
+    const ZERO: f32 = 0.0;
+
     fn store(_: &Simd, values: &[f32], to: &mut [f32]) {
         to.copy_from_slice(values);
     }
 
     fn scores(simd: &Simd, keys: &[f32], query: &[f32], scores: &mut [f32]) {
-        (simd.gemv_f32)(keys, query, scores);
+        (simd.scores_f32)(keys, query, scores);
     }
 
-    fn accumulate(simd: &Simd, weight: f32, value: &[f32], out: &mut [f32]) {
-        (simd.axpy_f32)(weight, value, out);
+    fn mix(simd: &Simd, weights: &[f32], values: &[f32], out: &mut [f32]) {
+        (simd.mix_f32)(weights, values, out);
     }
 }
 
@@ -92,7 +98,7 @@ impl Attention<'_> {
         let (qkv, mut keys, mut values, mut out) = member.open(views)?;
         let kv_heads = self.store(qkv, &mut keys, &mut values, room);
         let pasts =
-            keys.row(0).chunks_exact(self.head_len()).zip(values.row(0).chunks_exact(self.head_len()));
+            keys.row(0).chunks_exact(self.keys_len()).zip(values.row(0).chunks_exact(self.values_len()));
         let width = self.group() * self.heads.head_size;
         for (index, (kv_head, (keys, values))) in kv_heads.zip(pasts).enumerate() {
             for row in self.wanted..self.rows {
@@ -121,7 +127,7 @@ impl Attention<'_> {
         let cancelled = member.cancelled();
         let views = (Whole(qkv), Whole(past.keys), Whole(past.values), Mine(out, cut));
         let (qkv, keys, values, mut out) = member.open(views)?;
-        let pasts = keys.chunks_exact(self.head_len()).zip(values.chunks_exact(self.head_len()));
+        let pasts = keys.chunks_exact(self.keys_len()).zip(values.chunks_exact(self.values_len()));
         let width = self.group() * self.heads.head_size;
         // Heads outside, rows inside: a head's past stays in the processor's cache over all rows.
         for (kv_head, (keys, values)) in pasts.enumerate() {
@@ -134,8 +140,13 @@ impl Attention<'_> {
         Ok(())
     }
 
-    /// Length of one head's keys or values in the cache.
-    fn head_len(&self) -> usize {
+    /// Length of one head's keys in the cache.
+    fn keys_len(&self) -> usize {
+        keys_len(self.capacity, self.heads.head_size)
+    }
+
+    /// Length of one head's values.
+    fn values_len(&self) -> usize {
         self.capacity * self.heads.head_size
     }
 
@@ -156,24 +167,28 @@ impl Attention<'_> {
         let qkv = &qkv[..self.rows * self.heads.width()];
         self.heads.scales(qkv, room.scales);
         let columns = keys.columns();
-        let mine = columns.start / self.head_len()..columns.end / self.head_len();
+        let mine = columns.start / self.keys_len()..columns.end / self.keys_len();
         let (keys, values) = (keys.row(0), values.row(0));
-        let mut key = [0.0; MAX_HEAD_SIZE];
-        let key = &mut key[..head_size];
+        let (mut key, mut rounded) = ([0.0; MAX_HEAD_SIZE], [T::ZERO; MAX_HEAD_SIZE]);
+        let (key, rounded) = (&mut key[..head_size], &mut rounded[..head_size]);
         for (index, kv_head) in mine.clone().enumerate() {
             for row in 0..self.rows {
                 let value = row * self.heads.width() + (heads + kv_heads + kv_head) * head_size;
-                let at = index * self.head_len() + (self.first + row) * head_size;
+                let position = self.first + row;
                 self.heads.head(Side::Key, qkv, room.scales, row, kv_head, key);
-                T::store(simd, key, &mut keys[at..][..head_size]);
+                T::store(simd, key, rounded);
+                let block = index * self.keys_len() + position / PANEL * PANEL * head_size;
+                let places =
+                    keys[block..][..PANEL * head_size].iter_mut().skip(position % PANEL).step_by(PANEL);
+                places.zip(&*rounded).for_each(|(place, element)| *place = *element);
+                let at = index * self.values_len() + position * head_size;
                 T::store(simd, &qkv[value..][..head_size], &mut values[at..][..head_size]);
             }
         }
         mine
     }
 
-    /// One row, the queries of one head of keys: `keys` and `values` are `[capacity, head_size]`, `out` is
-    /// `[group, head_size]`.
+    /// One row, the queries of one head of keys, whose past is one head of [`Past`]; `out` is `[group, head_size]`.
     fn attend_group<T: Cached>(
         &self,
         qkv: &[f32],
@@ -193,12 +208,9 @@ impl Attention<'_> {
             self.heads.head(Side::Query, qkv, room.scales, row, head, query);
             query.iter_mut().for_each(|value| *value *= self.scale);
             let scores = &mut room.scores[..positions];
-            T::scores(simd, &keys[..positions * head_size], query, scores);
+            T::scores(simd, keys, query, scores);
             (simd.softmax)(scores, &mut [0.0; 2]);
-            out.fill(0.0);
-            for (weight, value) in scores.iter().zip(values.chunks_exact(head_size)) {
-                T::accumulate(simd, *weight, value, out);
-            }
+            T::mix(simd, scores, values, out);
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Keys and values of the positions seen so far.
 //!
-//! For each layer one slot of keys and one of values, `[kv head][position][head_size]`: a head's past is contiguous,
+//! For each layer one slot of keys, `[kv head][block of positions][head_size][position in the block]`, and one of
+//! values, `[kv head][position][head_size]`: what scores and sums read goes by in order, a head's past is contiguous,
 //! and a member of the team owns whole heads of it while it stores.
 
 use crate::attention::Cached;
 use crate::session::CacheType;
+use crate::simd::PANEL;
 use crate::team::{Place, Slots};
 use formats::{Config, Result};
 use half::f16;
@@ -21,7 +23,7 @@ pub(crate) enum Cache {
 /// One layer's keys and values.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Past<T> {
-    /// `[kv_heads, capacity, head_size]`.
+    /// `[kv_heads, capacity / PANEL, head_size, PANEL]`, the capacity rounded up to whole blocks.
     pub(crate) keys: Place<T>,
     /// `[kv_heads, capacity, head_size]`.
     pub(crate) values: Place<T>,
@@ -47,8 +49,8 @@ impl Cache {
             CacheType::F16 => size_of::<f16>(),
             CacheType::F32 => size_of::<f32>(),
         };
-        let width = config.kv_heads * config.head_size;
-        2 * (config.layers * width) as u64 * capacity as u64 * element as u64
+        let head = (keys_len(capacity, config.head_size) + capacity * config.head_size) as u64;
+        (config.layers * config.kv_heads) as u64 * head * element as u64
     }
 
     /// Copies the first `positions` of another cache of the same shape and type.
@@ -70,9 +72,14 @@ impl Cache {
 
 fn layers<T: Cached>(slots: &mut Slots, config: &Config, capacity: usize) -> Result<Vec<Past<T>>> {
     // A layer's slot is one row of heads, so that cutting its columns deals whole heads.
-    let head = capacity * config.head_size;
-    let mut add = || slots.add(1, config.kv_heads * head, head);
-    (0..config.layers).map(|_| Ok(Past { keys: add()?, values: add()? })).collect()
+    let mut add = |head: usize| slots.add(1, config.kv_heads * head, head);
+    let (keys, values) = (keys_len(capacity, config.head_size), capacity * config.head_size);
+    (0..config.layers).map(|_| Ok(Past { keys: add(keys)?, values: add(values)? })).collect()
+}
+
+/// Length of one head's keys, in whole blocks.
+pub(crate) fn keys_len(positions: usize, head_size: usize) -> usize {
+    positions.next_multiple_of(PANEL) * head_size
 }
 
 fn copy<T: Cached>(
@@ -83,9 +90,9 @@ fn copy<T: Cached>(
     config: &Config,
     positions: usize,
 ) {
-    let filled = positions * config.head_size;
+    let (keys, values) = (keys_len(positions, config.head_size), positions * config.head_size);
     for (to, from) in to.iter().zip(from) {
-        for (to, from) in [(to.keys, from.keys), (to.values, from.values)] {
+        for (to, from, filled) in [(to.keys, from.keys, keys), (to.values, from.values, values)] {
             let (to, from) = (slots.get_mut(to), others.get(from));
             let head = to.len() / config.kv_heads;
             for (to, from) in to.chunks_exact_mut(head).zip(from.chunks_exact(head)) {

@@ -27,7 +27,7 @@ use formats::checkpoint::Tensor;
 use formats::config::{NormKind, QueryKeyNorm};
 use formats::layout::{Bank, Linear, Norm, Role};
 use formats::{Config, Error, Layout, Result};
-use projection::Projection;
+use projection::{Projection, SEGMENTS};
 use std::ops::Range;
 
 /// Most rows that multiply the weights one by one, and whose norms every thread computes for itself: below it,
@@ -194,6 +194,9 @@ impl<'w> Worker<'w, '_> {
         }
         let cancelled = self.member.cancelled();
         let projection = Projection::new(self.model, linear);
+        if let (true, Some(results)) = (projection.walks_inputs(rows.len()), self.board.stretches) {
+            return self.project_lines(x, &projection, linear.inputs, results, out, to);
+        }
         if matches!(x, Rows::Local) {
             let (mut out,) = self.member.open((Mine(out, Cut::Columns),))?;
             let x = &self.local.norm[..rows.len() * linear.inputs];
@@ -203,6 +206,40 @@ impl<'w> Worker<'w, '_> {
         let (x, mut out) = self.member.open((Whole(x), Mine(out, Cut::Columns)))?;
         let x = &x[rows.start * linear.inputs..rows.end * linear.inputs];
         projection.write(x, &mut out, to, &mut self.local.scratch, cancelled)
+    }
+
+    /// The same through a matrix that stores a line an input: stretches of lines first, which are then added.
+    fn project_lines(
+        &mut self,
+        x: &Rows,
+        projection: &Projection<'_>,
+        inputs: usize,
+        results: Place<f32>,
+        out: Place<f32>,
+        to: usize,
+    ) -> Result<()> {
+        let (rows, cancelled) = (self.rows(), self.member.cancelled());
+        let cut = Cut::Rows { rows: rows.len() * SEGMENTS };
+        let local = &self.local.norm;
+        let (x, mut stretches) = if matches!(x, Rows::Local) {
+            let (stretches,) = self.member.open((Mine(results, cut),))?;
+            (&local[..], stretches)
+        } else {
+            let x = self.shared(x)?;
+            let (x, stretches) = self.member.open((Whole(x), Mine(results, cut)))?;
+            (&x[rows.start * inputs..], stretches)
+        };
+        for index in stretches.rows() {
+            cancelled.check()?;
+            let x = &x[index / SEGMENTS * inputs..][..inputs];
+            projection.stretch(x, index % SEGMENTS, &mut stretches.row(index)[..projection.outputs()]);
+        }
+        let (results, mut out) = self.member.open((Whole(results), Mine(out, Cut::Columns)))?;
+        let (columns, stride) = (out.columns(), results.len() / (FEW_ROWS * SEGMENTS));
+        for (row, results) in results.chunks_exact(SEGMENTS * stride).take(rows.len()).enumerate() {
+            projection.gather(results, stride, columns.clone(), &mut out.row(to + row)[..columns.len()]);
+        }
+        Ok(())
     }
 
     /// The few rows still wanted, normalised or as they stand, on every thread.

@@ -307,6 +307,17 @@ impl Shared {
         Some(&self.panels[id.index()][..]).filter(|panels| !panels.is_empty())
     }
 
+    /// Whether one row is multiplied with a matrix line by line, a line an input: so it is stored, and is not packed.
+    pub(crate) fn walks_inputs(&self, id: ParameterId) -> bool {
+        !self.small && self.weights.pieces(id).next().is_some_and(|piece| piece.inputs_first)
+    }
+
+    /// Most outputs of any such matrix.
+    pub(crate) fn widest_walked(&self) -> Option<usize> {
+        let walked = self.layout.iter().filter(|(id, _)| self.walks_inputs(*id));
+        walked.map(|(_, parameter)| parameter.rows).max()
+    }
+
     /// The experts of one layer are about to be used.
     pub(crate) fn use_experts(&self, layer: usize, experts: impl Iterator<Item = u32>) {
         if let Some(keeper) = &self.keeper {

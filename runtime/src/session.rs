@@ -104,12 +104,13 @@ impl Session {
         bounded("prefill chunk", options.chunk, MAX_ROWS)?;
         let chunk = options.chunk.min(capacity);
         let ids = capacity as u64 * size_of::<u32>() as u64;
-        let buffers = Board::bytes(config, chunk, capacity, model.threads());
+        let walked = model.shared().widest_walked();
+        let buffers = Board::bytes(config, chunk, walked, capacity, model.threads());
         memory::expect(ids + buffers + Cache::bytes(config, capacity, options.cache))?;
 
         model.shared().start()?;
         let mut slots = Slots::default();
-        let board = Board::new(&mut slots, config, chunk)?;
+        let board = Board::new(&mut slots, config, chunk, walked)?;
         let cache = Cache::new(&mut slots, config, capacity, options.cache)?;
         let local = || Local::new(config, chunk, capacity).map(Mutex::new);
         Ok(Session {

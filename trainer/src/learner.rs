@@ -22,6 +22,8 @@ use crate::tape::{Mode, Shape};
 use formats::layout::FeedForward;
 use formats::{Config, Error, Layout, Result};
 use std::cmp::Ordering;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Most shards of a batch: each has a gradient of its own, which must be summed.
 const MAX_SHARDS: usize = 4;
@@ -119,9 +121,41 @@ struct Lane<B: Backend> {
     losses: Vec<f32>,
     inputs: Vec<u32>,
     targets: Vec<u32>,
-    sums: Vec<f64>,
-    loads: Vec<Vec<f64>>,
     outcome: Result<()>,
+}
+
+/// Some windows of an evaluation, and what came of them.
+struct Pass {
+    /// Which of the ids.
+    ids: Range<usize>,
+    /// Sum over its rows.
+    loss: f64,
+    /// What its rows asked of each router.
+    loads: Vec<Vec<f64>>,
+}
+
+impl<B: Backend> Lane<B> {
+    fn carry_out(
+        &mut self,
+        backend: &B,
+        params: &Params<B>,
+        inputs: &[u32],
+        targets: &[u32],
+        pass: &mut Pass,
+    ) -> Result<()> {
+        let filled = pass.ids.len();
+        self.inputs[..filled].copy_from_slice(&inputs[pass.ids.clone()]);
+        self.targets[..filled].copy_from_slice(&targets[pass.ids.clone()]);
+        // The last pass may be short; its missing windows repeat id 0 and are not counted.
+        self.inputs[filled..].fill(0);
+        self.targets[filled..].fill(0);
+        self.replay.upload(backend, &self.inputs, &self.targets);
+        self.replay.forward(backend, params, Place::default())?;
+        self.replay.losses(backend, &mut self.losses);
+        pass.loss = self.losses[..filled].iter().map(|loss| f64::from(*loss)).sum();
+        self.replay.load(backend, filled, &mut pass.loads);
+        Ok(())
+    }
 }
 
 /// A model, its optimiser and its buffers on one device.
@@ -407,41 +441,37 @@ impl<B: Backend> Learner<B> {
         }
         self.make_lanes()?;
         let rows = evaluation_sequences(block) * block;
-        let passes = inputs.len().div_ceil(rows);
-        self.loads.iter_mut().for_each(Load::clear);
         let Learner { backend, params, lanes, loads, .. } = self;
-        let count = lanes.len();
-        backend.each(lanes, |index, lane| {
-            lane.sums.clear();
-            lane.loads.iter_mut().for_each(|load| load.fill(0.0));
-            for pass in (index..passes).step_by(count) {
-                let at = pass * rows..inputs.len().min((pass + 1) * rows);
-                let filled = at.len();
-                lane.inputs[..filled].copy_from_slice(&inputs[at.clone()]);
-                lane.targets[..filled].copy_from_slice(&targets[at]);
-                // The last pass may be short; its missing windows repeat id 0 and are not counted.
-                lane.inputs[filled..].fill(0);
-                lane.targets[filled..].fill(0);
-                lane.replay.upload(backend, &lane.inputs, &lane.targets);
-                lane.outcome = lane.replay.forward(backend, params, Place::default());
+        let mut passes: Vec<Pass> = (0..inputs.len().div_ceil(rows))
+            .map(|pass| Pass {
+                ids: pass * rows..inputs.len().min((pass + 1) * rows),
+                loss: 0.0,
+                loads: lanes
+                    .first()
+                    .map(|lane| empty_loads(&lane.replay.program().routers))
+                    .unwrap_or_default(),
+            })
+            .collect();
+        // Whoever is free takes the next pass; what they give is summed in order.
+        let waiting = Mutex::new(passes.iter_mut());
+        backend.each(lanes, |_, lane| {
+            loop {
+                let pass = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(pass) = pass else { return };
+                lane.outcome = lane.carry_out(backend, params, inputs, targets, pass);
                 if lane.outcome.is_err() {
                     return;
                 }
-                lane.replay.losses(backend, &mut lane.losses);
-                lane.sums.push(lane.losses[..filled].iter().map(|loss| f64::from(*loss)).sum());
-                lane.replay.load(backend, filled, &mut lane.loads);
             }
         });
         for lane in lanes.iter_mut() {
             std::mem::replace(&mut lane.outcome, Ok(()))?;
         }
-        for (index, lane) in lanes.iter().enumerate() {
-            let own = (index..passes).step_by(count).map(|pass| rows.min(inputs.len() - pass * rows));
-            let own = own.sum();
-            loads.iter_mut().zip(&lane.loads).for_each(|(total, load)| total.add(own, load));
+        loads.iter_mut().for_each(Load::clear);
+        for pass in &passes {
+            loads.iter_mut().zip(&pass.loads).for_each(|(total, load)| total.add(pass.ids.len(), load));
         }
-        let sum: f64 = (0..passes).map(|pass| lanes[pass % count].sums[pass / count]).sum();
-        Ok(sum / inputs.len() as f64)
+        Ok(passes.iter().map(|pass| pass.loss).sum::<f64>() / inputs.len() as f64)
     }
 
     /// The logits of every row of any number of windows, `[ids, vocabulary]`.
@@ -477,11 +507,9 @@ impl<B: Backend> Learner<B> {
                 Recompute::Nothing,
             );
             self.lanes.push(Lane {
-                loads: empty_loads(&program.routers),
                 losses: vec![0.0; shape.rows()],
                 inputs: vec![0; shape.rows()],
                 targets: vec![0; shape.rows()],
-                sums: vec![],
                 replay: Replay::new(&self.backend, program)?,
                 outcome: Ok(()),
             });

@@ -1,5 +1,6 @@
 //! The buffers of a session: those its team shares, and those of each thread.
 
+use super::projection::SEGMENTS;
 use super::{BLOCK, FEW_ROWS};
 use crate::memory;
 use crate::simd::{PANEL, packed_len};
@@ -23,6 +24,9 @@ pub(crate) struct Board {
     pub(super) hidden: Option<Place<f32>>,
     /// What layers of experts share, if some layer has them.
     pub(super) mixture: Option<Mixture>,
+    /// What stretches of inputs add to few rows, `[few rows, SEGMENTS, widest output]`, where a line of weights is an
+    /// input's.
+    pub(super) stretches: Option<Place<f32>>,
     /// `[logit_rows, vocabulary]`.
     pub(crate) logits: Place<f32>,
     /// Most rows of logits one step can give.
@@ -59,11 +63,12 @@ struct Sizes {
     hidden: Option<Size>,
     few: Option<Size>,
     many: Option<[Size; 2]>,
+    stretches: Option<Size>,
     logits: Size,
 }
 
 impl Sizes {
-    fn new(config: &Config, rows: usize) -> Sizes {
+    fn new(config: &Config, rows: usize, walked: Option<usize>) -> Sizes {
         let dense = (0..config.layers).any(|layer| config.experts_of(layer).is_none());
         let experts = config.experts.as_ref();
         let many = experts.filter(|_| rows > FEW_ROWS);
@@ -76,6 +81,7 @@ impl Sizes {
             many: many.map(|experts| {
                 [[rows, 2 * experts.active, 1], [rows * experts.slots(), experts.width, PANEL]]
             }),
+            stretches: walked.map(|outputs| [FEW_ROWS * SEGMENTS, outputs, PANEL]),
             logits: [(MOST_LOGITS / config.vocabulary).clamp(1, rows), config.vocabulary, PANEL],
         }
     }
@@ -87,9 +93,14 @@ pub(super) fn stride(width: usize) -> usize {
 }
 
 impl Board {
-    /// Buffers for steps of up to `rows` rows.
-    pub(crate) fn new(slots: &mut Slots, config: &Config, rows: usize) -> Result<Board> {
-        let sizes = Sizes::new(config, rows);
+    /// Buffers for steps of up to `rows` rows; `walked` is [`crate::model::Shared::widest_walked`].
+    pub(crate) fn new(
+        slots: &mut Slots,
+        config: &Config,
+        rows: usize,
+        walked: Option<usize>,
+    ) -> Result<Board> {
+        let sizes = Sizes::new(config, rows, walked);
         let mut add = |[rows, columns, grain]: Size| slots.add(rows, columns, grain);
         let many = match sizes.many {
             Some([routing, hidden]) => Some(Many { routing: add(routing)?, hidden: add(hidden)? }),
@@ -105,16 +116,24 @@ impl Board {
             heads: add(sizes.heads)?,
             hidden: sizes.hidden.map(&mut add).transpose()?,
             mixture,
+            stretches: sizes.stretches.map(&mut add).transpose()?,
             logit_rows: sizes.logits[0],
             logits: add(sizes.logits)?,
         })
     }
 
     /// Bytes that [`Board::new`] and `threads` times [`Local::new`] take.
-    pub(crate) fn bytes(config: &Config, rows: usize, capacity: usize, threads: usize) -> u64 {
-        let sizes = Sizes::new(config, rows);
+    pub(crate) fn bytes(
+        config: &Config,
+        rows: usize,
+        walked: Option<usize>,
+        capacity: usize,
+        threads: usize,
+    ) -> u64 {
+        let sizes = Sizes::new(config, rows, walked);
         let always = [sizes.stream, sizes.stream, sizes.qkv, sizes.heads, sizes.logits];
-        let sometimes = sizes.hidden.into_iter().chain(sizes.few).chain(sizes.many.into_iter().flatten());
+        let sometimes = [sizes.hidden, sizes.few, sizes.stretches].into_iter().flatten();
+        let sometimes = sometimes.chain(sizes.many.into_iter().flatten());
         let values = |[rows, columns, _]: Size| rows as u64 * columns as u64;
         let shared: u64 = always.into_iter().chain(sometimes).map(values).sum();
         let local = Lengths::new(config, rows, capacity).bytes();

@@ -4,20 +4,25 @@
 //! The weights of a small model are widened when it is opened, and then serve one row as they serve many, so that its
 //! logits do not depend on how its prompt was cut: the product sums in one order whatever the rows beside it.
 //!
-//! Some families store a line an input, not a line an output. Such weights are read line by line where they stand, a
-//! thread's outputs all at once: a block of few outputs would jump through the file.
+//! Some families store a line an input, not a line an output. Few rows multiply such weights line by line where they
+//! stand, in [`SEGMENTS`] stretches of inputs that are dealt to the threads: each thread then reads one stream of whole
+//! lines, and the stretches' results are added in order.
 
 use super::board::Scratch;
 use super::{BLOCK, FEW_ROWS};
 use crate::model::Shared;
-use crate::simd::packed_len;
 use crate::simd::product::{Operand, Product, Write};
+use crate::simd::{Simd, packed_len};
 use crate::team::{Cancelled, Part};
 use formats::Result;
 use formats::checkpoint::{Piece, Tensor};
 use formats::config::Activation;
 use formats::layout::{Linear, ParameterId, Role};
 use std::ops::Range;
+
+/// Stretches of inputs of a matrix that stores a line an input; a number of its own, so that no number of threads enters
+/// a sum.
+pub(super) const SEGMENTS: usize = 8;
 
 /// A projection, with the nonlinearity that follows it if it leads into a hidden layer: that is applied while its
 /// results are at hand, and a gate's half of them meets the other half before either is shared.
@@ -42,6 +47,7 @@ impl<'a> Projection<'a> {
             weight: linear.weight,
             skipped: half * outputs,
             inputs: linear.inputs,
+            outputs,
             packed: model.packed(linear.weight).map(|panels| &panels[half * packed..][..packed]),
             bias: linear.bias.map(|id| &model.vector(id)[half * outputs..][..outputs]),
         };
@@ -64,15 +70,56 @@ impl<'a> Projection<'a> {
         if let Some(matrix) = &self.passing {
             matrix.multiply(x, outputs, panels, &mut passing[..rows * count], count);
         }
-        let simd = self.matrix.model.simd;
         for row in 0..rows {
-            let out = &mut out[row * stride..][..count];
-            match activation {
-                Activation::Relu => (simd.relu)(out),
-                Activation::GeluErf => (simd.gelu_erf)(out),
-                Activation::GeluTanh => (simd.gelu_tanh)(out),
-                Activation::SwiGlu => (simd.swiglu)(out, &passing[row * count..][..count]),
-            }
+            let passing = if self.passing.is_some() { &passing[row * count..] } else { &[] };
+            self.activate(activation, &mut out[row * stride..][..count], passing);
+        }
+    }
+
+    fn activate(&self, activation: Activation, out: &mut [f32], passing: &[f32]) {
+        let simd = self.matrix.model.simd;
+        match activation {
+            Activation::Relu => (simd.relu)(out),
+            Activation::GeluErf => (simd.gelu_erf)(out),
+            Activation::GeluTanh => (simd.gelu_tanh)(out),
+            Activation::SwiGlu => (simd.swiglu)(out, &passing[..out.len()]),
+        }
+    }
+
+    /// Whether so many rows are multiplied line by line, a line an input: by [`Projection::stretch`] for each stretch
+    /// of inputs, then [`Projection::gather`].
+    pub(super) fn walks_inputs(&self, rows: usize) -> bool {
+        rows <= FEW_ROWS && self.passing.is_none() && self.matrix.model.walks_inputs(self.matrix.weight)
+    }
+
+    /// Number of outputs.
+    pub(super) fn outputs(&self) -> usize {
+        self.matrix.outputs
+    }
+
+    /// What one stretch of the inputs of the row `x` adds to every output.
+    pub(super) fn stretch(&self, x: &[f32], segment: usize, out: &mut [f32]) {
+        let edge = |segment: usize| segment * self.inputs / SEGMENTS;
+        let inputs = edge(segment)..edge(segment + 1);
+        let Matrix { model, weight, outputs, .. } = self.matrix;
+        for part in parts(model, weight, 0..outputs, self.inputs) {
+            let values = part.values.part(inputs.start * part.stride..part.values.len());
+            walk(model.simd, values, part.stride, &x[inputs.clone()], &mut out[part.rows]);
+        }
+    }
+
+    /// A row's outputs from the results of its stretches, `[SEGMENTS, stride]`, of which those in `columns` are wanted.
+    pub(super) fn gather(&self, results: &[f32], stride: usize, columns: Range<usize>, out: &mut [f32]) {
+        let simd = self.matrix.model.simd;
+        match self.matrix.bias {
+            Some(bias) => out.copy_from_slice(&bias[columns.clone()]),
+            None => out.fill(0.0),
+        }
+        for result in results.chunks_exact(stride) {
+            (simd.add)(out, &result[columns.clone()]);
+        }
+        if let Some(activation) = self.activation {
+            self.activate(activation, out, &[]);
         }
     }
 
@@ -88,14 +135,6 @@ impl<'a> Projection<'a> {
         let Scratch { panels, block, passing } = scratch;
         let rows = x.len() / self.inputs;
         let columns = out.columns();
-        if rows <= FEW_ROWS && self.passing.is_none() && self.matrix.walks_inputs() {
-            for (row, x) in x.chunks_exact(self.inputs).enumerate() {
-                cancelled.check()?;
-                let out = &mut out.row(to + row)[..columns.len()];
-                self.block(x, columns.clone(), panels, passing, out, columns.len());
-            }
-            return Ok(());
-        }
         for first in columns.clone().step_by(BLOCK) {
             cancelled.check()?;
             let count = BLOCK.min(columns.end - first);
@@ -126,18 +165,13 @@ pub(super) struct Matrix<'a> {
     /// The parameter's rows before the first output.
     skipped: usize,
     inputs: usize,
+    outputs: usize,
     /// All outputs packed, where the model keeps them so.
     packed: Option<&'a [f32]>,
     bias: Option<&'a [f32]>,
 }
 
 impl Matrix<'_> {
-    /// Whether one row is multiplied line by line, a line an input.
-    fn walks_inputs(&self) -> bool {
-        let first = self.model.weights.pieces(self.weight).next();
-        !self.model.small && first.is_some_and(|piece| piece.inputs_first)
-    }
-
     fn multiply(&self, x: &[f32], outputs: Range<usize>, panels: &mut [f32], out: &mut [f32], stride: usize) {
         let rows = x.len() / self.inputs;
         if rows <= FEW_ROWS && !self.model.small {
@@ -204,10 +238,17 @@ pub(super) fn each_output(model: &Shared, weight: ParameterId, first: usize, x: 
             (Tensor::F32(values), false) => (simd.gemv_f32)(values, x, out),
             (Tensor::F16(values), false) => (simd.gemv_f16)(values, x, out),
             (Tensor::Bf16(values), false) => (simd.gemv_bf16)(values, x, out),
-            (Tensor::F32(values), true) => (simd.gemv_rows_f32)(values, part.stride, x, out),
-            (Tensor::F16(values), true) => (simd.gemv_rows_f16)(values, part.stride, x, out),
-            (Tensor::Bf16(values), true) => (simd.gemv_rows_bf16)(values, part.stride, x, out),
+            (values, true) => walk(simd, values, part.stride, x, out),
         }
+    }
+}
+
+/// `x W` for the first `out.len()` columns of lines that lie `stride` apart.
+fn walk(simd: &Simd, values: Tensor<'_>, stride: usize, x: &[f32], out: &mut [f32]) {
+    match values {
+        Tensor::F32(values) => (simd.gemv_rows_f32)(values, stride, x, out),
+        Tensor::F16(values) => (simd.gemv_rows_f16)(values, stride, x, out),
+        Tensor::Bf16(values) => (simd.gemv_rows_bf16)(values, stride, x, out),
     }
 }
 

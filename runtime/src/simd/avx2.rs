@@ -3,7 +3,7 @@
 use super::lanes::Lanes;
 use super::octets::{OCTET, Octet};
 use super::product::Product;
-use super::{InstructionSet, PANEL, Simd, gemv, peak, product, routines, shims, vector_table};
+use super::{InstructionSet, PANEL, Simd, gemv, peak, product, recall, routines, shims, vector_table};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -210,4 +210,4 @@ impl Octet for Avx2 {
     }
 }
 
-vector_table!("avx2", Avx2, Avx2, "avx2,fma,f16c");
+vector_table!("avx2", Avx2, Avx2, Avx2, "avx2,fma,f16c");

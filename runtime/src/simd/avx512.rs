@@ -1,8 +1,9 @@
 //! Sixteen lanes: AVX-512 F, VL, BW and DQ.
 
+use super::avx2::Avx2;
 use super::lanes::Lanes;
 use super::product::Product;
-use super::{InstructionSet, PANEL, Simd, gemv, peak, product, routines, shims, vector_table};
+use super::{InstructionSet, PANEL, Simd, gemv, peak, product, recall, routines, shims, vector_table};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -135,4 +136,4 @@ impl Lanes for Avx512 {
     }
 }
 
-vector_table!("avx512", Avx512, Avx512, "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq");
+vector_table!("avx512", Avx512, Avx512, Avx2, "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq");

@@ -1,4 +1,4 @@
-//! Products of a matrix with one vector, and the row operations of attention: weights are converted in
+//! Products of a matrix with one vector, and the row operations around them: weights are converted in
 //! registers, the vector stays f32.
 //!
 //! Each row's sum is built the same way whatever rows stand beside it, so a row's value does not depend on how
@@ -7,10 +7,12 @@
 use super::lanes::{Element, Lanes};
 use half::f16;
 
-/// Rows that share one pass over the vector.
-const ROWS: usize = 4;
+/// Vectors of a row that are summed side by side.
+const SUMS: usize = 4;
+/// Bytes of weights that are asked for ahead of their use.
+const AHEAD: usize = 4096;
 
-/// `y = W x`.
+/// `y = W x`: row after row, so that the weights go by as one stream, which is what memory gives fastest.
 ///
 /// # Safety
 /// `L`'s instruction set must be present.
@@ -18,22 +20,12 @@ const ROWS: usize = 4;
 pub(super) unsafe fn gemv<L: Lanes, T: Element>(weight: &[T], x: &[f32], y: &mut [f32]) {
     let columns = x.len();
     assert_eq!(weight.len(), columns * y.len(), "weight is [rows, columns]");
-    let mut row = 0;
-    while row + ROWS <= y.len() {
-        // SAFETY: rows `row .. row + ROWS` lie inside `weight`, whose length was checked above.
-        let sums = unsafe { rows::<L, T, ROWS>(weight.as_ptr().add(row * columns), x) };
-        y[row..row + ROWS].copy_from_slice(&sums);
-        row += ROWS;
-    }
-    while row < y.len() {
-        // SAFETY: as above, for one row.
-        y[row] = unsafe { rows::<L, T, 1>(weight.as_ptr().add(row * columns), x) }[0];
-        row += 1;
+    for (row, out) in y.iter_mut().enumerate() {
+        // SAFETY: the row lies inside `weight`, whose length was checked above.
+        *out = unsafe { sum::<L, T>(weight.as_ptr().add(row * columns), x) };
     }
 }
 
-/// Inputs whose rows are read side by side, so that sums are loaded and stored once for all of them.
-const INPUTS: usize = 8;
 /// Bytes that come from memory together.
 const LINE_BYTES: usize = 64;
 
@@ -60,69 +52,36 @@ pub(super) unsafe fn gemv_rows<L: Lanes, T: Element>(weight: &[T], stride: usize
     let needed = x.len().checked_sub(1).map_or(0, |last| last * stride + y.len());
     assert!(needed <= weight.len(), "weight is [x.len(), stride]");
     y.fill(0.0);
-    let (groups, rest) = x.as_chunks::<INPUTS>();
-    let mut at = 0;
-    for group in groups {
-        // SAFETY: rows `at .. at + INPUTS` have `y.len()` columns inside `weight`, whose length was checked above.
-        unsafe { add_rows::<L, T, INPUTS>(weight.as_ptr().add(at * stride), stride, group, y) };
-        at += INPUTS;
-    }
-    for value in rest {
-        // SAFETY: as above, for one row.
-        unsafe { add_rows::<L, T, 1>(weight.as_ptr().add(at * stride), stride, &[*value], y) };
-        at += 1;
+    for (row, by) in x.iter().enumerate() {
+        // SAFETY: the row has `y.len()` columns inside `weight`, whose length was checked above.
+        unsafe { add_row::<L, T>(*by, weight.as_ptr().add(row * stride), y) };
     }
 }
 
-/// `y += sum x_n W_n` over `N` rows, in order.
+/// `out += weight v`, `v` being as long.
 #[inline(always)]
-unsafe fn add_rows<L: Lanes, T: Element, const N: usize>(
-    weight: *const T,
-    stride: usize,
-    x: &[f32; N],
-    y: &mut [f32],
-) {
-    // SAFETY: every access below stays inside `y` and inside `N` rows of as many columns.
+unsafe fn add_row<L: Lanes, T: Element>(weight: f32, v: *const T, out: &mut [f32]) {
+    // SAFETY: the caller vouches for `out.len()` values at `v`.
     unsafe {
-        let (mut by, mut rows) = ([L::splat(0.0); N], [weight; N]);
-        for n in 0..N {
-            by[n] = L::splat(x[n]);
-            rows[n] = weight.add(n * stride);
-        }
+        let by = L::splat(weight);
         let mut at = 0;
-        while at + 2 * L::WIDTH <= y.len() {
-            let to = y.as_mut_ptr().add(at);
-            let (mut even, mut odd) = (L::load(to), L::load(to.add(L::WIDTH)));
-            for n in 0..N {
-                let row = rows[n].add(at);
-                // A row is too short for the processor to see where the next group's begin.
-                prefetch(row.wrapping_add(N * stride));
-                if 2 * L::WIDTH * size_of::<T>() > LINE_BYTES {
-                    prefetch(row.wrapping_add(N * stride + L::WIDTH));
-                }
-                even = T::load::<L>(row).multiply_add(by[n], even);
-                odd = T::load::<L>(row.add(L::WIDTH)).multiply_add(by[n], odd);
+        while at + 4 * L::WIDTH <= out.len() {
+            for n in 0..4 {
+                let (from, to) = (v.add(at + n * L::WIDTH), out.as_mut_ptr().add(at + n * L::WIDTH));
+                T::load::<L>(from).multiply_add(by, L::load(to)).store(to);
             }
-            even.store(to);
-            odd.store(to.add(L::WIDTH));
-            at += 2 * L::WIDTH;
+            at += 4 * L::WIDTH;
         }
-        if at + L::WIDTH <= y.len() {
-            let to = y.as_mut_ptr().add(at);
-            let mut sum = L::load(to);
-            for n in 0..N {
-                sum = T::load::<L>(rows[n].add(at)).multiply_add(by[n], sum);
-            }
-            sum.store(to);
+        while at + L::WIDTH <= out.len() {
+            let to = out.as_mut_ptr().add(at);
+            T::load::<L>(v.add(at)).multiply_add(by, L::load(to)).store(to);
             at += L::WIDTH;
         }
-        if at < y.len() {
-            let (to, count) = (y.as_mut_ptr().add(at), y.len() - at);
-            let mut sum = L::load_part(to, count);
-            for n in 0..N {
-                sum = T::load_part::<L>(rows[n].add(at), count).multiply_add(by[n], sum);
-            }
-            sum.store_part(to, count);
+        if at < out.len() {
+            let (to, count) = (out.as_mut_ptr().add(at), out.len() - at);
+            T::load_part::<L>(v.add(at), count)
+                .multiply_add(by, L::load_part(to, count))
+                .store_part(to, count);
         }
     }
 }
@@ -134,48 +93,39 @@ unsafe fn add_rows<L: Lanes, T: Element, const N: usize>(
 #[inline(always)]
 pub(super) unsafe fn dot<L: Lanes, T: Element>(k: &[T], q: &[f32]) -> f32 {
     assert_eq!(k.len(), q.len(), "dot product");
-    // SAFETY: `k` is one row of `q.len()` columns.
-    let [sum] = unsafe { rows::<L, T, 1>(k.as_ptr(), q) };
-    sum
+    // SAFETY: both have `q.len()` values.
+    unsafe { sum::<L, T>(k.as_ptr(), q) }
 }
 
-/// The products of `N` adjacent rows with `x`: two accumulators a row, alternating, then the tail.
+/// `sum w_i x_i` in [`SUMS`] sums of every so many vectors, added in pairs.
 #[inline(always)]
-unsafe fn rows<L: Lanes, T: Element, const N: usize>(weight: *const T, x: &[f32]) -> [f32; N] {
-    let columns = x.len();
-    // SAFETY: every read below stays inside `N` rows of `columns` weights and inside `x`.
+unsafe fn sum<L: Lanes, T: Element>(weight: *const T, x: &[f32]) -> f32 {
+    // SAFETY: the caller vouches for `x.len()` values at `weight`.
     unsafe {
-        let zero = L::splat(0.0);
-        let (mut even, mut odd) = ([zero; N], [zero; N]);
+        let mut sums = [L::splat(0.0); SUMS];
         let mut at = 0;
-        while at + 2 * L::WIDTH <= columns {
-            let (first, second) = (L::load(x.as_ptr().add(at)), L::load(x.as_ptr().add(at + L::WIDTH)));
-            for n in 0..N {
-                let row = weight.add(n * columns + at);
-                even[n] = T::load::<L>(row).multiply_add(first, even[n]);
-                odd[n] = T::load::<L>(row.add(L::WIDTH)).multiply_add(second, odd[n]);
+        while at + SUMS * L::WIDTH <= x.len() {
+            for line in (0..SUMS * L::WIDTH * size_of::<T>()).step_by(LINE_BYTES) {
+                prefetch(weight.add(at).wrapping_byte_add(AHEAD + line));
             }
-            at += 2 * L::WIDTH;
-        }
-        if at + L::WIDTH <= columns {
-            let first = L::load(x.as_ptr().add(at));
-            for n in 0..N {
-                even[n] = T::load::<L>(weight.add(n * columns + at)).multiply_add(first, even[n]);
+            for n in 0..SUMS {
+                let place = at + n * L::WIDTH;
+                let value = L::load(x.as_ptr().add(place));
+                sums[n] = T::load::<L>(weight.add(place)).multiply_add(value, sums[n]);
             }
-            at += L::WIDTH;
+            at += SUMS * L::WIDTH;
         }
-        if at < columns {
-            let count = columns - at;
+        let mut n = 0;
+        while at + L::WIDTH <= x.len() {
+            sums[n] = T::load::<L>(weight.add(at)).multiply_add(L::load(x.as_ptr().add(at)), sums[n]);
+            (at, n) = (at + L::WIDTH, n + 1);
+        }
+        if at < x.len() {
+            let count = x.len() - at;
             let rest = L::load_part(x.as_ptr().add(at), count);
-            for n in 0..N {
-                odd[n] = T::load_part::<L>(weight.add(n * columns + at), count).multiply_add(rest, odd[n]);
-            }
+            sums[SUMS - 1] = T::load_part::<L>(weight.add(at), count).multiply_add(rest, sums[SUMS - 1]);
         }
-        let mut sums = [0.0; N];
-        for n in 0..N {
-            sums[n] = even[n].add(odd[n]).sum();
-        }
-        sums
+        sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
     }
 }
 
@@ -187,21 +137,7 @@ unsafe fn rows<L: Lanes, T: Element, const N: usize>(weight: *const T, x: &[f32]
 pub(super) unsafe fn axpy<L: Lanes, T: Element>(weight: f32, v: &[T], out: &mut [f32]) {
     assert_eq!(v.len(), out.len(), "axpy");
     // SAFETY: both slices have `out.len()` values.
-    unsafe {
-        let by = L::splat(weight);
-        let mut at = 0;
-        while at + L::WIDTH <= out.len() {
-            let to = out.as_mut_ptr().add(at);
-            T::load::<L>(v.as_ptr().add(at)).multiply_add(by, L::load(to)).store(to);
-            at += L::WIDTH;
-        }
-        if at < out.len() {
-            let (to, count) = (out.as_mut_ptr().add(at), out.len() - at);
-            T::load_part::<L>(v.as_ptr().add(at), count)
-                .multiply_add(by, L::load_part(to, count))
-                .store_part(to, count);
-        }
-    }
+    unsafe { add_row::<L, T>(weight, v.as_ptr(), out) };
 }
 
 /// Rounds to half precision.

@@ -7,8 +7,8 @@
 //!
 //! [`product`] is the general matrix product and its packing, written once over [`lanes::Lanes`];
 //! [`routines`] are row-wise functions in plain Rust, compiled again for each instruction set by
-//! [`Simd::run`]; [`octets`] is what kernels too small for that are written over; `avx2` and `avx512` say what a
-//! vector is there.
+//! [`Simd::run`]; [`octets`] is what kernels too small for that are written over; `avx2`, `avx512` and `neon` say what
+//! a vector is there.
 //!
 //! The order of every sum is fixed by the sizes alone, never by a thread count.
 
@@ -18,6 +18,7 @@ pub mod lanes;
 pub mod octets;
 mod peak;
 pub mod product;
+mod recall;
 pub mod routines;
 mod scalar;
 
@@ -25,6 +26,8 @@ mod scalar;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub use aligned::Aligned;
 
@@ -49,6 +52,8 @@ enum InstructionSet {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 /// One instruction set's routines. Slices of wrong length are a broken invariant of the caller and panic.
@@ -103,12 +108,17 @@ pub struct Simd {
     pub softmax: fn(&mut [f32], &mut [f32]),
     /// `log sum exp` of one row.
     pub log_sum_exp: fn(&[f32]) -> f32,
-    /// `sum k q` with keys in half precision.
-    pub dot_f16: fn(&[f16], &[f32]) -> f32,
-    /// `sum k q`.
+    /// `scores[j] = sum_c query[c] key_j[c]` over keys in half precision, in blocks of [`PANEL`] positions: element
+    /// `c` of key `j` stands at `(j / PANEL * query.len() + c) * PANEL + j % PANEL`.
+    pub scores_f16: fn(&[f16], &[f32], &mut [f32]),
+    /// The same in single precision.
+    pub scores_f32: fn(&[f32], &[f32], &mut [f32]),
+    /// `out = sum_j weights[j] value_j` over values `[weights.len(), out.len()]` in half precision.
+    pub mix_f16: fn(&[f32], &[f16], &mut [f32]),
+    /// The same in single precision.
+    pub mix_f32: fn(&[f32], &[f32], &mut [f32]),
+    /// `sum x y`.
     pub dot_f32: fn(&[f32], &[f32]) -> f32,
-    /// `out += weight v` with values in half precision.
-    pub axpy_f16: fn(f32, &[f16], &mut [f32]),
     /// `out += weight v`.
     pub axpy_f32: fn(f32, &[f32], &mut [f32]),
     /// Rounds to half precision, to nearest even.
@@ -163,6 +173,10 @@ impl Simd {
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            tables.push(&neon::TABLE);
+        }
         tables
     }
 
@@ -177,6 +191,9 @@ impl Simd {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => unsafe { avx512::run(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => unsafe { neon::run(work) },
         }
     }
 
@@ -192,6 +209,9 @@ impl Simd {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => unsafe { avx512::run_octets(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => unsafe { neon::run_octets(work) },
         }
     }
 
@@ -219,9 +239,9 @@ macro_rules! shims {
 }
 
 /// One instruction set's table: code written once over [`lanes::Lanes`] and [`routines::Unit`], compiled with
-/// its features.
+/// its features, which are also all that its vectors of eight lanes use.
 macro_rules! vector_table {
-    ($name:literal, $set:ident, $lanes:ty, $features:literal) => {
+    ($name:literal, $set:ident, $lanes:ty, $octet:ty, $features:literal) => {
         /// Carries out `work` compiled with this instruction set.
         #[target_feature(enable = $features)]
         pub(super) fn run<W: $crate::simd::Work>(work: W) -> W::Output {
@@ -231,8 +251,8 @@ macro_rules! vector_table {
         /// The same over eight lanes.
         #[target_feature(enable = $features)]
         pub(super) fn run_octets<W: $crate::simd::octets::OctetWork>(work: W) -> W::Output {
-            // SAFETY: this function carries AVX2 and FMA, which are all that these vectors use.
-            work.run::<$crate::simd::avx2::Avx2>(unsafe { $crate::simd::octets::Octets::new() })
+            // SAFETY: this function carries every feature that these vectors use.
+            work.run::<$octet>(unsafe { $crate::simd::octets::Octets::new() })
         }
 
         shims! { $features,
@@ -277,9 +297,15 @@ macro_rules! vector_table {
             fn softmax(x: &mut [f32], moments: &mut [f32])
                 = routines::softmax(routines::Unit::FUSED, x, moments);
             fn log_sum_exp(x: &[f32]) -> f32 = routines::log_sum_exp(routines::Unit::FUSED, x);
-            fn dot_f16(k: &[f16], q: &[f32]) -> f32 = gemv::dot::<$lanes, f16>(k, q);
+            fn scores_f16(keys: &[f16], query: &[f32], scores: &mut [f32])
+                = recall::scores::<$lanes, f16>(keys, query, scores);
+            fn scores_f32(keys: &[f32], query: &[f32], scores: &mut [f32])
+                = recall::scores::<$lanes, f32>(keys, query, scores);
+            fn mix_f16(weights: &[f32], values: &[f16], out: &mut [f32])
+                = recall::mix::<$lanes, f16>(weights, values, out);
+            fn mix_f32(weights: &[f32], values: &[f32], out: &mut [f32])
+                = recall::mix::<$lanes, f32>(weights, values, out);
             fn dot_f32(k: &[f32], q: &[f32]) -> f32 = gemv::dot::<$lanes, f32>(k, q);
-            fn axpy_f16(weight: f32, v: &[f16], out: &mut [f32]) = gemv::axpy::<$lanes, f16>(weight, v, out);
             fn axpy_f32(weight: f32, v: &[f32], out: &mut [f32]) = gemv::axpy::<$lanes, f32>(weight, v, out);
             fn narrow_f16(x: &[f32], out: &mut [f16]) = gemv::narrow::<$lanes>(x, out);
             fn widen_f16(x: &[f16], out: &mut [f32]) = gemv::widen::<$lanes, f16>(x, out);
@@ -312,9 +338,11 @@ macro_rules! vector_table {
             add,
             softmax,
             log_sum_exp,
-            dot_f16,
+            scores_f16,
+            scores_f32,
+            mix_f16,
+            mix_f32,
             dot_f32,
-            axpy_f16,
             axpy_f32,
             narrow_f16,
             widen_f16,

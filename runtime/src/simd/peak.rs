@@ -9,7 +9,8 @@ const CHAINS: usize = 12;
 /// Lanes a round's count of operations is normalised to.
 const LANES: u64 = 16;
 
-/// `rounds` rounds of [`CHAINS`] multiply-adds over [`LANES`] lanes.
+/// `rounds` rounds of [`CHAINS`] multiply-adds over [`LANES`] lanes, each into its own sum as in a product: where the
+/// sum is also the place of the result, any other form costs a copy.
 ///
 /// # Safety
 /// `L`'s instruction set must be present.
@@ -21,7 +22,7 @@ pub(super) unsafe fn multiply_add<L: Lanes>(rounds: u64) -> f32 {
         let mut chains = [L::splat(black_box(1.0)); CHAINS];
         for _ in 0..rounds * (LANES / L::WIDTH as u64) {
             for chain in &mut chains {
-                *chain = chain.multiply_add(by, plus);
+                *chain = by.multiply_add(plus, *chain);
             }
         }
         let mut total = L::splat(0.0);

@@ -177,7 +177,7 @@ enum Fold {
 }
 
 /// The accumulators' upper half to their lower half, until one is left.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES], how: Fold) -> f32 {
     let mut half = LANES / 2;
@@ -216,6 +216,25 @@ fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
         let four = one(one(four(0), four(8)), one(four(4), four(12)));
         let two = one(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(one(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
+/// The same on the other architecture. Left to itself, the compiler works back from the last additions and makes
+/// the whole sum one of half vectors.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
+    use std::arch::aarch64::*;
+    // SAFETY: NEON belongs to the architecture; each load reads four of the sixteen lanes.
+    unsafe {
+        let one = |a: float32x4_t, b: float32x4_t| match how {
+            Fold::Sum => vaddq_f32(a, b),
+            Fold::Maximum => vbslq_f32(vcgtq_f32(a, b), a, b),
+        };
+        let four = |at: usize| vld1q_f32(lanes.as_ptr().add(at));
+        let four = one(one(four(0), four(8)), one(four(4), four(12)));
+        let two = one(four, vextq_f32::<2>(four, four));
+        vgetq_lane_f32::<0>(one(two, vdupq_laneq_f32::<1>(two)))
     }
 }
 

@@ -32,9 +32,11 @@ pub(super) static TABLE: Simd = Simd {
     add: routines::add,
     softmax: |x, moments| routines::softmax(Unit::PLAIN, x, moments),
     log_sum_exp: |x| routines::log_sum_exp(Unit::PLAIN, x),
-    dot_f16: |k, q| dot(k, f16::to_f32, q),
+    scores_f16: |keys, query, out| scores(keys, f16::to_f32, query, out),
+    scores_f32: |keys, query, out| scores(keys, |value| value, query, out),
+    mix_f16: |weights, values, out| mix(weights, values, f16::to_f32, out),
+    mix_f32: |weights, values, out| mix(weights, values, |value| value, out),
     dot_f32: |k, q| dot(k, |value| value, q),
-    axpy_f16: |weight, v, out| axpy(weight, v, f16::to_f32, out),
     axpy_f32: |weight, v, out| axpy(weight, v, |value| value, out),
     narrow_f16: |x, out| convert(x, out, f16::from_f32),
     widen_f16: |x, out| convert(x, out, f16::to_f32),
@@ -59,6 +61,22 @@ fn gemv_rows<T: Copy>(weight: &[T], widen: impl Fn(T) -> f32, stride: usize, x: 
     y.fill(0.0);
     for (input, value) in x.iter().enumerate() {
         axpy(*value, &weight[input * stride..][..y.len()], &widen, y);
+    }
+}
+
+fn scores<T: Copy>(keys: &[T], widen: impl Fn(T) -> f32, query: &[f32], scores: &mut [f32]) {
+    for (position, score) in scores.iter_mut().enumerate() {
+        let block = &keys[position / PANEL * query.len() * PANEL..];
+        let key = block.iter().skip(position % PANEL).step_by(PANEL);
+        *score = key.zip(query).map(|(&key, query)| widen(key) * query).sum();
+    }
+}
+
+fn mix<T: Copy>(weights: &[f32], values: &[T], widen: impl Fn(T) -> f32, out: &mut [f32]) {
+    assert!(weights.len() * out.len() <= values.len(), "one value a weight");
+    out.fill(0.0);
+    for (weight, value) in weights.iter().zip(values.chunks_exact(out.len())) {
+        axpy(*weight, value, &widen, out);
     }
 }
 

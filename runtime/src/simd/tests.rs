@@ -1,5 +1,6 @@
 //! Every routine of every table against float64 and against the portable twin, at every small length.
 
+use super::octets::{OCTET, Octet};
 use super::product::{Operand, Product, Write};
 use super::*;
 
@@ -44,7 +45,7 @@ fn the_comparer_rejects_what_is_not_a_number() {
 }
 
 #[test]
-fn gemv_dot_and_axpy_match_float64_at_every_length() {
+fn gemv_matches_float64_at_every_length() {
     for table in Simd::available() {
         for columns in LENGTHS {
             for rows in [1, 2, 3, 4, 5, 7, 9] {
@@ -63,20 +64,63 @@ fn gemv_dot_and_axpy_match_float64_at_every_length() {
                 close(&y, &want(&|i| f64::from(weight[i])), 1e-6, floor, table.name);
                 (table.gemv_f16)(&half, &x, &mut y);
                 close(&y, &want(&|i| half[i].to_f64()), 1e-6, floor, table.name);
-                assert_eq!(
-                    (table.dot_f16)(&half[..columns], &x),
-                    y[0],
-                    "a row's sum depends on its neighbours"
-                );
+                let mut alone = [f32::NAN];
+                (table.gemv_f16)(&half[..columns], &x, &mut alone);
+                assert_eq!(alone[0], y[0], "a row's sum depends on its neighbours");
                 (table.gemv_bf16)(&brain, &x, &mut y);
                 close(&y, &want(&|i| brain[i].to_f64()), 1e-6, floor, table.name);
-                if rows == 1 {
-                    let mut out = values(columns, 3);
-                    let want: Vec<f64> =
-                        wide(&out).iter().zip(&half).map(|(o, h)| o + 0.37 * h.to_f64()).collect();
-                    (table.axpy_f16)(0.37, &half, &mut out);
-                    close(&out, &want, 1e-6, 1e-7, table.name);
-                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dot_and_axpy_match_float64_at_every_length() {
+    for table in Simd::available() {
+        for len in LENGTHS {
+            let (x, y, mut out) = (values(len, 1), values(len, 2), values(len, 3));
+            let dot: f64 = wide(&x).iter().zip(wide(&y)).map(|(x, y)| x * y).sum();
+            close(&[(table.dot_f32)(&x, &y)], &[dot], 1e-6, 1e-6 * len as f64, table.name);
+            let want: Vec<f64> = wide(&out).iter().zip(&x).map(|(o, x)| o + 0.37 * f64::from(*x)).collect();
+            (table.axpy_f32)(0.37, &x, &mut out);
+            close(&out, &want, 1e-6, 1e-7, table.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_remembered_is_scored_and_mixed_as_in_float64() {
+    for table in Simd::available() {
+        for size in [1, 2, 3, 5, 8, 15, 16, 17, 24, 64, 96] {
+            for positions in [1usize, 2, 15, 16, 17, 31, 33, 64, 65, 100, 130] {
+                let blocks = positions.div_ceil(PANEL);
+                let (keys, query) = (values(blocks * PANEL * size, 4), values(size, 5));
+                let half: Vec<f16> = keys.iter().map(|&key| f16::from_f32(key)).collect();
+                let want = |key: &dyn Fn(usize) -> f64| -> Vec<f64> {
+                    let at = |j: usize, c: usize| (j / PANEL * size + c) * PANEL + j % PANEL;
+                    let score = |j| (0..size).map(|c| key(at(j, c)) * f64::from(query[c])).sum();
+                    (0..positions).map(score).collect()
+                };
+                let name = format!("{} {size} x {positions}", table.name);
+                let mut scores = vec![f32::NAN; positions];
+                (table.scores_f16)(&half, &query, &mut scores);
+                close(&scores, &want(&|i| half[i].to_f64()), 1e-6, 1e-6 * size as f64, &name);
+                let mut fewer = vec![f32::NAN; positions - positions / 3];
+                (table.scores_f16)(&half, &query, &mut fewer);
+                assert_eq!(fewer, scores[..fewer.len()], "{name}: a score depends on its neighbours");
+                (table.scores_f32)(&keys, &query, &mut scores);
+                close(&scores, &want(&|i| f64::from(keys[i])), 1e-6, 1e-6 * size as f64, &name);
+
+                let weights = values(positions, 6);
+                let want = |value: &dyn Fn(usize) -> f64| -> Vec<f64> {
+                    let sum = |c| (0..positions).map(|j| f64::from(weights[j]) * value(j * size + c)).sum();
+                    (0..size).map(sum).collect()
+                };
+                let mut out = vec![f32::NAN; size];
+                (table.mix_f16)(&weights, &half, &mut out);
+                close(&out, &want(&|i| half[i].to_f64()), 1e-6, 1e-6 * positions as f64, &name);
+                (table.mix_f32)(&weights, &keys, &mut out);
+                close(&out, &want(&|i| f64::from(keys[i])), 1e-6, 1e-6 * positions as f64, &name);
             }
         }
     }
@@ -369,6 +413,68 @@ fn softmax_of_a_row_with_nan_is_nan() {
                 (table.softmax)(&mut x, &mut [0.0; 2]);
                 assert!(x.iter().all(|value| value.is_nan()), "{} hid a NaN", table.name);
             }
+        }
+    }
+}
+
+/// Every method of eight lanes, once: sum, difference, product, quotient, multiply-add, maximum, exponential, and
+/// a square of them transposed.
+struct EveryMethod([[f32; OCTET]; 3]);
+
+impl OctetWork for EveryMethod {
+    type Output = [[f32; OCTET]; 7 + OCTET];
+
+    #[inline(always)]
+    fn run<O: Octet>(self, octets: Octets<O>) -> Self::Output {
+        let [a, b, c] = self.0.map(|lanes| octets.load(&lanes));
+        let mut square = [octets.splat(self.0[0][2]); OCTET];
+        (square[0], square[3], square[6]) = (a, b, c);
+        octets.transpose(&mut square);
+        let mut out = [[f32::NAN; OCTET]; 7 + OCTET];
+        let one = [
+            octets.add(a, b),
+            octets.subtract(a, b),
+            octets.multiply(a, b),
+            octets.divide(a, b),
+            octets.multiply_add(a, b, c),
+            octets.maximum(a, b),
+            octets.exp(c),
+        ];
+        for (value, to) in one.into_iter().chain(square).zip(&mut out) {
+            octets.store(value, to);
+        }
+        out
+    }
+}
+
+#[test]
+fn eight_lanes_are_what_each_is_alone() {
+    for table in Simd::available() {
+        for seed in 0..50 {
+            let octet = |seed| -> [f32; OCTET] { values(OCTET, seed).try_into().expect("eight values") };
+            let [mut a, mut b, mut c] = [octet(3 * seed), octet(3 * seed + 1), octet(3 * seed + 2)];
+            c.iter_mut().for_each(|value| *value *= 80.0);
+            let unit = if table.name == "scalar" { Unit::PLAIN } else { Unit::FUSED };
+            let out = table.run_octets(EveryMethod([a, b, c]));
+            for lane in 0..OCTET {
+                let (x, y) = (a[lane], b[lane]);
+                let want = [x + y, x - y, x * y, x / y, unit.multiply_add(x, y, c[lane]), x.max(y)];
+                assert_eq!(
+                    want[..],
+                    std::array::from_fn::<f32, 6, _>(|m| out[m][lane])[..],
+                    "{}",
+                    table.name
+                );
+                close(&[out[6][lane]], &[f64::from(c[lane]).exp()], 2.5e-7, 0.0, table.name);
+                let mut column = [a[2]; OCTET];
+                (column[0], column[3], column[6]) = (x, y, c[lane]);
+                assert_eq!(out[7 + lane], column, "{} transposed", table.name);
+            }
+            // Where either is NaN, the second is the larger one.
+            (a[1], b[4], c[7]) = (f32::NAN, f32::NAN, f32::NAN);
+            let out = table.run_octets(EveryMethod([a, b, c]));
+            assert_eq!(out[5][1], b[1], "{}", table.name);
+            assert!(out[5][4].is_nan() && out[6][7].is_nan(), "{} hid a NaN", table.name);
         }
     }
 }

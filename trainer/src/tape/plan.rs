@@ -98,27 +98,13 @@ mod tests {
     use crate::presets;
     use crate::tape::recompute::Recompute;
     use crate::tape::record::record;
+    use crate::tape::record::tests::programs;
     use crate::tape::{Act, Mode, Op, Program, Shape, Step};
-    use formats::config::QueryKeyNorm;
-    use formats::{Config, Layout};
+    use formats::Layout;
 
     #[test]
     fn no_slot_is_overwritten_while_it_is_needed() {
-        let head = QueryKeyNorm::Head;
-        for (preset, recompute, query_key_norm) in [
-            ("gpt-zero", Recompute::Nothing, QueryKeyNorm::None),
-            ("gpt-zero", Recompute::Layers, head),
-            ("moe-nano", Recompute::Nothing, head),
-            ("moe-nano", Recompute::Layers, QueryKeyNorm::None),
-            ("gpt1", Recompute::Nothing, head),
-            ("gpt1", Recompute::Layers, QueryKeyNorm::None),
-        ] {
-            let config =
-                presets::find(preset).and_then(|options| options.model(65)).expect("a preset is valid");
-            let config = Config { query_key_norm, ..config };
-            let (layout, shape) = (Layout::new(&config), Shape { sequences: 2, block: 8 });
-            walk(&record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute));
-        }
+        programs().for_each(|program| walk(&program));
     }
 
     /// Walks a program writing who owns each slot, and checks the owner at each read.

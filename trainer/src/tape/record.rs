@@ -245,29 +245,36 @@ pub fn classes(config: &Config, shape: Shape) -> Classes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::backend::Write;
     use crate::presets;
     use crate::tape::Step;
     use formats::config::QueryKeyNorm;
 
-    #[test]
-    fn every_gradient_is_set_exactly_once_and_before_it_is_read() {
-        let head = QueryKeyNorm::Head;
-        for (preset, recompute, query_key_norm) in [
+    /// Training programs of every kind: both orders of norms, mixtures, normalised queries and keys, recomputed.
+    pub(in crate::tape) fn programs() -> impl Iterator<Item = Program> {
+        [
             ("gpt-zero", Recompute::Nothing, QueryKeyNorm::None),
-            ("gpt-zero", Recompute::Layers, head),
-            ("moe-nano", Recompute::Nothing, head),
+            ("gpt-zero", Recompute::Layers, QueryKeyNorm::Head),
+            ("moe-nano", Recompute::Nothing, QueryKeyNorm::Head),
             ("moe-nano", Recompute::Layers, QueryKeyNorm::None),
-            ("gpt1", Recompute::Nothing, head),
+            ("gpt1", Recompute::Nothing, QueryKeyNorm::Head),
             ("gpt1", Recompute::Layers, QueryKeyNorm::None),
-        ] {
+        ]
+        .into_iter()
+        .map(|(preset, recompute, query_key_norm)| {
             let config =
                 presets::find(preset).and_then(|options| options.model(65)).expect("a preset is valid");
             let config = Config { query_key_norm, ..config };
             let (layout, shape) = (Layout::new(&config), Shape { sequences: 2, block: 8 });
-            let program = record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute);
+            record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute)
+        })
+    }
+
+    #[test]
+    fn every_gradient_is_set_exactly_once_and_before_it_is_read() {
+        for program in programs() {
             let (mut set, mut reversed) = (vec![false; program.widths.len()], 0);
             for step in &program.backward {
                 let Step::Reverse { op, writes } = *step else { continue };

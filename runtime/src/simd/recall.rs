@@ -1,0 +1,152 @@
+//! The two products of attention with what is remembered: scores of keys, and the weighted sum of values.
+//!
+//! Keys stand in blocks of [`super::PANEL`] positions, `[block][element][position]`: a vector holds one element of many
+//! keys, so that a score is never summed across lanes. Values stand `[position][element]`. Both are converted in
+//! registers, and every sum has one order whatever stands beside it.
+
+use super::PANEL;
+use super::lanes::{Element, Lanes};
+
+/// Most vectors of one block, over all instruction sets.
+const VECTORS: usize = 4;
+/// `scores[j] = sum_c query[c] key_j[c]`, even elements and odd ones apart.
+///
+/// # Safety
+/// `L`'s instruction set must be present.
+#[inline(always)]
+pub(super) unsafe fn scores<L: Lanes, T: Element>(keys: &[T], query: &[f32], scores: &mut [f32]) {
+    let block = query.len() * PANEL;
+    assert!(scores.len().div_ceil(PANEL) * block <= keys.len(), "keys are whole blocks");
+    let mut at = 0;
+    // SAFETY: the blocks of positions `at ..` lie inside `keys`, whose length was checked above, and no more of
+    // `scores` is written than there is.
+    unsafe {
+        // Blocks side by side, as many as there are registers for, so that additions do not wait for each other.
+        while L::WIDTH == PANEL && at + 4 * PANEL <= scores.len() {
+            let from = keys.as_ptr().add(at / PANEL * block);
+            blocks::<L, T, 4>(from, query, &mut scores[at..at + 4 * PANEL]);
+            at += 4 * PANEL;
+        }
+        while at + 2 * PANEL <= scores.len() {
+            let from = keys.as_ptr().add(at / PANEL * block);
+            blocks::<L, T, 2>(from, query, &mut scores[at..at + 2 * PANEL]);
+            at += 2 * PANEL;
+        }
+        while at < scores.len() {
+            let end = scores.len().min(at + PANEL);
+            blocks::<L, T, 1>(keys.as_ptr().add(at / PANEL * block), query, &mut scores[at..end]);
+            at = end;
+        }
+    }
+}
+
+/// The scores of `N` blocks; of the last, as many as there is room for.
+#[inline(always)]
+unsafe fn blocks<L: Lanes, T: Element, const N: usize>(keys: *const T, query: &[f32], scores: &mut [f32]) {
+    let (vectors, block) = (PANEL / L::WIDTH, query.len() * PANEL);
+    // SAFETY: the caller vouches for `N` blocks at `keys`; stores stay inside `scores`.
+    unsafe {
+        let (mut even, mut odd) = ([[L::splat(0.0); VECTORS]; N], [[L::splat(0.0); VECTORS]; N]);
+        let mut element = 0;
+        while element + 2 <= query.len() {
+            let (first, second) = (L::splat(query[element]), L::splat(query[element + 1]));
+            for n in 0..N {
+                for vector in 0..vectors {
+                    let from = keys.add(n * block + element * PANEL + vector * L::WIDTH);
+                    even[n][vector] = T::load::<L>(from).multiply_add(first, even[n][vector]);
+                    odd[n][vector] = T::load::<L>(from.add(PANEL)).multiply_add(second, odd[n][vector]);
+                }
+            }
+            element += 2;
+        }
+        if element < query.len() {
+            let last = L::splat(query[element]);
+            for n in 0..N {
+                for vector in 0..vectors {
+                    let from = keys.add(n * block + element * PANEL + vector * L::WIDTH);
+                    even[n][vector] = T::load::<L>(from).multiply_add(last, even[n][vector]);
+                }
+            }
+        }
+        for n in 0..N {
+            for vector in 0..vectors {
+                let at = n * PANEL + vector * L::WIDTH;
+                let sum = even[n][vector].add(odd[n][vector]);
+                if at + L::WIDTH <= scores.len() {
+                    sum.store(scores.as_mut_ptr().add(at));
+                } else if at < scores.len() {
+                    sum.store_part(scores.as_mut_ptr().add(at), scores.len() - at);
+                }
+            }
+        }
+    }
+}
+
+/// `out = sum_j weights[j] value_j`.
+///
+/// # Safety
+/// `L`'s instruction set must be present.
+#[inline(always)]
+pub(super) unsafe fn mix<L: Lanes, T: Element>(weights: &[f32], values: &[T], out: &mut [f32]) {
+    let width = out.len();
+    assert!(weights.len() * width <= values.len(), "one value a weight");
+    let mut at = 0;
+    // SAFETY: columns `at ..` of each of `weights.len()` rows lie inside `values`, and inside `out`.
+    unsafe {
+        while at + 4 * L::WIDTH <= width {
+            columns::<L, T, 4, 2>(weights, values.as_ptr().add(at), width, out.as_mut_ptr().add(at));
+            at += 4 * L::WIDTH;
+        }
+        while at + L::WIDTH <= width {
+            columns::<L, T, 1, 8>(weights, values.as_ptr().add(at), width, out.as_mut_ptr().add(at));
+            at += L::WIDTH;
+        }
+        if at < width {
+            let mut sum = L::splat(0.0);
+            for (index, weight) in weights.iter().enumerate() {
+                let value = T::load_part::<L>(values.as_ptr().add(index * width + at), width - at);
+                sum = value.multiply_add(L::splat(*weight), sum);
+            }
+            sum.store_part(out.as_mut_ptr().add(at), width - at);
+        }
+    }
+}
+
+/// `N` vectors of columns, in `CHAINS` sums of every `CHAINS`-th position that are added in order at the end.
+#[inline(always)]
+unsafe fn columns<L: Lanes, T: Element, const N: usize, const CHAINS: usize>(
+    weights: &[f32],
+    values: *const T,
+    stride: usize,
+    out: *mut f32,
+) {
+    // SAFETY: the caller vouches for `N` vectors in each row at `values` and at `out`.
+    unsafe {
+        let mut sums = [[L::splat(0.0); N]; CHAINS];
+        let (groups, rest) = weights.as_chunks::<CHAINS>();
+        let mut row = values;
+        for group in groups {
+            for chain in 0..CHAINS {
+                let by = L::splat(group[chain]);
+                for n in 0..N {
+                    sums[chain][n] = T::load::<L>(row.add(n * L::WIDTH)).multiply_add(by, sums[chain][n]);
+                }
+                row = row.add(stride);
+            }
+        }
+        for (chain, weight) in rest.iter().enumerate() {
+            let by = L::splat(*weight);
+            for n in 0..N {
+                sums[chain][n] = T::load::<L>(row.add(n * L::WIDTH)).multiply_add(by, sums[chain][n]);
+            }
+            row = row.add(stride);
+        }
+        for n in 0..N {
+            let mut sum = sums[0][n];
+            for chain in 1..CHAINS {
+                sum = sum.add(sums[chain][n]);
+            }
+            sum.store(out.add(n * L::WIDTH));
+        }
+    }
+}
