@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let model = Model::open(arguments.next().ok_or("usage: stream MODEL [PROMPT]")?.as_ref())?;
     let prompt = arguments.next().unwrap_or_default();
-    let prompt = model.tokenizer().ok_or("the model has no tokenizer")?.encode_prompt(&prompt)?;
+    let prompt = model.require_tokenizer()?.encode_prompt(&prompt)?;
 
     let mut session = model.session()?;
     let mut generator = Generator::new(&mut session, &prompt, &GenerateOptions::of(&model))?;
