@@ -75,10 +75,9 @@ once() {
         [ -z "$torch" ] || python3 scripts/peers/torch_gpt.py "$model" --threads "$threads" --secs 5 | tail -n 1 >>"$folder/$row.peer"
         ;;
     *)
-        [ "$row" != tiny-decode ] || sizes+=(--threads 1)
-        "$programs/runtime" bench --model "$models/$model" --threads "$threads" "${sizes[@]}" --format json 2>/dev/null >>"$folder/$row.ours"
-        [ -z "$llama" ] || python3 scripts/peers/llama_cpp_speed.py "$models/$model.gguf" --repeat 1 --threads "$threads" \
-            "${sizes[@]}" | tail -n 1 >>"$folder/$row.peer"
+        sizes+=(--threads "$([ "$row" = tiny-decode ] && echo 1 || echo "$threads")")
+        "$programs/runtime" bench --model "$models/$model" "${sizes[@]}" --format json 2>/dev/null >>"$folder/$row.ours"
+        [ -z "$llama" ] || python3 scripts/peers/llama_cpp_speed.py "$models/$model.gguf" --repeat 1 "${sizes[@]}" | tail -n 1 >>"$folder/$row.peer"
         ;;
     esac
 }
