@@ -160,6 +160,9 @@ def roof(row, values):
     if row in ("small-decode", "tiny-decode"): return None  # the weights fit into a cache; memory is no roof
     return statistics.median(v["decode_gb_per_s"] / v["read_gb_per_s"] for v in values)
 
+def shown(value):
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
 def machine():
     names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith(("model name", "Model"))]
     return f"{names[0] if names else 'unknown processor'} x {len(names) or '?'}"
@@ -178,11 +181,11 @@ with results.open("a", newline="") as file:
         mine = statistics.median(v[key(row)] for v in ours)
         out.writerow([today, commit, machine(), row, "lectern", f"{mine:.4g}"])
         share = roof(row, ours)
-        cells = [TITLES[row], f"{mine:.4g}", "-", "-", "-" if share is None else f"{share:.0%}"]
+        cells = [TITLES[row], shown(mine), "-", "-", "-" if share is None else f"{share:.0%}"]
         if peers:
             his = statistics.median(v[key(row)] for v in peers)
             out.writerow([today, commit, machine(), row, peers[0]["engine"], f"{his:.4g}"])
             faster = his / mine if key(row) in ("seconds", "step_ms") else mine / his
-            cells[2:4] = [f"{his:.4g} ({peers[0]['engine'].split('+')[0]})", f"{faster:.2f}"]
+            cells[2:4] = [f"{shown(his)} ({peers[0]['engine'].split('+')[0]})", f"{faster:.2f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
 PYTHON
