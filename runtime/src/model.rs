@@ -3,7 +3,7 @@
 use crate::residency::{Keeper, Residency};
 use crate::rotary;
 use crate::session::{Session, SessionOptions};
-use crate::simd::{Aligned, PANEL, Simd, packed_len};
+use crate::simd::{Aligned, Origin, PANEL, Simd, packed_len};
 use crate::team::{Crew, Member, Slots, Team};
 use formats::checkpoint::{
     Advice, Directory, ForeignTokenizer, GenerationConfig, Piece, Tensor, Weights, check_vocabulary,
@@ -20,6 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Most parameters of a model whose matrices are packed when it is opened: a few MiB, read again and again by a
 /// window that slides.
 pub(crate) const PACKED_PARAMETERS: usize = 1 << 20;
+/// Most bytes of weights that are expected to stay in the processor's caches from one token to the next.
+const CACHED_BYTES: u64 = 32 << 20;
 /// Below so many bytes of weights one thread is faster than several and their barriers.
 const ONE_THREAD_BYTES: u64 = 1 << 20;
 
@@ -48,6 +50,8 @@ pub(crate) struct Shared {
     foreign_tokenizer: Option<ForeignTokenizer>,
     generation: GenerationConfig,
     pub(crate) simd: &'static Simd,
+    /// Where one row's products find the weights.
+    pub(crate) origin: Origin,
     /// Gains and biases, widened once: a few of them, read at every step.
     vectors: Vec<Vec<f32>>,
     /// The matrices of a small model, packed for products of several rows; empty for a large one, whose weights
@@ -126,6 +130,7 @@ impl Model {
         });
         let vectors = vectors.collect();
         let (simd, team) = (Simd::best(), Mutex::new(None));
+        let origin = if weights.bytes() <= CACHED_BYTES { Origin::Cache } else { Origin::Memory };
         let small = layout.parameters() <= PACKED_PARAMETERS;
         let gated = config.activation.gated();
         let panels = layout.iter().map(|(id, parameter)| match small && parameter.is_matrix() {
@@ -145,6 +150,7 @@ impl Model {
             foreign_tokenizer,
             generation,
             simd,
+            origin,
             vectors,
             panels,
             small,

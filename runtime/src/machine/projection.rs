@@ -12,7 +12,7 @@ use super::board::Scratch;
 use super::{BLOCK, FEW_ROWS};
 use crate::model::Shared;
 use crate::simd::product::{Operand, Product, Write};
-use crate::simd::{Simd, packed_len};
+use crate::simd::packed_len;
 use crate::team::{Cancelled, Part};
 use formats::Result;
 use formats::checkpoint::{Piece, Tensor};
@@ -104,7 +104,7 @@ impl<'a> Projection<'a> {
         let Matrix { model, weight, outputs, .. } = self.matrix;
         for part in parts(model, weight, 0..outputs, self.inputs) {
             let values = part.values.part(inputs.start * part.stride..part.values.len());
-            walk(model.simd, values, part.stride, &x[inputs.clone()], &mut out[part.rows]);
+            walk(model, values, part.stride, &x[inputs.clone()], &mut out[part.rows]);
         }
     }
 
@@ -231,24 +231,25 @@ impl Matrix<'_> {
 
 /// The products of one row with a parameter's rows from `first` on, as stored.
 pub(super) fn each_output(model: &Shared, weight: ParameterId, first: usize, x: &[f32], out: &mut [f32]) {
-    let simd = model.simd;
+    let (simd, origin) = (model.simd, model.origin);
     for part in parts(model, weight, first..first + out.len(), x.len()) {
         let out = &mut out[part.rows.start - first..part.rows.end - first];
         match (part.values, part.inputs_first) {
-            (Tensor::F32(values), false) => (simd.gemv_f32)(values, x, out),
-            (Tensor::F16(values), false) => (simd.gemv_f16)(values, x, out),
-            (Tensor::Bf16(values), false) => (simd.gemv_bf16)(values, x, out),
-            (values, true) => walk(simd, values, part.stride, x, out),
+            (Tensor::F32(values), false) => (simd.gemv_f32)(values, origin, x, out),
+            (Tensor::F16(values), false) => (simd.gemv_f16)(values, origin, x, out),
+            (Tensor::Bf16(values), false) => (simd.gemv_bf16)(values, origin, x, out),
+            (values, true) => walk(model, values, part.stride, x, out),
         }
     }
 }
 
 /// `x W` for the first `out.len()` columns of lines that lie `stride` apart.
-fn walk(simd: &Simd, values: Tensor<'_>, stride: usize, x: &[f32], out: &mut [f32]) {
+fn walk(model: &Shared, values: Tensor<'_>, stride: usize, x: &[f32], out: &mut [f32]) {
+    let (simd, origin) = (model.simd, model.origin);
     match values {
-        Tensor::F32(values) => (simd.gemv_rows_f32)(values, stride, x, out),
-        Tensor::F16(values) => (simd.gemv_rows_f16)(values, stride, x, out),
-        Tensor::Bf16(values) => (simd.gemv_rows_bf16)(values, stride, x, out),
+        Tensor::F32(values) => (simd.gemv_rows_f32)(values, stride, origin, x, out),
+        Tensor::F16(values) => (simd.gemv_rows_f16)(values, stride, origin, x, out),
+        Tensor::Bf16(values) => (simd.gemv_rows_bf16)(values, stride, origin, x, out),
     }
 }
 

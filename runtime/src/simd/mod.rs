@@ -44,6 +44,15 @@ pub fn packed_len(outputs: usize, inputs: usize) -> usize {
     outputs.div_ceil(PANEL) * PANEL * inputs
 }
 
+/// Where the weights of a product with one vector come from. It changes how they are asked for, and no bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// From a cache that holds all that is read between two uses of them.
+    Cache,
+    /// From memory: by their next use they will have been driven from every cache, so they are kept in none.
+    Memory,
+}
+
 /// Which instructions a table uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InstructionSet {
@@ -63,17 +72,17 @@ pub struct Simd {
     pub name: &'static str,
     set: InstructionSet,
     /// `y = W x` with `W` `[y.len(), x.len()]`.
-    pub gemv_f32: fn(&[f32], &[f32], &mut [f32]),
+    pub gemv_f32: fn(&[f32], Origin, &[f32], &mut [f32]),
     /// `y = W x` with `W` in half precision, converted in registers.
-    pub gemv_f16: fn(&[f16], &[f32], &mut [f32]),
+    pub gemv_f16: fn(&[f16], Origin, &[f32], &mut [f32]),
     /// `y = W x` with `W` in bfloat16, converted in registers.
-    pub gemv_bf16: fn(&[bf16], &[f32], &mut [f32]),
+    pub gemv_bf16: fn(&[bf16], Origin, &[f32], &mut [f32]),
     /// `y = x W` for the first `y.len()` columns of `W`, `x.len()` rows that lie a stride apart.
-    pub gemv_rows_f32: fn(&[f32], usize, &[f32], &mut [f32]),
+    pub gemv_rows_f32: fn(&[f32], usize, Origin, &[f32], &mut [f32]),
     /// The same with `W` in half precision, converted in registers.
-    pub gemv_rows_f16: fn(&[f16], usize, &[f32], &mut [f32]),
+    pub gemv_rows_f16: fn(&[f16], usize, Origin, &[f32], &mut [f32]),
     /// The same with `W` in bfloat16, converted in registers.
-    pub gemv_rows_bf16: fn(&[bf16], usize, &[f32], &mut [f32]),
+    pub gemv_rows_bf16: fn(&[bf16], usize, Origin, &[f32], &mut [f32]),
     /// A general matrix product, see [`Product`].
     pub product: fn(&Product, &[f32], &[f32], Option<&[f32]>, &mut [f32]),
     /// `W` `[outputs, inputs]` transposed into panels of [`PANEL`] columns: element `(input, output)` stands at
@@ -256,15 +265,18 @@ macro_rules! vector_table {
         }
 
         shims! { $features,
-            fn gemv_f32(w: &[f32], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, f32>(w, x, y);
-            fn gemv_f16(w: &[f16], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, f16>(w, x, y);
-            fn gemv_bf16(w: &[bf16], x: &[f32], y: &mut [f32]) = gemv::gemv::<$lanes, bf16>(w, x, y);
-            fn gemv_rows_f32(w: &[f32], stride: usize, x: &[f32], y: &mut [f32])
-                = gemv::gemv_rows::<$lanes, f32>(w, stride, x, y);
-            fn gemv_rows_f16(w: &[f16], stride: usize, x: &[f32], y: &mut [f32])
-                = gemv::gemv_rows::<$lanes, f16>(w, stride, x, y);
-            fn gemv_rows_bf16(w: &[bf16], stride: usize, x: &[f32], y: &mut [f32])
-                = gemv::gemv_rows::<$lanes, bf16>(w, stride, x, y);
+            fn gemv_f32(w: &[f32], origin: Origin, x: &[f32], y: &mut [f32])
+                = gemv::gemv::<$lanes, f32>(w, origin, x, y);
+            fn gemv_f16(w: &[f16], origin: Origin, x: &[f32], y: &mut [f32])
+                = gemv::gemv::<$lanes, f16>(w, origin, x, y);
+            fn gemv_bf16(w: &[bf16], origin: Origin, x: &[f32], y: &mut [f32])
+                = gemv::gemv::<$lanes, bf16>(w, origin, x, y);
+            fn gemv_rows_f32(w: &[f32], stride: usize, origin: Origin, x: &[f32], y: &mut [f32])
+                = gemv::gemv_rows::<$lanes, f32>(w, stride, origin, x, y);
+            fn gemv_rows_f16(w: &[f16], stride: usize, origin: Origin, x: &[f32], y: &mut [f32])
+                = gemv::gemv_rows::<$lanes, f16>(w, stride, origin, x, y);
+            fn gemv_rows_bf16(w: &[bf16], stride: usize, origin: Origin, x: &[f32], y: &mut [f32])
+                = gemv::gemv_rows::<$lanes, bf16>(w, stride, origin, x, y);
             fn product(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32])
                 = product::product::<$lanes>(p, a, b, bias, c);
             fn pack_f32(w: &[f32], outputs: usize, inputs: usize, panels: &mut [f32])

@@ -337,7 +337,7 @@ pub(super) unsafe fn pack_rows<L: Lanes, T: Element>(
     assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
     for input in 0..inputs {
         for first in (0..outputs).step_by(PANEL) {
-            prefetch(weight.as_ptr().wrapping_add((input + ROWS_AHEAD) * stride + first));
+            prefetch::<_, true>(weight.as_ptr().wrapping_add((input + ROWS_AHEAD) * stride + first));
             // SAFETY: both lengths were checked; panel `first / PANEL` begins at `first * inputs`.
             unsafe {
                 let from = weight.as_ptr().add(input * stride + first);

@@ -60,14 +60,21 @@ fn gemv_matches_float64_at_every_length() {
                         .collect()
                 };
                 let floor = 1e-7 * columns as f64;
-                (table.gemv_f32)(&weight, &x, &mut y);
+                let [origin, elsewhere] = match rows % 2 {
+                    0 => [Origin::Cache, Origin::Memory],
+                    _ => [Origin::Memory, Origin::Cache],
+                };
+                (table.gemv_f32)(&weight, origin, &x, &mut y);
                 close(&y, &want(&|i| f64::from(weight[i])), 1e-6, floor, table.name);
-                (table.gemv_f16)(&half, &x, &mut y);
+                (table.gemv_f16)(&half, origin, &x, &mut y);
                 close(&y, &want(&|i| half[i].to_f64()), 1e-6, floor, table.name);
                 let mut alone = [f32::NAN];
-                (table.gemv_f16)(&half[..columns], &x, &mut alone);
+                (table.gemv_f16)(&half[..columns], origin, &x, &mut alone);
                 assert_eq!(alone[0], y[0], "a row's sum depends on its neighbours");
-                (table.gemv_bf16)(&brain, &x, &mut y);
+                let mut same = vec![f32::NAN; rows];
+                (table.gemv_f16)(&half, elsewhere, &x, &mut same);
+                assert_eq!(same, y, "a sum depends on where the weights come from");
+                (table.gemv_bf16)(&brain, origin, &x, &mut y);
                 close(&y, &want(&|i| brain[i].to_f64()), 1e-6, floor, table.name);
             }
         }
@@ -142,15 +149,22 @@ fn weights_that_stand_transposed_match_float64_and_pack_alike() {
                 };
                 let (name, floor) = (table.name, 2e-7 * inputs as f64);
                 let mut y = vec![f32::NAN; columns];
-                (table.gemv_rows_f32)(&weight, stride, &x, &mut y);
+                let [origin, elsewhere] = match inputs % 2 {
+                    0 => [Origin::Cache, Origin::Memory],
+                    _ => [Origin::Memory, Origin::Cache],
+                };
+                (table.gemv_rows_f32)(&weight, stride, origin, &x, &mut y);
                 close(&y, &want(&|i| f64::from(weight[i])), 1e-6, floor, name);
-                (table.gemv_rows_bf16)(&brain, stride, &x, &mut y);
+                (table.gemv_rows_bf16)(&brain, stride, origin, &x, &mut y);
                 close(&y, &want(&|i| brain[i].to_f64()), 1e-6, floor, name);
-                (table.gemv_rows_f16)(&half, stride, &x, &mut y);
+                (table.gemv_rows_f16)(&half, stride, origin, &x, &mut y);
                 close(&y, &want(&|i| half[i].to_f64()), 1e-6, floor, name);
                 let (middle, mut part) = (columns / 3, vec![f32::NAN; columns - columns / 3]);
-                (table.gemv_rows_f16)(&half[middle..], stride, &x, &mut part);
+                (table.gemv_rows_f16)(&half[middle..], stride, origin, &x, &mut part);
                 assert_eq!(part, y[middle..], "{name}: a column's sum depends on its neighbours");
+                let mut same = vec![f32::NAN; columns];
+                (table.gemv_rows_f16)(&half, stride, elsewhere, &x, &mut same);
+                assert_eq!(same, y, "{name}: a sum depends on where the weights come from");
 
                 let turned = |i: usize| i % inputs * stride + i / inputs;
                 let at = 0..columns * inputs;
