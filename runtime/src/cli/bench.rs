@@ -79,7 +79,7 @@ impl Bench {
         })?;
         // The machine's roof, not that of the threads in use.
         let threads = std::thread::available_parallelism().map_or(1, usize::from).max(model.threads());
-        let read = read_gb_per_s(threads)?;
+        let read = read_gb_per_s(model.simd(), threads)?;
         let bytes = model.bytes_per_token();
         let decode_gb_per_s = decode.map(|rate| rate * bytes as f64 / 1e9);
         if decode.is_some() && bytes < last_level_caches() as u64 {
