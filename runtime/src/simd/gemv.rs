@@ -58,7 +58,7 @@ pub(super) fn prefetch<T, const KEEP: bool>(at: *const T) {
 
 /// Asks for the lines of `count` values, see [`prefetch`].
 #[inline(always)]
-fn prefetch_lines<T, const KEEP: bool>(at: *const T, count: usize) {
+pub(super) fn prefetch_lines<T, const KEEP: bool>(at: *const T, count: usize) {
     for line in (0..count * size_of::<T>()).step_by(LINE_BYTES) {
         prefetch::<_, KEEP>(at.wrapping_byte_add(line));
     }

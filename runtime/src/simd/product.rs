@@ -5,7 +5,7 @@
 //! threads changes no bit. `B` is read from packed panels, in place, or packed block by block (which hides a
 //! transpose); a transposed `A` is packed block by block too.
 
-use super::gemv::prefetch;
+use super::gemv::{prefetch, prefetch_lines};
 use super::lanes::{Element, Lanes};
 use super::{Aligned, PANEL};
 use std::cell::UnsafeCell;
@@ -241,7 +241,7 @@ unsafe fn right_block<L: Lanes>(
                 for panel in 0..columns.div_ceil(PANEL) {
                     let count = PANEL.min(columns - panel * PANEL);
                     let to = scratch.add(panel * inner * PANEL);
-                    transpose::<L, f32>(base.add(panel * PANEL * stride), stride, count, inner, to);
+                    transpose::<L, f32>(base.add(panel * PANEL * stride), stride, count, inner, to, None);
                 }
                 Right { at: places(scratch, inner * PANEL), stride: PANEL }
             }
@@ -267,7 +267,8 @@ unsafe fn copy_row(row: &[f32], inner: usize, to: *mut f32) {
     }
 }
 
-/// `count <= PANEL` rows of `inner` values at `stride`, transposed to `[inner, PANEL]`; missing rows are zero.
+/// `count <= PANEL` rows of `inner` values at `stride`, transposed to `[inner, PANEL]`; missing rows are zero. As many
+/// values as a whole panel has are asked for at `next` meanwhile.
 #[inline(always)]
 unsafe fn transpose<L: Lanes, T: Element>(
     from: *const T,
@@ -275,6 +276,7 @@ unsafe fn transpose<L: Lanes, T: Element>(
     count: usize,
     inner: usize,
     to: *mut f32,
+    next: Option<*const T>,
 ) {
     // SAFETY: the caller vouches for `count` rows of `inner` values and for `inner x PANEL` at `to`.
     unsafe {
@@ -282,6 +284,9 @@ unsafe fn transpose<L: Lanes, T: Element>(
             let mut k = 0;
             while k < inner {
                 let width = L::WIDTH.min(inner - k);
+                if let (Some(next), 0) = (next, first_row) {
+                    prefetch_lines::<T, true>(next.wrapping_add(k * PANEL), width * PANEL);
+                }
                 let mut square = [L::splat(0.0); PANEL];
                 for row in first_row..(first_row + L::WIDTH).min(count) {
                     let source = from.add(row * stride + k);
@@ -311,12 +316,20 @@ pub(super) unsafe fn pack<L: Lanes, T: Element>(
 ) {
     assert_eq!(weight.len(), outputs * inputs, "weight is [outputs, inputs]");
     assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
+    // Sixteen rows side by side are too many streams for the processor to follow: a panel's rows lie one after the
+    // other, and are asked for as they lie while the panel before is packed. What is as wide as here is mostly near.
+    let ask = size_of::<T>() < size_of::<f32>();
+    if ask {
+        prefetch_lines::<T, true>(weight.as_ptr(), inputs * PANEL.min(outputs));
+    }
     for first in (0..outputs).step_by(PANEL) {
         let count = PANEL.min(outputs - first);
         // SAFETY: both lengths were checked; panel `first / PANEL` begins at `first * inputs`.
         unsafe {
+            let from = weight.as_ptr().add(first * inputs);
+            let next = (ask && first + PANEL < outputs).then_some(from.wrapping_add(PANEL * inputs));
             let to = panels.as_mut_ptr().add(first * inputs);
-            transpose::<L, T>(weight.as_ptr().add(first * inputs), inputs, count, inputs, to);
+            transpose::<L, T>(from, inputs, count, inputs, to, next);
         }
     }
 }
