@@ -78,24 +78,53 @@ pub(crate) struct Attention<'a> {
     pub(crate) scale: f32,
 }
 
+/// Where the new rows' queries, keys and values are.
+pub(crate) enum New<'a> {
+    /// In a slot.
+    Shared(Place<f32>),
+    /// In the results of a product that are still to be gathered, each member what it needs: the columns of so many
+    /// elements, into the same columns of its own rows.
+    Gathered {
+        /// The results.
+        from: Place<f32>,
+        /// Gathers columns of all rows.
+        gather: &'a dyn Fn(&[f32], Range<usize>, &mut [f32]),
+        /// The member's own rows.
+        to: &'a mut [f32],
+    },
+}
+
 impl Attention<'_> {
     /// Stores the new rows' keys and values and attends, dealing heads: what a member attends to it has stored
     /// itself, so nobody waits. For few rows.
     pub(crate) fn by_heads<T: Cached>(
         &self,
         member: &mut Member<'_>,
-        qkv: Place<f32>,
+        new: New<'_>,
         past: Past<T>,
         out: Place<f32>,
         room: &mut Room<'_>,
     ) -> Result<()> {
+        let (place, gather) = match new {
+            New::Shared(place) => (place, None),
+            New::Gathered { from, gather, to } => (from, Some((gather, to))),
+        };
         let views = (
-            Whole(qkv),
+            Whole(place),
             Mine(past.keys, Cut::Columns),
             Mine(past.values, Cut::Columns),
             Mine(out, Cut::Columns),
         );
         let (qkv, mut keys, mut values, mut out) = member.open(views)?;
+        let qkv = match gather {
+            None => qkv,
+            Some((gather, to)) => {
+                for columns in self.heads.columns(self.kv_heads(&keys)) {
+                    gather(qkv, columns, to);
+                }
+                to
+            }
+        };
         let kv_heads = self.store(qkv, &mut keys, &mut values, room);
         let pasts =
             keys.row(0).chunks_exact(self.keys_len()).zip(values.row(0).chunks_exact(self.values_len()));
@@ -155,6 +184,12 @@ impl Attention<'_> {
         self.heads.heads / self.heads.kv_heads
     }
 
+    /// The heads of keys and values that are the member's.
+    fn kv_heads<T>(&self, keys: &Part<T>) -> Range<usize> {
+        let columns = keys.columns();
+        columns.start / self.keys_len()..columns.end / self.keys_len()
+    }
+
     /// Stores the keys and values of the member's heads; returns which heads those are.
     fn store<T: Cached>(
         &self,
@@ -166,8 +201,7 @@ impl Attention<'_> {
         let Preparation { simd, head_size, heads, kv_heads, .. } = self.heads;
         let qkv = &qkv[..self.rows * self.heads.width()];
         self.heads.scales(qkv, room.scales);
-        let columns = keys.columns();
-        let mine = columns.start / self.keys_len()..columns.end / self.keys_len();
+        let mine = self.kv_heads(keys);
         let (keys, values) = (keys.row(0), values.row(0));
         let (mut key, mut rounded) = ([0.0; MAX_HEAD_SIZE], [T::ZERO; MAX_HEAD_SIZE]);
         let (key, rounded) = (&mut key[..head_size], &mut rounded[..head_size]);

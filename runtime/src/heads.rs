@@ -1,6 +1,7 @@
 //! What happens to queries and keys before they meet: they may be normalised, and rotated by their place.
 
 use crate::simd::Simd;
+use std::ops::Range;
 
 /// Turns one head by one row of [`crate::rotary::angles`].
 fn turn(head: &mut [f32], angles: &[f32]) {
@@ -45,6 +46,19 @@ impl Preparation<'_> {
     /// Width of a row.
     pub(crate) fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_size
+    }
+
+    /// The columns of a row that some heads of keys are served by: queries, keys and values.
+    pub(crate) fn columns(&self, kv_heads: Range<usize>) -> [Range<usize>; 3] {
+        if self.whole().is_some() {
+            // All heads are needed to normalise one.
+            return [0..self.width(), 0..0, 0..0];
+        }
+        let (size, group) = (self.head_size, self.heads / self.kv_heads);
+        let at = |first: usize, heads: usize| {
+            (first + kv_heads.start * heads) * size..(first + kv_heads.end * heads) * size
+        };
+        [at(0, group), at(self.heads, 1), at(self.heads + self.kv_heads, 1)]
     }
 
     /// Where a side's heads are in a row, and how many.

@@ -10,12 +10,13 @@
 
 mod board;
 mod experts;
+mod lines;
 mod projection;
 mod router;
 
 pub(crate) use board::{Board, Local};
 
-use crate::attention::{Attention, Cached, Room};
+use crate::attention::{Attention, Cached, New, Room};
 use crate::cache::{Cache, Past};
 use crate::heads::{Preparation, QueryKeyGains};
 use crate::model::Shared;
@@ -27,7 +28,8 @@ use formats::checkpoint::Tensor;
 use formats::config::{NormKind, QueryKeyNorm};
 use formats::layout::{Bank, Linear, Norm, Role};
 use formats::{Config, Error, Layout, Result};
-use projection::{Projection, SEGMENTS};
+use lines::Stretched;
+use projection::Projection;
 use std::ops::Range;
 
 /// Most rows that multiply the weights one by one, and whose norms every thread computes for itself: below it,
@@ -94,6 +96,8 @@ pub(crate) fn compute(
         step,
         from: 0,
         taken: [false; 2],
+        stretched: None,
+        stretches: 0,
         norms: None,
         rotary: false,
         failure: None,
@@ -117,6 +121,10 @@ pub(crate) enum Rows {
     Hidden,
     /// In every thread's own `norm`.
     Local,
+    /// In every thread's own `stream`: the residual stream of few rows.
+    Own,
+    /// A product that waits for being gathered, see [`lines`].
+    Stretched,
     /// Nowhere: they were not wanted, or the step has failed.
     Nowhere,
 }
@@ -131,6 +139,10 @@ struct Worker<'w, 'm> {
     /// The first row that is still wanted.
     from: usize,
     taken: [bool; 2],
+    /// What [`Rows::Stretched`] stands for.
+    stretched: Option<Stretched<'w>>,
+    /// Products that were stretched so far.
+    stretches: usize,
     /// What the next attention's queries and keys are normalised by.
     norms: Option<[Norm; 2]>,
     /// Whether they are rotated.
@@ -167,7 +179,7 @@ impl<'w> Worker<'w, '_> {
             Rows::Qkv => Some(self.board.qkv),
             Rows::Heads => Some(self.board.heads),
             Rows::Hidden => self.board.hidden,
-            Rows::Local | Rows::Nowhere => None,
+            Rows::Local | Rows::Own | Rows::Stretched | Rows::Nowhere => None,
         };
         place.ok_or_else(|| Error::Internal(format!("rows that are to be shared are {rows:?}")))
     }
@@ -194,9 +206,6 @@ impl<'w> Worker<'w, '_> {
         }
         let cancelled = self.member.cancelled();
         let projection = Projection::new(self.model, linear);
-        if let (true, Some(results)) = (projection.walks_inputs(rows.len()), self.board.stretches) {
-            return self.project_lines(x, &projection, linear.inputs, results, out, to);
-        }
         if matches!(x, Rows::Local) {
             let (mut out,) = self.member.open((Mine(out, Cut::Columns),))?;
             let x = &self.local.norm[..rows.len() * linear.inputs];
@@ -208,50 +217,53 @@ impl<'w> Worker<'w, '_> {
         projection.write(x, &mut out, to, &mut self.local.scratch, cancelled)
     }
 
-    /// The same through a matrix that stores a line an input: stretches of lines first, which are then added.
-    fn project_lines(
-        &mut self,
-        x: &Rows,
-        projection: &Projection<'_>,
-        inputs: usize,
-        results: Place<f32>,
-        out: Place<f32>,
-        to: usize,
-    ) -> Result<()> {
-        let (rows, cancelled) = (self.rows(), self.member.cancelled());
-        let cut = Cut::Rows { rows: rows.len() * SEGMENTS };
-        let local = &self.local.norm;
-        let (x, mut stretches) = if matches!(x, Rows::Local) {
-            let (stretches,) = self.member.open((Mine(results, cut),))?;
-            (&local[..], stretches)
-        } else {
-            let x = self.shared(x)?;
-            let (x, stretches) = self.member.open((Whole(x), Mine(results, cut)))?;
-            (&x[rows.start * inputs..], stretches)
-        };
-        for index in stretches.rows() {
-            cancelled.check()?;
-            let x = &x[index / SEGMENTS * inputs..][..inputs];
-            projection.stretch(x, index % SEGMENTS, &mut stretches.row(index)[..projection.outputs()]);
-        }
-        let (results, mut out) = self.member.open((Whole(results), Mine(out, Cut::Columns)))?;
-        let (columns, stride) = (out.columns(), results.len() / (FEW_ROWS * SEGMENTS));
-        for (row, results) in results.chunks_exact(SEGMENTS * stride).take(rows.len()).enumerate() {
-            projection.gather(results, stride, columns.clone(), &mut out.row(to + row)[..columns.len()]);
-        }
-        Ok(())
-    }
-
     /// The few rows still wanted, normalised or as they stand, on every thread.
     fn normalise_few(&mut self, x: &Rows, norm: Option<&Norm>) -> Result<()> {
-        let (width, rows, x) = (self.config().width, self.rows(), self.shared(x)?);
-        let (x,) = self.member.open((Whole(x),))?;
+        let (width, rows) = (self.config().width, self.rows());
+        let place = if matches!(x, Rows::Own) { None } else { Some(self.shared(x)?) };
+        let Local { stream, norm: normed, .. } = &mut *self.local;
+        let x = match place {
+            Some(place) => self.member.open((Whole(place),))?.0,
+            None => stream,
+        };
         let x = x[rows.start * width..rows.end * width].chunks_exact(width);
-        for (x, out) in x.zip(self.local.norm.chunks_exact_mut(width)) {
+        for (x, out) in x.zip(normed.chunks_exact_mut(width)) {
             match norm {
                 Some(norm) => normalise(self.model, norm, x, out),
                 None => out.copy_from_slice(x),
             }
+        }
+        Ok(())
+    }
+
+    /// Adds a branch's few rows to every thread's own stream, which may be normalised then.
+    fn add_few(&mut self, branch: &Rows, norm: Option<&Norm>) -> Result<()> {
+        let (width, rows, simd) = (self.config().width, self.rows(), self.model.simd);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let stretched = if matches!(branch, Rows::Stretched) { Some(self.stretched()?) } else { None };
+        let place = match &stretched {
+            Some(stretched) => stretched.results,
+            None => self.shared(branch)?,
+        };
+        let (from,) = self.member.open((Whole(place),))?;
+        let Local { stream, embedding, .. } = &mut *self.local;
+        for row in rows.clone() {
+            let to = &mut stream[row * width..][..width];
+            match &stretched {
+                Some(stretched) => {
+                    stretched.gather(from, row - rows.start, 0..width, embedding);
+                    (simd.add)(to, embedding);
+                }
+                None => (simd.add)(to, &from[row * width..][..width]),
+            }
+        }
+        if norm.is_some() {
+            self.normalise_few(&Rows::Own, norm)?;
+            let Local { stream, norm: normed, .. } = &mut *self.local;
+            let len = rows.len() * width;
+            stream[rows.start * width..][..len].copy_from_slice(&normed[..len]);
         }
         Ok(())
     }
@@ -267,16 +279,18 @@ impl<'w> Worker<'w, '_> {
         Ok(normed)
     }
 
-    fn attend<T: Cached>(&mut self, past: Past<T>) -> Result<()> {
+    fn attend<T: Cached>(&mut self, qkv: &Rows, past: Past<T>) -> Result<()> {
         let config = self.config();
         let model = self.model;
+        let stretched = if matches!(qkv, Rows::Stretched) { Some(self.stretched()?) } else { None };
         let norm = self.norms.take().map(|norms| QueryKeyGains {
             gains: norms.map(|norm| model.vector(norm.gain)),
             whole: config.query_key_norm == QueryKeyNorm::Whole,
             eps: config.norm_eps,
         });
+        let Local { scores, scales, qkv: own, angles, .. } = &mut *self.local;
         let angles = if std::mem::take(&mut self.rotary) {
-            &self.local.angles[..self.step.ids.len() * config.head_size]
+            &angles[..self.step.ids.len() * config.head_size]
         } else {
             &[]
         };
@@ -295,10 +309,23 @@ impl<'w> Worker<'w, '_> {
             capacity: self.step.capacity,
             scale: config.score_scale(),
         };
-        let mut room = Room { scores: &mut self.local.scores, scales: &mut self.local.scales };
+        let mut room = Room { scores, scales };
         let few = self.step.ids.len() - self.from <= FEW_ROWS;
         if few {
-            attention.by_heads(self.member, self.board.qkv, past, self.board.heads, &mut room)
+            let width = attention.heads.width();
+            let gather = stretched.map(|stretched| {
+                let rows = self.step.ids.len();
+                move |results: &[f32], columns: Range<usize>, qkv: &mut [f32]| {
+                    for (row, qkv) in qkv.chunks_exact_mut(width).enumerate().take(rows) {
+                        stretched.gather(results, row, columns.clone(), &mut qkv[columns.start..]);
+                    }
+                }
+            });
+            let new = match (&gather, &stretched) {
+                (Some(gather), Some(stretched)) => New::Gathered { from: stretched.results, gather, to: own },
+                _ => New::Shared(self.board.qkv),
+            };
+            attention.by_heads(self.member, new, past, self.board.heads, &mut room)
         } else {
             attention.by_rows(self.member, self.board.qkv, past, self.board.heads, &mut room)
         }
@@ -312,19 +339,33 @@ impl Machine for Worker<'_, '_> {
 
     fn embed(&mut self, layout: &Layout) -> Rows {
         self.attempt(|worker| {
-            let width = worker.config().width;
-            let (rows, place) = worker.take()?;
-            let (mut out,) = worker.member.open((Mine(place, Cut::Columns),))?;
-            let (simd, columns) = (worker.model.simd, out.columns());
+            let (width, simd, step) = (worker.config().width, worker.model.simd, worker.step);
             let tokens = worker.model.weights.tensor(layout.token_embedding);
             let positions = layout.position_embedding.map(|id| worker.model.weights.tensor(id));
-            let embedding = &mut worker.local.embedding[..columns.len()];
-            for (row, &id) in worker.step.ids.iter().enumerate() {
-                let out = out.row(row);
-                widen(simd, tokens, id as usize * width + columns.start, out);
+            let few = step.ids.len() <= FEW_ROWS;
+            let (rows, place) =
+                if few { (Rows::Own, None) } else { worker.take().map(|(r, p)| (r, Some(p)))? };
+            let Local { stream, embedding, .. } = &mut *worker.local;
+            let embed = |row: usize, first: usize, embedding: &mut [f32], out: &mut [f32]| {
+                widen(simd, tokens, step.ids[row] as usize * width + first, out);
                 if let Some(positions) = positions {
-                    widen(simd, positions, (worker.step.first + row) * width + columns.start, embedding);
+                    let embedding = &mut embedding[..out.len()];
+                    widen(simd, positions, (step.first + row) * width + first, embedding);
                     (simd.add)(out, embedding);
+                }
+            };
+            match place {
+                None => {
+                    for (row, out) in stream.chunks_exact_mut(width).enumerate().take(step.ids.len()) {
+                        embed(row, 0, embedding, out);
+                    }
+                }
+                Some(place) => {
+                    let (mut out,) = worker.member.open((Mine(place, Cut::Columns),))?;
+                    let first = out.columns().start;
+                    for row in 0..step.ids.len() {
+                        embed(row, first, embedding, out.row(row));
+                    }
                 }
             }
             Ok(rows)
@@ -347,6 +388,12 @@ impl Machine for Worker<'_, '_> {
 
     fn linear(&mut self, x: Rows, linear: &Linear) -> Rows {
         self.attempt(|worker| {
+            if worker.walks(linear) {
+                worker.stretch(&x, linear)?;
+                worker.release(x);
+                return Ok(Rows::Stretched);
+            }
+            let x = worker.settle(x)?;
             let rows = match worker.model.layout.parameter(linear.weight).role {
                 Role::Qkv(_) => Rows::Qkv,
                 Role::Up(_) => Rows::Hidden,
@@ -370,14 +417,14 @@ impl Machine for Worker<'_, '_> {
         qkv
     }
 
-    fn attention(&mut self, _: Rows, layer: usize) -> Rows {
+    fn attention(&mut self, qkv: Rows, layer: usize) -> Rows {
         self.attempt(|worker| {
             if layer + 1 == worker.config().layers {
                 worker.from = worker.step.wanted.first(worker.step.ids.len());
             }
             match worker.cache {
-                Cache::F16(layers) => worker.attend(layers[layer])?,
-                Cache::F32(layers) => worker.attend(layers[layer])?,
+                Cache::F16(layers) => worker.attend(&qkv, layers[layer])?,
+                Cache::F32(layers) => worker.attend(&qkv, layers[layer])?,
             }
             Ok(Rows::Heads)
         })
@@ -399,6 +446,12 @@ impl Machine for Worker<'_, '_> {
 
     fn add(&mut self, stream: Rows, branch: Rows, norm: Option<&Norm>) -> Rows {
         self.attempt(|worker| {
+            if matches!(stream, Rows::Own) {
+                worker.add_few(&branch, norm)?;
+                worker.release(branch);
+                return Ok(stream);
+            }
+            let branch = worker.settle(branch)?;
             let (to, from) = (worker.shared(&stream)?, worker.shared(&branch)?);
             let rows = worker.rows();
             let (mut to, mut from) =
@@ -430,7 +483,12 @@ impl Machine for Worker<'_, '_> {
 
     fn logits(&mut self, x: Rows, head: &Linear) -> Rows {
         self.attempt(|worker| {
-            worker.project(&x, head, worker.board.logits, 0)?;
+            if worker.walks(head) {
+                worker.stretch(&x, head)?;
+                worker.gather_into(worker.board.logits, 0)?;
+            } else {
+                worker.project(&x, head, worker.board.logits, 0)?;
+            }
             Ok(Rows::Nowhere)
         })
     }

@@ -112,7 +112,7 @@ impl Session {
         let mut slots = Slots::default();
         let board = Board::new(&mut slots, config, chunk, walked)?;
         let cache = Cache::new(&mut slots, config, capacity, options.cache)?;
-        let local = || Local::new(config, chunk, capacity).map(Mutex::new);
+        let local = || Local::new(config, chunk, walked, capacity).map(Mutex::new);
         Ok(Session {
             locals: (0..model.threads()).map(|_| local()).collect::<Result<_>>()?,
             ids: memory::reserved(capacity)?,

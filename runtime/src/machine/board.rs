@@ -1,6 +1,6 @@
 //! The buffers of a session: those its team shares, and those of each thread.
 
-use super::projection::SEGMENTS;
+use super::lines::SEGMENTS;
 use super::{BLOCK, FEW_ROWS};
 use crate::memory;
 use crate::simd::{PANEL, packed_len};
@@ -25,8 +25,8 @@ pub(crate) struct Board {
     /// What layers of experts share, if some layer has them.
     pub(super) mixture: Option<Mixture>,
     /// What stretches of inputs add to few rows, `[few rows, SEGMENTS, widest output]`, where a line of weights is an
-    /// input's.
-    pub(super) stretches: Option<Place<f32>>,
+    /// input's. Two of them: one is read while the other is written.
+    pub(super) stretches: Option<[Place<f32>; 2]>,
     /// `[logit_rows, vocabulary]`.
     pub(crate) logits: Place<f32>,
     /// Most rows of logits one step can give.
@@ -116,7 +116,10 @@ impl Board {
             heads: add(sizes.heads)?,
             hidden: sizes.hidden.map(&mut add).transpose()?,
             mixture,
-            stretches: sizes.stretches.map(&mut add).transpose()?,
+            stretches: match sizes.stretches {
+                Some(size) => Some([add(size)?, add(size)?]),
+                None => None,
+            },
             logit_rows: sizes.logits[0],
             logits: add(sizes.logits)?,
         })
@@ -132,11 +135,11 @@ impl Board {
     ) -> u64 {
         let sizes = Sizes::new(config, rows, walked);
         let always = [sizes.stream, sizes.stream, sizes.qkv, sizes.heads, sizes.logits];
-        let sometimes = [sizes.hidden, sizes.few, sizes.stretches].into_iter().flatten();
+        let sometimes = [sizes.hidden, sizes.few, sizes.stretches, sizes.stretches].into_iter().flatten();
         let sometimes = sometimes.chain(sizes.many.into_iter().flatten());
         let values = |[rows, columns, _]: Size| rows as u64 * columns as u64;
         let shared: u64 = always.into_iter().chain(sometimes).map(values).sum();
-        let local = Lengths::new(config, rows, capacity).bytes();
+        let local = Lengths::new(config, rows, walked.is_some(), capacity).bytes();
         shared * size_of::<f32>() as u64 + local * threads as u64
     }
 }
@@ -146,6 +149,12 @@ impl Board {
 pub(crate) struct Local {
     /// A few normalised rows, `[FEW_ROWS, width]`.
     pub(super) norm: Vec<f32>,
+    /// The residual stream of few rows, `[FEW_ROWS, width]`.
+    pub(super) stream: Vec<f32>,
+    /// What this thread needs of a few rows of queries, keys and values, `[FEW_ROWS, their width]`.
+    pub(super) qkv: Vec<f32>,
+    /// What it needs of one row of hidden values.
+    pub(super) hidden: Vec<f32>,
     /// For projections.
     pub(super) scratch: Scratch,
     /// One row of attention weights.
@@ -154,7 +163,7 @@ pub(crate) struct Local {
     pub(super) scales: Vec<f32>,
     /// The angles of each row's position, `[rows, head_size]`.
     pub(super) angles: Vec<f32>,
-    /// One widened embedding.
+    /// One widened embedding, or one row of what a branch adds.
     pub(super) embedding: Vec<f32>,
     /// For layers of experts.
     pub(crate) routed: Routed,
@@ -204,6 +213,9 @@ pub(crate) struct Routed {
 #[derive(Clone, Copy, Debug, Default)]
 struct Lengths {
     norm: usize,
+    stream: usize,
+    qkv: usize,
+    hidden: usize,
     panels: usize,
     block: usize,
     passing: usize,
@@ -222,13 +234,16 @@ struct Lengths {
 }
 
 impl Lengths {
-    fn new(config: &Config, rows: usize, capacity: usize) -> Lengths {
+    fn new(config: &Config, rows: usize, walks: bool, capacity: usize) -> Lengths {
         let experts = config.experts.as_ref();
         let inputs = [config.width, config.feed_forward, config.attention_width()];
         let inputs = inputs.into_iter().chain(experts.map(|experts| experts.width)).max().unwrap_or(0);
         let many = rows > FEW_ROWS;
         let lengths = Lengths {
             norm: FEW_ROWS * config.width,
+            stream: FEW_ROWS * config.width,
+            qkv: if walks { FEW_ROWS * config.qkv_width() } else { 0 },
+            hidden: if walks { config.feed_forward } else { 0 },
             panels: packed_len(BLOCK, inputs),
             block: rows * BLOCK,
             passing: if config.activation.gated() { rows * BLOCK } else { 0 },
@@ -256,6 +271,9 @@ impl Lengths {
     fn bytes(&self) -> u64 {
         let words = [
             self.norm,
+            self.stream,
+            self.qkv,
+            self.hidden,
             self.panels,
             self.block,
             self.passing,
@@ -277,13 +295,16 @@ impl Lengths {
 }
 
 impl Local {
-    /// Buffers for steps of up to `rows` rows in a session of `capacity` positions.
-    pub(crate) fn new(config: &Config, rows: usize, capacity: usize) -> Result<Local> {
-        let lengths = Lengths::new(config, rows, capacity);
+    /// Buffers for steps of up to `rows` rows in a session of `capacity` positions; `walked` as for [`Board::new`].
+    pub(crate) fn new(config: &Config, rows: usize, walked: Option<usize>, capacity: usize) -> Result<Local> {
+        let lengths = Lengths::new(config, rows, walked.is_some(), capacity);
         let floats = |len: usize| memory::filled(len, 0.0f32);
         let numbers = |len: usize| memory::filled(len, 0u32);
         Ok(Local {
             norm: floats(lengths.norm)?,
+            stream: floats(lengths.stream)?,
+            qkv: floats(lengths.qkv)?,
+            hidden: floats(lengths.hidden)?,
             scratch: Scratch {
                 panels: floats(lengths.panels)?,
                 block: floats(lengths.block)?,

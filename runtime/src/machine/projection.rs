@@ -5,24 +5,20 @@
 //! logits do not depend on how its prompt was cut: the product sums in one order whatever the rows beside it.
 //!
 //! Some families store a line an input, not a line an output. Few rows multiply such weights line by line where they
-//! stand, in [`SEGMENTS`] stretches of inputs that are dealt to the threads: each thread then reads one stream of whole
-//! lines, and the stretches' results are added in order.
+//! stand, see [`super::lines`].
 
 use super::board::Scratch;
+use super::lines::SEGMENTS;
 use super::{BLOCK, FEW_ROWS};
 use crate::model::Shared;
 use crate::simd::product::{Operand, Product, Write};
-use crate::simd::packed_len;
+use crate::simd::{Simd, packed_len};
 use crate::team::{Cancelled, Part};
 use formats::Result;
 use formats::checkpoint::{Piece, Tensor};
 use formats::config::Activation;
 use formats::layout::{Linear, ParameterId, Role};
 use std::ops::Range;
-
-/// Stretches of inputs of a matrix that stores a line an input; a number of its own, so that no number of threads enters
-/// a sum.
-pub(super) const SEGMENTS: usize = 8;
 
 /// A projection, with the nonlinearity that follows it if it leads into a hidden layer: that is applied while its
 /// results are at hand, and a gate's half of them meets the other half before either is shared.
@@ -92,32 +88,49 @@ impl<'a> Projection<'a> {
         rows <= FEW_ROWS && self.passing.is_none() && self.matrix.model.walks_inputs(self.matrix.weight)
     }
 
+    /// The table of routines in use.
+    pub(super) fn simd(&self) -> &'static Simd {
+        self.matrix.model.simd
+    }
+
     /// Number of outputs.
     pub(super) fn outputs(&self) -> usize {
         self.matrix.outputs
     }
 
-    /// What one stretch of the inputs of the row `x` adds to every output.
-    pub(super) fn stretch(&self, x: &[f32], segment: usize, out: &mut [f32]) {
+    /// The inputs of one stretch.
+    pub(super) fn inputs(&self, segment: usize) -> Range<usize> {
         let edge = |segment: usize| segment * self.inputs / SEGMENTS;
-        let inputs = edge(segment)..edge(segment + 1);
+        edge(segment)..edge(segment + 1)
+    }
+
+    /// What one stretch of the inputs, whose values are `x`, adds to every output.
+    pub(super) fn stretch(&self, x: &[f32], segment: usize, out: &mut [f32]) {
+        let inputs = self.inputs(segment);
         let Matrix { model, weight, outputs, .. } = self.matrix;
         for part in parts(model, weight, 0..outputs, self.inputs) {
             let values = part.values.part(inputs.start * part.stride..part.values.len());
-            walk(model, values, part.stride, &x[inputs.clone()], &mut out[part.rows]);
+            walk(model, values, part.stride, x, &mut out[part.rows]);
         }
     }
 
-    /// A row's outputs from the results of its stretches, `[SEGMENTS, stride]`, of which those in `columns` are wanted.
-    pub(super) fn gather(&self, results: &[f32], stride: usize, columns: Range<usize>, out: &mut [f32]) {
+    /// The outputs `columns` of a row from the results of its stretches, rows that lie `stride` apart, where every
+    /// `folded` of them have been added into their first.
+    pub(super) fn gather(
+        &self,
+        results: &[f32],
+        stride: usize,
+        folded: usize,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) {
         let simd = self.matrix.model.simd;
+        let out = &mut out[..columns.len()];
         match self.matrix.bias {
             Some(bias) => out.copy_from_slice(&bias[columns.clone()]),
             None => out.fill(0.0),
         }
-        for result in results.chunks_exact(stride) {
-            (simd.add)(out, &result[columns.clone()]);
-        }
+        (simd.add_tree)(&results[columns.start..], folded * stride, SEGMENTS / folded, out);
         if let Some(activation) = self.activation {
             self.activate(activation, out, &[]);
         }

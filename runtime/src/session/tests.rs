@@ -64,27 +64,34 @@ fn random(config: &Config, dtype: Dtype) -> (Vec<u8>, Vec<f32>) {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 40) as f32 / (1 << 24) as f32 - 0.5
     };
-    let mut values = Vec::new();
+    let mut values = vec![f32::NAN; layout.parameters()];
     let mut bytes = Vec::new();
     let mut header = serde_json::Map::new();
     for stored in families::stored(config, &layout) {
         let begin = bytes.len();
-        for _ in 0..layout.parameter(stored.id).len() {
+        let parameter = layout.parameter(stored.id);
+        let start = parameter.range().start + stored.first_row * parameter.columns;
+        for index in 0..stored.shape.iter().product() {
             let value = draw();
-            match dtype {
+            let value = match dtype {
                 Dtype::F32 => {
-                    values.push(value);
                     bytes.extend(value.to_le_bytes());
+                    value
                 }
                 Dtype::F16 => {
-                    values.push(f16::from_f32(value).to_f32());
                     bytes.extend(f16::from_f32(value).to_le_bytes());
+                    f16::from_f32(value).to_f32()
                 }
                 Dtype::Bf16 => {
-                    values.push(bf16::from_f32(value).to_f32());
                     bytes.extend(bf16::from_f32(value).to_le_bytes());
+                    bf16::from_f32(value).to_f32()
                 }
-            }
+            };
+            let at = match (stored.inputs_first, &stored.shape[..]) {
+                (true, [_, rows]) => index % rows * parameter.columns + index / rows,
+                _ => index,
+            };
+            values[start + at] = value;
         }
         let entry = serde_json::json!({
             "dtype": dtype.name().to_uppercase(),
@@ -140,7 +147,10 @@ fn reference(config: &Config, values: &[f32], ids: &[u32]) -> Vec<Vec<f64>> {
     let activation = |x: f64| match config.activation {
         Activation::Relu => x.max(0.0),
         Activation::GeluErf => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
-        _ => unreachable!("no model here has it"),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }
+        Activation::SwiGlu => unreachable!("no model here has it"),
     };
     let tokens = get(layout.token_embedding);
     let positions = get(layout.position_embedding.expect("learned positions"));
@@ -260,6 +270,58 @@ fn large() -> Config {
         Config { width: 240, head_size: 48, feed_forward: 960, activation: Activation::Relu, ..plain() };
     assert!(Layout::new(&config).parameters() > crate::model::PACKED_PARAMETERS);
     config
+}
+
+/// The same as GPT-2 stores it: a line an input. Three threads' heads are those of no stretch, two threads' are.
+fn lines(heads: usize, layers: usize) -> Config {
+    let config = Config {
+        width: 48 * heads,
+        head_size: 48,
+        heads,
+        kv_heads: heads,
+        layers,
+        activation: Activation::GeluTanh,
+        tied: true,
+        head_bias: false,
+        feed_forward: 192 * heads,
+        ..plain()
+    };
+    let layout = Layout::new(&config);
+    assert!(layout.parameters() > crate::model::PACKED_PARAMETERS);
+    assert!(families::stored(&config, &layout).iter().any(|stored| stored.inputs_first));
+    config
+}
+
+#[test]
+fn a_model_that_stores_a_line_an_input_gives_the_same_logits_on_any_number_of_threads() {
+    for (config, dtype) in [(lines(5, 2), Dtype::F16), (lines(6, 2), Dtype::Bf16), (lines(7, 1), Dtype::F32)]
+    {
+        let ids = ids(&config, 20);
+        let (file, values) = random(&config, dtype);
+        let expected = reference(&config, &values, &ids);
+        let open = |threads| {
+            let options = ModelOptions { threads: Some(threads), ..ModelOptions::default() };
+            Model::from_bytes_with(&families::config_json(&config, dtype), &file, None, &options)
+                .expect("a valid model")
+        };
+        for chunk in [1, 3, 256] {
+            let run = |threads| each(&mut session(&open(threads), CacheType::F32, chunk), &ids);
+            let alone = run(1);
+            for (position, (row, expected)) in alone.iter().zip(&expected).enumerate() {
+                assert!(close(row, expected, 1e-5), "{dtype} chunk {chunk} position {position}");
+            }
+            let bits = |rows: &[Vec<f32>]| rows.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            for threads in [2, 3, 4, 8, 9] {
+                assert!(bits(&run(threads)) == bits(&alone), "{dtype} chunk {chunk} on {threads} threads");
+            }
+            // The last row alone, and a feed that goes on where another ended.
+            let mut session = session(&open(2), CacheType::F32, chunk);
+            for (piece, last) in [(&ids[..7], 6), (&ids[7..9], 8), (&ids[9..], ids.len() - 1)] {
+                let found = session.feed(piece).expect("room");
+                assert!(close(found, &widened(&alone[last]), 1e-5), "{dtype} chunk {chunk} after {last}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use super::avx2::Avx2;
 use super::lanes::Lanes;
 use super::product::Product;
-use super::{InstructionSet, Origin, PANEL, Simd, gemv, peak, product, recall, routines, shims, vector_table};
+use super::{
+    InstructionSet, Origin, PANEL, Simd, gemv, peak, product, recall, routines, shims, vector_table,
+};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 

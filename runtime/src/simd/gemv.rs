@@ -172,7 +172,10 @@ pub(super) unsafe fn dot<L: Lanes, T: Element>(k: &[T], q: &[f32]) -> f32 {
 
 /// `sum w_i x_i` in [`SUMS`] sums of every so many vectors, added in pairs; asks ahead as [`add_rows`] does.
 #[inline(always)]
-unsafe fn sum<L: Lanes, T: Element, const AHEAD: usize, const KEEP: bool>(weight: *const T, x: &[f32]) -> f32 {
+unsafe fn sum<L: Lanes, T: Element, const AHEAD: usize, const KEEP: bool>(
+    weight: *const T,
+    x: &[f32],
+) -> f32 {
     // SAFETY: the caller vouches for `x.len()` values at `weight`.
     unsafe {
         let mut sums = [L::splat(0.0); SUMS];

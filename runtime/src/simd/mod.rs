@@ -113,6 +113,8 @@ pub struct Simd {
     pub swiglu: fn(&mut [f32], &[f32]),
     /// `x += y`.
     pub add: fn(&mut [f32], &[f32]),
+    /// `x += sum of rows`: the rows, how far apart they lie, and how many (1, 2, 4 or 8); neighbours are added first.
+    pub add_tree: fn(&[f32], usize, usize, &mut [f32]),
     /// Softmax of rows in place; the second slice takes the maximum and the sum of `exp(x - maximum)` of each.
     pub softmax: fn(&mut [f32], &mut [f32]),
     /// `log sum exp` of one row.
@@ -306,6 +308,8 @@ macro_rules! vector_table {
             fn gelu_tanh(x: &mut [f32]) = routines::gelu_tanh(routines::Unit::FUSED, x);
             fn swiglu(gate: &mut [f32], up: &[f32]) = routines::swiglu(routines::Unit::FUSED, gate, up);
             fn add(x: &mut [f32], y: &[f32]) = routines::add(x, y);
+            fn add_tree(rows: &[f32], distance: usize, count: usize, x: &mut [f32])
+                = routines::add_tree(rows, distance, count, x);
             fn softmax(x: &mut [f32], moments: &mut [f32])
                 = routines::softmax(routines::Unit::FUSED, x, moments);
             fn log_sum_exp(x: &[f32]) -> f32 = routines::log_sum_exp(routines::Unit::FUSED, x);
@@ -348,6 +352,7 @@ macro_rules! vector_table {
             gelu_tanh,
             swiglu,
             add,
+            add_tree,
             softmax,
             log_sum_exp,
             scores_f16,

@@ -7,7 +7,9 @@
 use super::lanes::Lanes;
 use super::octets::{OCTET, Octet};
 use super::product::Product;
-use super::{InstructionSet, Origin, PANEL, Simd, gemv, peak, product, recall, routines, shims, vector_table};
+use super::{
+    InstructionSet, Origin, PANEL, Simd, gemv, peak, product, recall, routines, shims, vector_table,
+};
 use half::{bf16, f16};
 use std::arch::aarch64::*;
 use std::arch::asm;

@@ -346,6 +346,41 @@ pub fn add(x: &mut [f32], y: &[f32]) {
     }
 }
 
+/// `x += sum of rows`, `count` of them (1, 2, 4 or 8) that lie `distance` apart in `rows`: neighbours are added first, then
+/// their sums, so that it is the same sum if some neighbours were added before.
+#[inline(always)]
+pub fn add_tree(rows: &[f32], distance: usize, count: usize, x: &mut [f32]) {
+    match count {
+        1 => add_tree_of::<1>(rows, distance, x),
+        2 => add_tree_of::<2>(rows, distance, x),
+        4 => add_tree_of::<4>(rows, distance, x),
+        8 => add_tree_of::<8>(rows, distance, x),
+        _ => panic!("{count} rows are no tree"),
+    }
+}
+
+#[inline(always)]
+fn add_tree_of<const N: usize>(rows: &[f32], distance: usize, x: &mut [f32]) {
+    let mut leaves = [&rows[..0]; N];
+    for leaf in 0..N {
+        leaves[leaf] = &rows[leaf * distance..][..x.len()];
+    }
+    for (at, value) in x.iter_mut().enumerate() {
+        let mut sums = [0.0; N];
+        for leaf in 0..N {
+            sums[leaf] = leaves[leaf][at];
+        }
+        let mut left = N / 2;
+        while left > 0 {
+            for pair in 0..left {
+                sums[pair] = sums[2 * pair] + sums[2 * pair + 1];
+            }
+            left /= 2;
+        }
+        *value += sums[0];
+    }
+}
+
 /// Softmax of rows in place; `moments` takes the maximum and the sum of `e^(x - maximum)` of each.
 #[inline(always)]
 pub fn softmax(unit: Unit, x: &mut [f32], moments: &mut [f32]) {

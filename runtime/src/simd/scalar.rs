@@ -30,6 +30,7 @@ pub(super) static TABLE: Simd = Simd {
     gelu_tanh: |x| routines::gelu_tanh(Unit::PLAIN, x),
     swiglu: |gate, up| routines::swiglu(Unit::PLAIN, gate, up),
     add: routines::add,
+    add_tree: routines::add_tree,
     softmax: |x, moments| routines::softmax(Unit::PLAIN, x, moments),
     log_sum_exp: |x| routines::log_sum_exp(Unit::PLAIN, x),
     scores_f16: |keys, query, out| scores(keys, f16::to_f32, query, out),

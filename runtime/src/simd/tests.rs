@@ -134,6 +134,35 @@ fn what_is_remembered_is_scored_and_mixed_as_in_float64() {
 }
 
 #[test]
+fn a_tree_is_the_same_sum_whatever_was_added_before() {
+    const LEAVES: usize = 8;
+    for table in Simd::available() {
+        for len in LENGTHS {
+            let distance = len + 3;
+            let (mut rows, x) = (values(LEAVES * distance, 71), values(len, 72));
+            let want: Vec<f64> = (0..len)
+                .map(|at| {
+                    (0..LEAVES).map(|leaf| f64::from(rows[leaf * distance + at])).sum::<f64>()
+                        + f64::from(x[at])
+                })
+                .collect();
+            let mut whole = x.clone();
+            (table.add_tree)(&rows, distance, LEAVES, &mut whole);
+            close(&whole, &want, 1e-6, 1e-6, table.name);
+            for apart in [2, 4, 8] {
+                for leaf in (0..LEAVES).step_by(apart) {
+                    let (to, from) = rows[leaf * distance..].split_at_mut(apart / 2 * distance);
+                    (table.add)(&mut to[..len], &from[..len]);
+                }
+                let mut folded = x.clone();
+                (table.add_tree)(&rows, apart * distance, LEAVES / apart, &mut folded);
+                assert_eq!(folded, whole, "{} {apart}", table.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn weights_that_stand_transposed_match_float64_and_pack_alike() {
     for table in Simd::available() {
         for inputs in [1, 2, 7, 8, 9, 16, 31, 97] {

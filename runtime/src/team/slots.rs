@@ -431,6 +431,23 @@ impl<'a> Member<'a> {
         self.index
     }
 
+    /// Number of members.
+    pub(crate) fn members(&self) -> usize {
+        self.members
+    }
+
+    /// Whether every member's own columns of a slot are those of its own items, where so many items of `width` columns
+    /// are dealt evenly: then nobody needs another's columns for its items.
+    pub(crate) fn deals_alike<T: Element>(&self, place: Place<T>, items: usize, width: usize) -> bool {
+        let slot = &self.slots.slots[place.index];
+        slot.columns == items * width
+            && (0..self.members).all(|member| {
+                let (_, columns) = Cut::Columns.part(slot, member, self.members);
+                let item = |member| share(items, member, self.members) * width;
+                columns == (item(member)..item(member + 1))
+            })
+    }
+
     /// The wish to stop, to be asked in long work between two calls of [`Member::open`], which asks itself.
     pub(crate) fn cancelled(&self) -> Cancelled<'a> {
         Cancelled(self.cancelled)
