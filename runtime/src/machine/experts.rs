@@ -107,6 +107,7 @@ impl Worker<'_, '_> {
 
         let (mut hidden,) = self.member.open((Mine(few, Cut::Columns),))?;
         let columns = hidden.columns();
+        let span = Projection::new(self.model, &bank.up(0)).span(1, &self.local.scratch);
         let Scratch { panels, passing, .. } = &mut self.local.scratch;
         let routed = &self.local.routed;
         for row in 0..rows.len() {
@@ -117,9 +118,9 @@ impl Worker<'_, '_> {
                 let end = (slot * stride + expert_width).min(columns.end);
                 let expert = routed.experts[row * slots + slot] as usize;
                 let projection = Projection::new(self.model, &bank.up(expert));
-                for first in (begin..end).step_by(BLOCK) {
+                for first in (begin..end).step_by(span) {
                     cancelled.check()?;
-                    let count = BLOCK.min(end - first);
+                    let count = span.min(end - first);
                     let outputs = first - slot * stride..first - slot * stride + count;
                     let to = &mut hidden.row(row)[first - columns.start..][..count];
                     projection.block(x, outputs, panels, passing, to, count);
@@ -129,13 +130,15 @@ impl Worker<'_, '_> {
 
         let (hidden, mut out) = self.member.open((Whole(few), Mine(out, Cut::Columns)))?;
         let columns = out.columns();
+        let span = Projection::new(self.model, &bank.down(0)).span(1, &self.local.scratch);
         let Scratch { panels, passing, .. } = &mut self.local.scratch;
         let Routed { experts, weights, partial, .. } = &mut self.local.routed;
+        let span = span.min(partial.len());
         for (row, to) in rows.enumerate() {
             let hidden = &hidden[row * slots * stride..][..slots * stride];
-            for first in columns.clone().step_by(BLOCK) {
+            for first in columns.clone().step_by(span) {
                 cancelled.check()?;
-                let count = BLOCK.min(columns.end - first);
+                let count = span.min(columns.end - first);
                 let sum = &mut out.row(to)[first - columns.start..][..count];
                 sum.fill(0.0);
                 for slot in 0..slots {

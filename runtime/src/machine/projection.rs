@@ -136,6 +136,16 @@ impl<'a> Projection<'a> {
         }
     }
 
+    /// Outputs that are computed at once: one row's weights go by as one stream as far as there is room for what passes a
+    /// gate, many rows' are widened a block at a time.
+    pub(super) fn span(&self, rows: usize, scratch: &Scratch) -> usize {
+        match (rows == 1 && !self.matrix.model.small, self.passing) {
+            (true, Some(_)) => scratch.passing.len().max(BLOCK),
+            (true, None) => self.matrix.outputs,
+            (false, _) => BLOCK,
+        }
+    }
+
     /// All of the member's columns of each of the rows `x` `[rows, inputs]`, into the rows of `out` from `to` on.
     pub(super) fn write(
         &self,
@@ -145,12 +155,12 @@ impl<'a> Projection<'a> {
         scratch: &mut Scratch,
         cancelled: Cancelled<'_>,
     ) -> Result<()> {
-        let Scratch { panels, block, passing } = scratch;
         let rows = x.len() / self.inputs;
-        let columns = out.columns();
-        for first in columns.clone().step_by(BLOCK) {
+        let (span, columns) = (self.span(rows, scratch), out.columns());
+        let Scratch { panels, block, passing } = scratch;
+        for first in columns.clone().step_by(span) {
             cancelled.check()?;
-            let count = BLOCK.min(columns.end - first);
+            let count = span.min(columns.end - first);
             let (outputs, start) = (first..first + count, first - columns.start);
             if rows == 1 {
                 let out = &mut out.row(to)[start..][..count];
