@@ -18,7 +18,7 @@ pub struct Graph {
 
 // SAFETY: the handle is plain data to the driver, whose calls may come from any thread; each call binds the context first.
 unsafe impl Send for Graph {}
-// SAFETY: as above; `replay` only reads the handle.
+// SAFETY: as above; replaying only reads the handle.
 unsafe impl Sync for Graph {}
 
 impl Device {
@@ -62,18 +62,23 @@ impl Device {
     }
 }
 
+impl Device {
+    /// Does all of a recorded sequence again, in the order of the stream; what goes wrong is recorded in the device.
+    pub fn replay(&self, graph: &Graph) {
+        if !Arc::ptr_eq(&self.inner, &graph.device.inner) {
+            return self.bug("a graph of another device".to_owned());
+        }
+        self.attempt("cuGraphLaunch", |inner| {
+            // SAFETY: instantiated by `capture` and destroyed only when dropped; no memory of the device is freed before that.
+            unsafe { result::graph::launch(graph.launchable, inner.stream) }
+        });
+    }
+}
+
 impl Graph {
     /// How many launches and copies it is made of.
     pub fn nodes(&self) -> usize {
         self.nodes
-    }
-
-    /// Does all of it again, in the order of the stream; what goes wrong is recorded in the device.
-    pub fn replay(&self) {
-        self.device.attempt("cuGraphLaunch", |inner| {
-            // SAFETY: instantiated above and destroyed only when dropped; no memory of the device is freed before that.
-            unsafe { result::graph::launch(self.launchable, inner.stream) }
-        });
     }
 }
 

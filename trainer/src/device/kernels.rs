@@ -14,19 +14,37 @@ use std::sync::atomic::AtomicUsize;
 /// What stands before every source: types, loads and stores, reductions, random draws, tensor cores.
 pub const HEADER: &str = include_str!("kernel.cuh");
 
-/// The kernels of one operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The kernels of one operation, or what several of them share.
+#[derive(Clone, Copy, Debug)]
 pub struct Source {
     /// Where it stands, for messages.
     pub file: &'static str,
-    /// All of it, without the header.
+    /// All of it, without what stands before it.
     pub text: &'static str,
+    /// What stands between the header and it.
+    pub before: Option<&'static Source>,
 }
 
 impl Source {
-    /// What is compiled: the header, then the source under its own line numbers.
+    /// A source that needs only the header.
+    pub const fn new(file: &'static str, text: &'static str) -> Source {
+        Source { file, text, before: None }
+    }
+
+    /// The same behind another source.
+    pub const fn behind(self, before: &'static Source) -> Source {
+        Source { before: Some(before), ..self }
+    }
+
+    /// What is compiled: the header, then the source, each under its own line numbers.
     pub fn whole(&self) -> String {
-        format!("#line 1 \"device/kernel.cuh\"\n{HEADER}\n#line 1 \"{}\"\n{}", self.file, self.text)
+        let header = Source::new("device/kernel.cuh", HEADER);
+        let parts = [Some(&header), self.before, Some(self)];
+        parts
+            .into_iter()
+            .flatten()
+            .map(|part| format!("#line 1 \"{}\"\n{}\n", part.file, part.text))
+            .collect()
     }
 }
 

@@ -171,8 +171,8 @@ fn pass(argument: &Argument, kind: Kind, owner: &Inner) -> Result<[u8; 8], Strin
         all[..4].copy_from_slice(&bytes);
         Ok(all)
     };
-    let fits = |of: &Inner, found: Element, element: Option<Element>| {
-        if !ptr::eq(of, owner) {
+    let fits = |of: Option<&Inner>, found: Element, element: Option<Element>| {
+        if of.is_some_and(|of| !ptr::eq(of, owner)) {
             return Err("memory of another device".to_owned());
         }
         match element {

@@ -57,12 +57,18 @@ impl Number for u64 {
     const ELEMENT: Element = Element::U64;
 }
 
-/// Device memory of its own, freed when dropped. A buffer of no elements allocates nothing.
+/// Device memory of its own, freed when dropped. A buffer of no elements allocates nothing and needs no device.
 pub struct Buffer {
-    owner: Arc<Inner>,
+    owner: Option<Arc<Inner>>,
     pointer: CUdeviceptr,
     len: usize,
     element: Element,
+}
+
+impl Default for Buffer {
+    fn default() -> Buffer {
+        Buffer { owner: None, pointer: 0, len: 0, element: Element::Value }
+    }
 }
 
 impl Buffer {
@@ -83,13 +89,13 @@ impl Buffer {
 
     /// All of it, to read.
     pub fn view(&self) -> View<'_> {
-        View { owner: &self.owner, pointer: self.pointer, len: self.len, element: self.element }
+        View { owner: self.owner.as_deref(), pointer: self.pointer, len: self.len, element: self.element }
     }
 
     /// All of it, to write.
     pub fn view_mut(&mut self) -> ViewMut<'_> {
         ViewMut {
-            owner: &self.owner,
+            owner: self.owner.as_deref(),
             pointer: self.pointer,
             len: self.len,
             element: self.element,
@@ -124,14 +130,13 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.pointer == 0 {
-            return;
-        }
-        let mut kept = self.owner.kept_for_graphs();
-        if kept.graphs > 0 {
-            kept.memory.push(self.pointer);
-        } else {
-            self.owner.free(self.pointer);
+        if let Some(owner) = self.owner.as_ref().filter(|_| self.pointer != 0) {
+            let mut kept = owner.kept_for_graphs();
+            if kept.graphs > 0 {
+                kept.memory.push(self.pointer);
+            } else {
+                owner.free(self.pointer);
+            }
         }
     }
 }
@@ -139,7 +144,7 @@ impl Drop for Buffer {
 /// Borrowed device memory, to read.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    pub(super) owner: &'a Inner,
+    pub(super) owner: Option<&'a Inner>,
     pub(super) pointer: CUdeviceptr,
     len: usize,
     pub(super) element: Element,
@@ -158,19 +163,25 @@ impl<'a> View<'a> {
 
     /// A stretch of it; outside it panics, as a slice does.
     pub fn part(self, range: Range<usize>) -> View<'a> {
-        let start = start(&range, self.len, self.element.bytes(self.owner.precision));
+        let start = start(&range, self.len, bytes(self.owner, self.element));
         View { pointer: self.pointer + start, len: range.len(), ..self }
     }
 
     /// Bytes it spans.
     pub(super) fn bytes(&self) -> usize {
-        self.len * self.element.bytes(self.owner.precision)
+        self.len * bytes(self.owner, self.element)
+    }
+
+    /// The same bytes as elements of another kind, as many as fit; it panics where they would not be aligned.
+    pub fn cast(self, element: Element) -> View<'a> {
+        let len = recount(self.owner, self.pointer, self.bytes(), element);
+        View { len, element, ..self }
     }
 }
 
 /// Borrowed device memory, to write.
 pub struct ViewMut<'a> {
-    pub(super) owner: &'a Inner,
+    pub(super) owner: Option<&'a Inner>,
     pub(super) pointer: CUdeviceptr,
     len: usize,
     pub(super) element: Element,
@@ -200,14 +211,20 @@ impl<'a> ViewMut<'a> {
 
     /// A stretch of it; outside it panics, as a slice does.
     pub fn part(self, range: Range<usize>) -> ViewMut<'a> {
-        let start = start(&range, self.len, self.element.bytes(self.owner.precision));
+        let start = start(&range, self.len, bytes(self.owner, self.element));
         ViewMut { pointer: self.pointer + start, len: range.len(), ..self }
+    }
+
+    /// The same bytes as elements of another kind, as many as fit; it panics where they would not be aligned.
+    pub fn cast(self, element: Element) -> ViewMut<'a> {
+        let len = recount(self.owner, self.pointer, self.view().bytes(), element);
+        ViewMut { len, element, ..self }
     }
 
     /// What stands before element `at`, and the rest; it panics where `at` is behind the end.
     pub fn split(self, at: usize) -> (ViewMut<'a>, ViewMut<'a>) {
         let (owner, element) = (self.owner, self.element);
-        let start = start(&(at..self.len), self.len, element.bytes(owner.precision));
+        let start = start(&(at..self.len), self.len, bytes(owner, element));
         let behind = ViewMut {
             owner,
             pointer: self.pointer + start,
@@ -217,6 +234,18 @@ impl<'a> ViewMut<'a> {
         };
         (ViewMut { len: at, ..self }, behind)
     }
+}
+
+/// Bytes of an element; where there is no device there are no elements.
+fn bytes(owner: Option<&Inner>, element: Element) -> usize {
+    owner.map_or(0, |owner| element.bytes(owner.precision))
+}
+
+/// How many elements are in so many bytes from `pointer` on.
+fn recount(owner: Option<&Inner>, pointer: CUdeviceptr, held: usize, element: Element) -> usize {
+    let size = bytes(owner, element).max(1);
+    assert!(pointer.is_multiple_of(size as u64), "{element:?} at {pointer:#x}");
+    held / size
 }
 
 /// Where a stretch of `len` elements begins, in bytes.
@@ -242,7 +271,7 @@ impl Device {
     pub fn buffer(&self, element: Element, len: usize) -> Result<Buffer> {
         let inner = &self.inner;
         self.check()?;
-        let mut buffer = Buffer { owner: Arc::clone(inner), pointer: 0, len: 0, element };
+        let mut buffer = Buffer { owner: Some(Arc::clone(inner)), pointer: 0, len: 0, element };
         if len == 0 {
             return Ok(buffer);
         }
@@ -295,7 +324,7 @@ impl Device {
     pub fn zero<'a>(&self, to: impl Into<ViewMut<'a>>) {
         let to = to.into();
         let view = to.view();
-        if !self.holds(view.owner, "zero") || to.is_empty() {
+        if to.is_empty() || !self.holds(view.owner, "zero") {
             return;
         }
         self.attempt("cuMemsetD8Async", |inner| {
@@ -307,14 +336,11 @@ impl Device {
     /// Device to device, in the order of the stream.
     pub fn copy<'a, 'b>(&self, from: impl Into<View<'a>>, to: impl Into<ViewMut<'b>>) {
         let (from, to) = (from.into(), to.into());
-        if !self.holds(from.owner, "copy") || !self.holds(to.owner, "copy") {
-            return;
-        }
         if (from.len, from.element) != (to.len, to.element) {
             return self
                 .bug(format!("{} x {:?} copied to {} x {:?}", from.len, from.element, to.len, to.element));
         }
-        if from.is_empty() {
+        if from.is_empty() || !self.holds(from.owner, "copy") || !self.holds(to.owner, "copy") {
             return;
         }
         self.attempt("cuMemcpyDtoDAsync", |inner| {
@@ -374,13 +400,10 @@ impl Device {
 
     fn upload_bytes(&self, from: &[u8], to: ViewMut) {
         let view = to.view();
-        if !self.holds(view.owner, "upload") {
-            return;
-        }
         if from.len() != view.bytes() {
             return self.bug(format!("{} bytes uploaded to {}", from.len(), view.bytes()));
         }
-        if from.is_empty() {
+        if from.is_empty() || !self.holds(view.owner, "upload") {
             return;
         }
         self.attempt("cuMemcpyHtoDAsync", |inner| {
@@ -394,13 +417,10 @@ impl Device {
     }
 
     fn download_bytes(&self, from: View, to: &mut [u8]) {
-        if !self.holds(from.owner, "download") {
-            return;
-        }
         if to.len() != from.bytes() {
             return self.bug(format!("{} bytes downloaded to {}", from.bytes(), to.len()));
         }
-        if to.is_empty() {
+        if to.is_empty() || !self.holds(from.owner, "download") {
             return;
         }
         self.attempt("cuMemcpyDtoHAsync", |inner| {

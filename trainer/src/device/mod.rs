@@ -236,8 +236,8 @@ impl Device {
     }
 
     /// Whether memory is this device's, which is kept as our mistake if not.
-    fn holds(&self, owner: &Inner, work: &str) -> bool {
-        let ours = std::ptr::eq(owner, Arc::as_ptr(&self.inner));
+    fn holds(&self, owner: Option<&Inner>, work: &str) -> bool {
+        let ours = owner.is_some_and(|owner| std::ptr::eq(owner, Arc::as_ptr(&self.inner)));
         if !ours {
             self.bug(format!("{work}: memory of another device"));
         }
