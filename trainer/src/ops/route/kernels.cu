@@ -32,22 +32,6 @@ __device__ __forceinline__ u32 word_of(const words4& words, u32 index) {
     return index & 2 ? high : low;
 }
 
-// Eight columns of one row, zero beyond its width.
-template <class T>
-__device__ __forceinline__ void read8(const T* row, u32 column, u32 width, bool aligned, float (&to)[8]) {
-    if (aligned && column + 8 <= width) {
-#pragma unroll
-        for (u32 i = 0; i < 8; i += Pack<T>::count) {
-            const Pack<T> some = load16(row + column + i);
-#pragma unroll
-            for (u32 k = 0; k < Pack<T>::count; ++k) to[i + k] = widen(some.at[k]);
-        }
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < 8; ++i) to[i] = column + i < width ? widen(row[column + i]) : 0.0f;
-    }
-}
-
 // The factors on eight columns of a row's input; `column` is a multiple of eight.
 __device__ __forceinline__ void jitter8(u64 seed, u64 step, u64 site, u64 row, u32 width, u32 column, float reach,
                                         float (&x)[8]) {
@@ -420,7 +404,7 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     if (noise != nullptr)
         add_rows_product(d_scales, noise, row_numbers, count, column, width, aligned16(noise, width), sums);
-    const bool aligned = aligned16(d_x, width) && column + 8 <= width;
+    const bool aligned = aligned16(d_x, width);
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
         if (first + i >= rows) break;
@@ -431,19 +415,7 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
             for (u32 k = 0; k < 8; ++k) sums[i][k] += before[k];
         }
-        if (aligned) {
-#pragma unroll
-            for (u32 k = 0; k < 8; k += pack::count) {
-                pack some;
-#pragma unroll
-                for (u32 j = 0; j < pack::count; ++j) some.at[j] = narrow(sums[i][k + j]);
-                store16(to + column + k, some);
-            }
-        } else {
-#pragma unroll
-            for (u32 k = 0; k < 8; ++k)
-                if (column + k < width) to[column + k] = narrow(sums[i][k]);
-        }
+        write8(to, column, width, aligned, sums[i]);
     }
 }
 
