@@ -231,6 +231,7 @@ fn updates_are_pytorchs() {
                     decay_vectors: true,
                     coupled: run.kind == OptimizerKind::Adam,
                     step,
+                    clip: 0.0,
                     gradient_scale: if run.clip > 0.0 { clipped } else { 1.0 },
                 };
                 let adam = match run.kind {

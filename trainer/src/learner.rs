@@ -359,7 +359,14 @@ impl<B: Backend> Learner<B> {
                     let Optimizer { first, second, .. } = optimizer;
                     backend.adamw(&adam, seen, params, first, second, &mut shard.grads);
                     if mixing.bias_rate > 0.0 {
-                        shift_selection(backend, params, shard.replay.program(), mixing.bias_rate, loads, record);
+                        shift_selection(
+                            backend,
+                            params,
+                            shard.replay.program(),
+                            mixing.bias_rate,
+                            loads,
+                            record,
+                        );
                     }
                 }
                 backend.tally(loads, seen);
@@ -402,7 +409,8 @@ impl<B: Backend> Learner<B> {
         Work { backend, params, cut: *cut, shape: *shape, mixing, rows }.finish(shards, totals);
         let mut loss = 0.0;
         backend.read(&totals.loss, std::slice::from_mut(&mut loss))?;
-        let grads = self.shards.first().map(|shard| self.arena(&shard.grads)).transpose()?.unwrap_or_default();
+        let grads =
+            self.shards.first().map(|shard| self.arena(&shard.grads)).transpose()?.unwrap_or_default();
         if let Some(shard) = self.shards.first_mut() {
             self.backend.upload(&vec![0.0; grads.len()], &mut shard.grads);
         }
@@ -642,8 +650,7 @@ mod tests {
                 assert_eq!(shape.cut_for(1, device), Cut { shards: 1, passes: 1, sequences });
             }
         }
-        let cut =
-            |sequences, block, parameters| BatchShape { sequences, block }.cut_for(parameters, cpu);
+        let cut = |sequences, block, parameters| BatchShape { sequences, block }.cut_for(parameters, cpu);
         assert_eq!(cut(16, 8, 1), Cut { shards: 2, passes: 1, sequences: 8 });
         assert_eq!(cut(64, 256, MAX_SHARD_PARAMETERS), Cut { shards: 4, passes: 4, sequences: 4 });
         assert_eq!(cut(64, 256, MAX_SHARD_PARAMETERS + 1), Cut { shards: 1, passes: 16, sequences: 4 });

@@ -54,7 +54,9 @@ impl Mixing {
 
     /// Whether a step draws noise for them.
     pub fn disturbs(&self) -> bool {
-        [self.jitter, self.expert_dropout, self.output_dropout, self.router_dropout].iter().any(|size| *size > 0.0)
+        [self.jitter, self.expert_dropout, self.output_dropout, self.router_dropout]
+            .iter()
+            .any(|size| *size > 0.0)
     }
 
     /// Most rows one of `count` experts takes of `rows` that choose `active` each.

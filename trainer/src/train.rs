@@ -163,12 +163,7 @@ struct Trainer<B: Backend> {
 
 impl<B: Backend> Trainer<B> {
     /// Starts from the newest checkpoint that verifies, or from fresh weights.
-    fn begin(
-        backend: B,
-        (device, memory): (String, MemoryPlan),
-        run: Run,
-        plan: Plan,
-    ) -> Result<Trainer<B>> {
+    fn begin(backend: B, (device, memory): (String, MemoryPlan), run: Run, plan: Plan) -> Result<Trainer<B>> {
         let Plan { recipe, newest, problems, config, sampled: (generation, tokenizer), data } = plan;
         let options = &recipe.options;
         let layout = Layout::new(&config);

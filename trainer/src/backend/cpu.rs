@@ -4,6 +4,7 @@
 mod arena;
 
 use super::{Backend, Embed, Held, Limits, Phase, Rows, Seen, Write};
+use crate::memory::{self, MemoryPlan};
 use crate::ops::activation::Hidden;
 use crate::ops::adamw::{self, Adam};
 use crate::ops::attention::{self, Heads};
@@ -14,7 +15,6 @@ use crate::ops::loss::{self, Classes, Gradients};
 use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Balance, Disturbance, Router, Routing};
 use crate::ops::{activation, add, embedding, experts, linear, norm, query_key_norm, rotary, route};
-use crate::memory::{self, MemoryPlan};
 use crate::params::Params;
 use crate::tape::Program;
 use arena::{grad, grad_pair, head_of, part, piece_rows, router_of, split_off};

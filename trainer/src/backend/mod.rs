@@ -6,6 +6,7 @@
 
 pub mod cpu;
 
+use crate::memory::MemoryPlan;
 use crate::ops::activation::Hidden;
 use crate::ops::adamw::Adam;
 use crate::ops::attention::Heads;
@@ -14,7 +15,6 @@ use crate::ops::experts::Way;
 use crate::ops::loss::Classes;
 use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Disturbance, Router};
-use crate::memory::MemoryPlan;
 use crate::params::Params;
 use crate::tape::Program;
 use formats::config::NormKind;

@@ -344,7 +344,16 @@ impl<B: Backend> Replay<B> {
                 Op::Linear { x, linear, out } => {
                     self.make_gradient_in_scratch(x, |this, d_x, scratch| {
                         let (x, d_out) = (this.value(x), this.gradient(out));
-                        backend.linear_backward(rows, x, &linear, params, d_out, (d_x, write), grads, scratch);
+                        backend.linear_backward(
+                            rows,
+                            x,
+                            &linear,
+                            params,
+                            d_out,
+                            (d_x, write),
+                            grads,
+                            scratch,
+                        );
                     });
                 }
                 Op::Attention { qkv, out, kept, site } => {
