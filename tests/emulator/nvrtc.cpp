@@ -94,7 +94,8 @@ std::string folder() {
 
 int build(Program& program, int count, const char* const* options) {
     long capability = 0;
-    std::vector<std::string> words = {"-std=c++17", "-O1",  "-g1", "-fPIC", "-w", "-ffp-contract=off", "-fno-strict-aliasing",
+    // Without weak symbols shared memory of templates lies in the same section as all other.
+    std::vector<std::string> words = {"-std=c++17", "-fno-weak", "-O1",  "-g1", "-fPIC", "-w", "-ffp-contract=off", "-fno-strict-aliasing",
                                       "-DLECTERN_HOST", "-I", LECTERN_EMULATOR_HOME};
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
