@@ -107,9 +107,9 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 extern "C" __global__ void __launch_bounds__(256)
     route_choose(float* __restrict__ kept, const float* __restrict__ scales, const float* __restrict__ bias,
                  value* __restrict__ weights, u32* __restrict__ chosen, u32* __restrict__ masks, u32 rows, u32 count,
-                 u32 active, u32 shared, u32 sigmoid, u32 renormalised, u32 noisy, const Clock* clock, u64 seed,
-                 u64 first_row, u64 noise_site, u64 output_site, u32 output_threshold, float output_scale,
-                 u64 expert_site, u32 expert_threshold) {
+                 u32 active, u32 shared, u32 sigmoid, u32 renormalised, u32 noisy, const Clock* clock, u64 noise_seed,
+                 u64 noise_site, u64 noise_first_row, u64 output_seed, u64 output_site, u64 output_first_row,
+                 u32 output_threshold, float output_scale, u64 expert_seed, u64 expert_site, u32 expert_threshold) {
     DYNAMIC_SHARED(u32, bits);
     for (u32 expert = threadIdx.x; expert < count; expert += blockDim.x) bits[expert] = 0;
     __syncthreads();
@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (without) {
         float left = 0.0f;
         for (u32 expert = lane(); expert < count; expert += 32) {
-            const words4 words = dropout_words(seed, step, expert_site, 0, count, expert / 4);
+            const words4 words = dropout_words(expert_seed, step, expert_site, 0, count, expert / 4);
             left += word_of(words, expert % 4) < expert_threshold ? 0.0f : 1.0f;
         }
         without = warp_sum(left) >= float(active);
@@ -137,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 if (scales != nullptr) {
                     // Two words make one normal number (Box and Muller 1958).
                     const words4 words =
-                        dropout_words(seed, step, noise_site, first_row + row, 2 * count, expert / 2);
+                        dropout_words(noise_seed, step, noise_site, noise_first_row + row, 2 * count, expert / 2);
                     const u32 one = expert & 1 ? words.at[2] : words.at[0];
                     const u32 two = expert & 1 ? words.at[3] : words.at[1];
                     const float size = sqrtf(-2.0f * logf(1.0f - uniform(one)));
@@ -149,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 slopes[expert] = slope;
             }
             if (without) {
-                const words4 words = dropout_words(seed, step, expert_site, 0, count, expert / 4);
+                const words4 words = dropout_words(expert_seed, step, expert_site, 0, count, expert / 4);
                 if (word_of(words, expert % 4) < expert_threshold) logit = negative_infinity();
             }
             scores[expert] = logit;
@@ -203,7 +203,8 @@ extern "C" __global__ void __launch_bounds__(256)
             float weight = scores[chosen[at]];
             if (renormalised) weight /= chosen_sum;
             if (output_threshold > 0) {
-                const words4 words = dropout_words(seed, step, output_site, first_row + row, slots, slot / 4);
+                const words4 words =
+                    dropout_words(output_seed, step, output_site, output_first_row + row, slots, slot / 4);
                 weight *= word_of(words, slot % 4) < output_threshold ? 0.0f : output_scale;
             }
             weights[at] = narrow(weight);
@@ -260,7 +261,8 @@ extern "C" __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(256)
     route_place(const u32* __restrict__ chosen, const u32* __restrict__ masks, const u32* __restrict__ before,
                 const u32* __restrict__ totals, u32* __restrict__ place, u32* __restrict__ offsets,
-                u32* __restrict__ row_of, u32 rows, u32 chunks, u32 count, u32 active, u32 shared, u32 capacity) {
+                u32* __restrict__ row_of, u32 rows, u32 assignments, u32 chunks, u32 count, u32 active,
+                u32 shared, u32 capacity) {
     DYNAMIC_SHARED(u32, begins);
     const u32 experts = count + shared, slots = active + shared;
     if (warp() == 0) {
@@ -278,7 +280,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (blockIdx.x == 0)
         for (u32 expert = threadIdx.x; expert <= experts; expert += blockDim.x) offsets[expert] = begins[expert];
     const u32 assignment = blockIdx.x * blockDim.x + threadIdx.x;
-    if (assignment >= rows * slots) return;
+    if (assignment >= assignments) return;
     const u32 row = assignment / slots, expert = chosen[assignment];
     u32 rank = row;
     if (expert < count) {
@@ -302,7 +304,7 @@ extern "C" __global__ void __launch_bounds__(256)
                           const value* __restrict__ d_weights, const float* __restrict__ shares,
                           float* __restrict__ d_logits, float* __restrict__ d_scales, u32 rows, u32 count, u32 active,
                           u32 slots, u32 sigmoid, u32 renormalised, float factor, float z_factor, const Clock* clock,
-                          u64 seed, u64 first_row, u64 output_site, u32 output_threshold, float output_scale) {
+                          u64 seed, u64 site, u64 first_row, u32 threshold, float scale) {
     const u32 row = blockIdx.x * 8 + warp();
     if (row >= rows) return;
     const u64 step = clock->step;
@@ -313,9 +315,9 @@ extern "C" __global__ void __launch_bounds__(256)
     d_weights += u64(row) * slots;
     const auto through = [&](u32 slot) {
         float d = widen(d_weights[slot]);
-        if (output_threshold > 0) {
-            const words4 words = dropout_words(seed, step, output_site, first_row + row, slots, slot / 4);
-            d *= word_of(words, slot % 4) < output_threshold ? 0.0f : output_scale;
+        if (threshold > 0) {
+            const words4 words = dropout_words(seed, step, site, first_row + row, slots, slot / 4);
+            d *= word_of(words, slot % 4) < threshold ? 0.0f : scale;
         }
         return d;
     };
@@ -570,11 +572,13 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // Moves the selection bias of an expert below the mean load up by `rate`, and of one above it down
-// (Wang et al. 2024, algorithm 1).
+// (Wang et al. 2024, algorithm 1); nothing where the third number of `record` is not zero.
 // registers: 40
 extern "C" __global__ void __launch_bounds__(256)
-    route_shift(const double* __restrict__ load, float* __restrict__ bias, u32 count, float rate) {
+    route_shift(const double* __restrict__ load, const double* __restrict__ record, float* __restrict__ bias, u32 count,
+                float rate) {
     __shared__ double sums[256];
+    if (record[2] != 0.0) return;
     const double mean = sum_counts(load, count, sums) / double(count);
     for (u32 expert = threadIdx.x; expert < count; expert += 256) {
         const double asked = load[expert];
