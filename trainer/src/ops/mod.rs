@@ -25,5 +25,8 @@ use crate::device::kernels::Source;
 const TILE: Source = Source::new("ops/linear/tile.cuh", include_str!("linear/tile.cuh"));
 
 /// The kernels of every operation that has some, one line each.
-pub const KERNELS: &[Source] =
-    &[Source::new("ops/linear/kernels.cu", include_str!("linear/kernels.cu")).behind(&TILE)];
+pub const KERNELS: &[Source] = &[
+    Source::new("ops/experts/kernels.cu", include_str!("experts/kernels.cu")).behind(&TILE),
+    Source::new("ops/linear/kernels.cu", include_str!("linear/kernels.cu")).behind(&TILE),
+    Source::new("ops/route/kernels.cu", include_str!("route/kernels.cu")),
+];

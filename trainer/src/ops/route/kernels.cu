@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // logarithm of the sum and the noise's slope; `scales` is null without noise; `masks` `[count, chunks]` gets the bits.
 // A block takes one chunk, a warp four of its rows. Dynamic shared memory: `count` words.
 // registers: 64
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     route_choose(float* __restrict__ kept, const float* __restrict__ scales, const float* __restrict__ bias,
                  value* __restrict__ weights, u32* __restrict__ chosen, u32* __restrict__ masks, u32 rows, u32 count,
                  u32 active, u32 shared, u32 sigmoid, u32 renormalised, u32 noisy, const Clock* clock, u64 noise_seed,
