@@ -190,7 +190,8 @@ __device__ __forceinline__ void store8(float* to, const octet& x) {
 }
 
 // Eight elements of a row from `column` on, zero past its end. `aligned`: every row begins at a multiple of 16 bytes.
-template <class T> __device__ __forceinline__ octet read8(const T* row, u64 column, u64 width, bool aligned) {
+template <class T, class Count>
+__device__ __forceinline__ octet read8(const T* row, Count column, Count width, bool aligned) {
     if (aligned && column + 8 <= width) return load8(row + column);
     octet x;
     for (u32 i = 0; i < 8; ++i) x.at[i] = column + i < width ? widen(row[column + i]) : 0.0f;
@@ -198,8 +199,8 @@ template <class T> __device__ __forceinline__ octet read8(const T* row, u64 colu
 }
 
 // Writes them, and nothing past the row's end.
-template <class T>
-__device__ __forceinline__ void write8(T* row, u64 column, u64 width, bool aligned, const octet& x) {
+template <class T, class Count>
+__device__ __forceinline__ void write8(T* row, Count column, Count width, bool aligned, const octet& x) {
     if (aligned && column + 8 <= width) return store8(row + column, x);
     for (u32 i = 0; i < 8; ++i) {
         if (column + i < width) row[column + i] = narrow_to<T>(x.at[i]);

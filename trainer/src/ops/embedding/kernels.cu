@@ -166,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // The tokens that begin in one stretch and end in another: the warp of the first adds up their parts.
 // registers: 64
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     embed_backward_across(const u32* __restrict__ ids, const u32* __restrict__ order, const float* __restrict__ parts,
                           float* __restrict__ d_tokens, u32 rows, u32 width) {
     const u32 chunk = blockIdx.x * WARPS + warp(), column = (blockIdx.y * 32 + lane()) * 8;

@@ -218,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(1024)
 
 // For rows of any width, one block of 512 threads a row.
 // registers: 128
-extern "C" __global__ void __launch_bounds__(512)
+extern "C" __global__ void __launch_bounds__(512, 1)
     norm_backward_wide(const value* __restrict__ x, const float* __restrict__ gain, const float* __restrict__ moments,
                        const value* __restrict__ d_out, value* __restrict__ d_x, float* __restrict__ partials, u32 rows,
                        u32 each, u32 width, u32 several, u64 stride, u64 offset, u32 moment_stride, u32 moment_offset,
