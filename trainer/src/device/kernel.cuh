@@ -146,6 +146,39 @@ template <class T> __device__ __forceinline__ bool aligned16(const T* at, u64 st
     return reinterpret_cast<u64>(at) % 16 == 0 && stride % Pack<T>::count == 0;
 }
 
+// Eight columns of one row, zero beyond its width.
+template <class T>
+__device__ __forceinline__ void read8(const T* row, u32 column, u32 width, bool aligned, float (&to)[8]) {
+    if (aligned && column + 8 <= width) {
+#pragma unroll
+        for (u32 i = 0; i < 8; i += Pack<T>::count) {
+            const Pack<T> some = load16(row + column + i);
+#pragma unroll
+            for (u32 k = 0; k < Pack<T>::count; ++k) to[i + k] = widen(some.at[k]);
+        }
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 8; ++i) to[i] = column + i < width ? widen(row[column + i]) : 0.0f;
+    }
+}
+
+// Sets eight columns of one row, those within its width.
+__device__ __forceinline__ void write8(value* row, u32 column, u32 width, bool aligned, const float (&from)[8]) {
+    if (aligned && column + 8 <= width) {
+#pragma unroll
+        for (u32 i = 0; i < 8; i += pack::count) {
+            pack some;
+#pragma unroll
+            for (u32 k = 0; k < pack::count; ++k) some.at[k] = narrow(from[i + k]);
+            store16(row + column + i, some);
+        }
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 8; ++i)
+            if (column + i < width) row[column + i] = narrow(from[i]);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------- reductions
 
 __device__ __forceinline__ u32 lane() { return threadIdx.x % 32; }

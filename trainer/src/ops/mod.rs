@@ -18,3 +18,12 @@ pub mod route;
 
 #[cfg(test)]
 pub(crate) mod check;
+
+use crate::device::kernels::Source;
+
+/// The tile of a matrix product, which several operations multiply by.
+const TILE: Source = Source::new("ops/linear/tile.cuh", include_str!("linear/tile.cuh"));
+
+/// The kernels of every operation that has some, one line each.
+pub const KERNELS: &[Source] =
+    &[Source::new("ops/linear/kernels.cu", include_str!("linear/kernels.cu")).behind(&TILE)];

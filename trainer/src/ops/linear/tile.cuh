@@ -313,3 +313,52 @@ __device__ inline void each(const T& tile, Apply apply) {
 }
 
 #endif
+
+// Where a product's result goes: one of the two is null.
+struct Result {
+    value* values;
+    float* floats;
+    const float* bias;
+    u64 stride;
+    u32 rows, columns;
+    bool add;
+
+    // Whether every pair of columns begins at a multiple of its size.
+    __device__ bool even() const {
+        u64 at = values != nullptr ? (u64)values / sizeof(value) : (u64)floats / sizeof(float);
+        return ((at | stride) & 1) == 0;
+    }
+
+    __device__ void store(u64 at, float sum) const {
+        if (values != nullptr) {
+            values[at] = narrow(add ? widen(values[at]) + sum : sum);
+        } else {
+            floats[at] = add ? floats[at] + sum : sum;
+        }
+    }
+};
+
+// Stores what a tile holds.
+template <class T>
+__device__ inline void store_tile(const T& tile, const Result& out, u32 first_row, u32 first_column) {
+    bool even = out.even();
+    each(tile, [&](u32 row, u32 column, float left, float right) {
+        row += first_row;
+        column += first_column;
+        if (row >= out.rows || column >= out.columns) return;
+        bool both = column + 1 < out.columns;
+        if (out.bias != nullptr) {
+            left += out.bias[column];
+            if (both) right += out.bias[column + 1];
+        }
+        u64 at = row * out.stride + column;
+        if (!both || !even) {
+            out.store(at, left);
+            if (both) out.store(at + 1, right);
+        } else if (out.values != nullptr) {
+            store_pair(out.values + at, left, right, out.add);
+        } else {
+            store_pair(out.floats + at, left, right, out.add);
+        }
+    });
+}
