@@ -270,6 +270,8 @@ __device__ __forceinline__ words4 draws(u64 seed, u32 purpose, u64 step, u64 blo
     const u64 place = (block & 0x00ffffffffffffffull) | (u64(purpose) << 56);
     u32 c0 = u32(place), c1 = u32(place >> 32), c2 = u32(step), c3 = u32(step >> 32);
     u32 k0 = u32(seed), k1 = u32(seed >> 32);
+    // Unrolled it would hold twenty keys in registers.
+#pragma unroll 1
     for (u32 round = 0; round < 10; ++round) {
         const u64 left = u64(0xD2511F53u) * c0, right = u64(0xCD9E8D57u) * c2;
         c0 = u32(right >> 32) ^ c1 ^ k0;
