@@ -2,8 +2,9 @@
 //! the most tiles there could be.
 
 use super::Way;
-use crate::device::{Device, Grid, Precision, View, ViewMut};
+use crate::device::{Device, Grid, View, ViewMut};
 use crate::launch;
+use crate::ops::linear::cuda::{THREADS, Tile};
 use crate::ops::route::Router;
 use crate::ops::route::cuda::Routing;
 use formats::Layout;
@@ -42,25 +43,13 @@ impl Maps {
     }
 }
 
-/// Tiles from which on large ones keep the device busy.
-const ENOUGH: usize = 256;
-
-/// A tile of a product: its side, the end of its kernels' names, and its shared memory in bytes.
-fn tile(device: &Device, rows: usize, columns: usize) -> (usize, &'static str, usize) {
-    let large = rows.div_ceil(128) * columns.div_ceil(128) >= ENOUGH;
-    let (side, name) = if large { (128, "large") } else { (64, "small") };
-    (side, name, match device.precision() {
-        Precision::Bf16 => 4 * 2 * side * 32 * 2,
-        Precision::F32 => (2 * side + 8) * 16 * 4,
-    })
-}
-
-/// One product of every expert's rows with its matrix: the grid and the most tiles of rows.
-fn rows_grid(device: &Device, routing: &Routing, columns: usize) -> (Grid, &'static str, usize) {
+/// One product of every expert's rows with its matrix: its kernel's grid, and the most tiles of rows.
+fn over_rows(device: &Device, routing: &Routing, columns: usize) -> (Tile, Grid, usize) {
     let (rows, experts) = (routing.assignments(), routing.experts());
-    let (side, name, shared) = tile(device, rows, columns);
-    let tiles = rows / side + experts.min(rows);
-    (Grid::line(tiles * columns.div_ceil(side), 128).with_shared(shared), name, tiles)
+    let tile = Tile::of(device, rows, columns);
+    let tiles = rows / tile.side() + experts.min(rows);
+    let blocks = tiles * columns.div_ceil(tile.side());
+    (tile, Grid::line(blocks, THREADS).with_shared(tile.shared(device.precision())), tiles)
 }
 
 /// One affine map of each expert's rows: `out` and `x` `[rows slots, _]`, sorted. `working` and `master` are the arenas.
@@ -73,10 +62,14 @@ pub fn forward(
     master: View,
     out: ViewMut,
 ) {
-    let (grid, name, tiles) = rows_grid(device, routing, maps.outputs);
+    let (tile, grid, tiles) = over_rows(device, routing, maps.outputs);
+    let name = match tile {
+        Tile::Large => "experts_outputs_large",
+        Tile::Small => "experts_outputs_small",
+    };
     launch!(
         device,
-        &format!("experts_outputs_{name}"),
+        name,
         grid,
         x,
         working.part(maps.weights.clone()),
@@ -102,10 +95,14 @@ pub fn backward(
     d_x: ViewMut,
     mut grads: ViewMut,
 ) {
-    let (grid, name, tiles) = rows_grid(device, routing, maps.inputs);
+    let (tile, grid, tiles) = over_rows(device, routing, maps.inputs);
+    let name = match tile {
+        Tile::Large => "experts_inputs_large",
+        Tile::Small => "experts_inputs_small",
+    };
     launch!(
         device,
-        &format!("experts_inputs_{name}"),
+        name,
         grid,
         d_out,
         working.part(maps.weights.clone()),
@@ -117,13 +114,17 @@ pub fn backward(
         maps.inputs,
         maps.outputs
     );
-    let (side, name, shared) = tile(device, maps.outputs * routing.experts(), maps.inputs);
-    let tiles = maps.outputs.div_ceil(side) * maps.inputs.div_ceil(side);
-    let experts = routing.experts() as u32;
+    let experts = routing.experts();
+    let tile = Tile::of(device, maps.outputs * experts, maps.inputs);
+    let name = match tile {
+        Tile::Large => "experts_weights_large",
+        Tile::Small => "experts_weights_small",
+    };
+    let grid = tile.grid(device, maps.outputs, maps.inputs);
     launch!(
         device,
-        &format!("experts_weights_{name}"),
-        Grid { blocks: [tiles as u32, experts, 1], ..Grid::line(0, 128).with_shared(shared) },
+        name,
+        Grid { blocks: [grid.blocks[0], experts as u32, 1], ..grid },
         d_out,
         x,
         grads.reborrow().part(maps.weights.clone()),
@@ -136,7 +137,7 @@ pub fn backward(
         launch!(
             device,
             "experts_bias",
-            Grid { blocks: [maps.outputs.div_ceil(32) as u32, experts, 1], ..Grid::line(0, 256) },
+            Grid { blocks: [maps.outputs.div_ceil(32) as u32, experts as u32, 1], ..Grid::line(0, 256) },
             d_out,
             grads.part(biases),
             maps.step,

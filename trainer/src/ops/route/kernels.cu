@@ -34,12 +34,12 @@ __device__ __forceinline__ u32 word_of(const words4& words, u32 index) {
 
 // The factors on eight columns of a row's input; `column` is a multiple of eight.
 __device__ __forceinline__ void jitter8(u64 seed, u64 step, u64 site, u64 row, u32 width, u32 column, float reach,
-                                        float (&x)[8]) {
+                                        octet& x) {
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
         const words4 words = dropout_words(seed, step, site, row, width, column / 4 + half);
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) x[4 * half + i] *= 1.0f + reach * (2.0f * uniform(words.at[i]) - 1.0f);
+        for (u32 i = 0; i < 4; ++i) x.at[4 * half + i] *= 1.0f + reach * (2.0f * uniform(words.at[i]) - 1.0f);
     }
 }
 
@@ -75,22 +75,21 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     const bool x_aligned = aligned16(x, width), weight_aligned = aligned16(weight, width);
     float sums[32] = {};
     for (u32 column = 8 * lane(); column < width; column += 256) {
-        float xs[4][8];
+        octet xs[4];
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
             const u32 row = smaller(first + i, rows - 1);
-            read8(x + u64(row) * width, column, width, x_aligned, xs[i]);
+            xs[i] = read8(x + u64(row) * width, column, width, x_aligned);
             if (reach > 0.0f) jitter8(seed, step, site, first_row + row, width, column, reach, xs[i]);
         }
 #pragma unroll
         for (u32 e = 0; e < 8; ++e) {
             if (expert + e < count) {
-                float w[8];
-                read8(weight + u64(expert + e) * width, column, width, weight_aligned, w);
+                const octet w = read8(weight + u64(expert + e) * width, column, width, weight_aligned);
 #pragma unroll
                 for (u32 i = 0; i < 4; ++i) {
 #pragma unroll
-                    for (u32 k = 0; k < 8; ++k) sums[8 * i + e] = fmaf(xs[i][k], w[k], sums[8 * i + e]);
+                    for (u32 k = 0; k < 8; ++k) sums[8 * i + e] = fmaf(xs[i].at[k], w.at[k], sums[8 * i + e]);
                 }
             }
         }
@@ -299,7 +298,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // The gradient of the logits, and with noise that of its scales; `shares` is null without a balancing loss. A warp takes
 // one row.
 // registers: 64
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
     route_logits_backward(const float* __restrict__ kept, const u32* __restrict__ chosen,
                           const value* __restrict__ d_weights, const float* __restrict__ shares,
                           float* __restrict__ d_logits, float* __restrict__ d_scales, u32 rows, u32 count, u32 active,
@@ -371,15 +370,14 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // Adds `d W` of four rows and eight columns to `sums`, experts in order.
 __device__ __forceinline__ void add_rows_product(const float* d, const float* weight, const u32 (&rows)[4], u32 count,
-                                                 u32 column, u32 width, bool aligned, float (&sums)[4][8]) {
+                                                 u32 column, u32 width, bool aligned, octet (&sums)[4]) {
     for (u32 expert = 0; expert < count; ++expert) {
-        float w[8];
-        read8(weight + u64(expert) * width, column, width, aligned, w);
+        const octet w = read8(weight + u64(expert) * width, column, width, aligned);
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
             const float factor = d[u64(rows[i]) * count + expert];
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) sums[i][k] = fmaf(factor, w[k], sums[i][k]);
+            for (u32 k = 0; k < 8; ++k) sums[i].at[k] = fmaf(factor, w.at[k], sums[i].at[k]);
         }
     }
 }
@@ -397,7 +395,7 @@ extern "C" __global__ void __launch_bounds__(256)
     u32 row_numbers[4];
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) row_numbers[i] = smaller(first + i, rows - 1);
-    float sums[4][8] = {};
+    octet sums[4] = {};
     add_rows_product(d_logits, weight, row_numbers, count, column, width, aligned16(weight, width), sums);
     if (reach > 0.0f) {
 #pragma unroll
@@ -412,10 +410,9 @@ extern "C" __global__ void __launch_bounds__(256)
         if (first + i >= rows) break;
         value* const to = d_x + u64(first + i) * width;
         if (add) {
-            float before[8];
-            read8(to, column, width, aligned, before);
+            const octet before = read8(to, column, width, aligned);
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) sums[i][k] += before[k];
+            for (u32 k = 0; k < 8; ++k) sums[i].at[k] += before.at[k];
         }
         write8(to, column, width, aligned, sums[i]);
     }
@@ -436,14 +433,13 @@ extern "C" __global__ void __launch_bounds__(128)
     const u32 begin = blockIdx.y * slice, end = smaller(begin + slice, rows);
     float sums[8][8] = {};
     for (u32 row = begin; row < end; ++row) {
-        float xs[8];
-        read8(x + u64(row) * width, column, width, aligned, xs);
+        octet xs = read8(x + u64(row) * width, column, width, aligned);
         if (reach > 0.0f) jitter8(seed, step, site, first_row + row, width, column, reach, xs);
 #pragma unroll
         for (u32 e = 0; e < 8; ++e) {
             const float factor = expert + e < count ? d[u64(row) * count + expert + e] : 0.0f;
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) sums[e][k] = fmaf(factor, xs[k], sums[e][k]);
+            for (u32 k = 0; k < 8; ++k) sums[e][k] = fmaf(factor, xs.at[k], sums[e][k]);
         }
     }
 #pragma unroll
