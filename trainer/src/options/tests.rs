@@ -50,7 +50,8 @@ fn every_preset_survives_its_own_config_file() {
 
 #[test]
 fn a_run_goes_on_wherever_it_is_told_to() {
-    let recorded = request(Some("nano-cpu"), &[("device", "cuda"), ("precision", "f32")]).resolve().expect("valid");
+    let recorded =
+        request(Some("nano-cpu"), &[("device", "cuda"), ("precision", "f32")]).resolve().expect("valid");
     assert_eq!(recorded.options.device, Device::Cuda);
     let file = recorded.to_toml().expect("plain data");
     assert!(!file.contains("device"), "{file}");
