@@ -146,36 +146,64 @@ template <class T> __device__ __forceinline__ bool aligned16(const T* at, u64 st
     return reinterpret_cast<u64>(at) % 16 == 0 && stride % Pack<T>::count == 0;
 }
 
-// Eight columns of one row, zero beyond its width.
-template <class T>
-__device__ __forceinline__ void read8(const T* row, u32 column, u32 width, bool aligned, float (&to)[8]) {
-    if (aligned && column + 8 <= width) {
-#pragma unroll
-        for (u32 i = 0; i < 8; i += Pack<T>::count) {
-            const Pack<T> some = load16(row + column + i);
-#pragma unroll
-            for (u32 k = 0; k < Pack<T>::count; ++k) to[i + k] = widen(some.at[k]);
-        }
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < 8; ++i) to[i] = column + i < width ? widen(row[column + i]) : 0.0f;
+// ---------------------------------------------------------------------------------------------- octets
+
+// Eight neighbours of a row, widened: what one thread of a row-wise kernel carries.
+struct octet {
+    float at[8];
+};
+
+__device__ __forceinline__ octet load8(const bf16* from) {
+    const Pack<u32> words = load16(reinterpret_cast<const u32*>(from));
+    octet x;
+    for (u32 i = 0; i < 4; ++i) {
+        x.at[2 * i] = widen(bf16{u16(words.at[i])});
+        x.at[2 * i + 1] = widen(bf16{u16(words.at[i] >> 16)});
     }
+    return x;
 }
 
-// Sets eight columns of one row, those within its width.
-__device__ __forceinline__ void write8(value* row, u32 column, u32 width, bool aligned, const float (&from)[8]) {
-    if (aligned && column + 8 <= width) {
-#pragma unroll
-        for (u32 i = 0; i < 8; i += pack::count) {
-            pack some;
-#pragma unroll
-            for (u32 k = 0; k < pack::count; ++k) some.at[k] = narrow(from[i + k]);
-            store16(row + column + i, some);
-        }
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < 8; ++i)
-            if (column + i < width) row[column + i] = narrow(from[i]);
+__device__ __forceinline__ octet load8(const float* from) {
+    const pack4 low = load16(from), high = load16(from + 4);
+    octet x;
+    for (u32 i = 0; i < 4; ++i) {
+        x.at[i] = low.at[i];
+        x.at[4 + i] = high.at[i];
+    }
+    return x;
+}
+
+__device__ __forceinline__ void store8(bf16* to, const octet& x) {
+    Pack<u32> words;
+    for (u32 i = 0; i < 4; ++i) words.at[i] = pack_bf16(x.at[2 * i], x.at[2 * i + 1]);
+    store16(reinterpret_cast<u32*>(to), words);
+}
+
+__device__ __forceinline__ void store8(float* to, const octet& x) {
+    pack4 low, high;
+    for (u32 i = 0; i < 4; ++i) {
+        low.at[i] = x.at[i];
+        high.at[i] = x.at[4 + i];
+    }
+    store16(to, low);
+    store16(to + 4, high);
+}
+
+// Eight elements of a row from `column` on, zero past its end. `aligned`: every row begins at a multiple of 16 bytes.
+template <class T, class Count>
+__device__ __forceinline__ octet read8(const T* row, Count column, Count width, bool aligned) {
+    if (aligned && column + 8 <= width) return load8(row + column);
+    octet x;
+    for (u32 i = 0; i < 8; ++i) x.at[i] = column + i < width ? widen(row[column + i]) : 0.0f;
+    return x;
+}
+
+// Writes them, and nothing past the row's end.
+template <class T, class Count>
+__device__ __forceinline__ void write8(T* row, Count column, Count width, bool aligned, const octet& x) {
+    if (aligned && column + 8 <= width) return store8(row + column, x);
+    for (u32 i = 0; i < 8; ++i) {
+        if (column + i < width) row[column + i] = narrow_to<T>(x.at[i]);
     }
 }
 
@@ -228,6 +256,8 @@ __device__ __forceinline__ words4 draws(u64 seed, u32 purpose, u64 step, u64 blo
     const u64 place = (block & 0x00ffffffffffffffull) | (u64(purpose) << 56);
     u32 c0 = u32(place), c1 = u32(place >> 32), c2 = u32(step), c3 = u32(step >> 32);
     u32 k0 = u32(seed), k1 = u32(seed >> 32);
+    // Unrolled it would hold twenty keys in registers.
+#pragma unroll 1
     for (u32 round = 0; round < 10; ++round) {
         const u64 left = u64(0xD2511F53u) * c0, right = u64(0xCD9E8D57u) * c2;
         c0 = u32(right >> 32) ^ c1 ^ k0;
@@ -250,6 +280,22 @@ constexpr u32 PURPOSE_DROPOUT = 4;
 // `site` is the site's first block.
 __device__ __forceinline__ words4 dropout_words(u64 seed, u64 step, u64 site, u64 row, u32 width, u32 four) {
     return draws(seed, PURPOSE_DROPOUT, step, site + row * ((u64(width) + 3) / 4) + four);
+}
+
+// What a value is multiplied by whose word this is: dropped below `threshold`.
+__device__ __forceinline__ float dropout_factor(u32 word, u32 threshold, float scale) {
+    return word < threshold ? 0.0f : scale;
+}
+
+// The factors of eight columns from `column`, a multiple of four, on; a threshold of zero drops nothing.
+__device__ __forceinline__ octet dropout8(u64 seed, u64 step, u64 site, u64 row, u32 width, u32 column, u32 threshold,
+                                          float scale) {
+    octet factors;
+    for (u32 half = 0; half < 2; ++half) {
+        const words4 words = dropout_words(seed, step, site, row, width, column / 4 + half);
+        for (u32 i = 0; i < 4; ++i) factors.at[4 * half + i] = dropout_factor(words.at[i], threshold, scale);
+    }
+    return factors;
 }
 
 // What changes from step to step and is therefore read from memory: a step that is replayed sees this step's.

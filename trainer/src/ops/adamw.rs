@@ -5,6 +5,8 @@
 //! `w = (1 - lr d) w - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)`,
 //! `d` the weight decay of a parameter that decays and zero for the others.
 
+pub mod cuda;
+
 use runtime::simd::routines::Unit;
 use runtime::simd::{Simd, Work};
 
