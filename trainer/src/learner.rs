@@ -19,6 +19,7 @@ use crate::tape::recompute::Recompute;
 use crate::tape::record::record;
 use crate::tape::replay::{Place, Replay};
 use crate::tape::{Mode, Shape};
+use crate::windows::{Shared, Windows};
 use formats::layout::FeedForward;
 use formats::{Config, Error, Layout, Result};
 use std::cmp::Ordering;
@@ -126,12 +127,29 @@ struct Lane<B: Backend> {
 
 /// Some windows of an evaluation, and what came of them.
 struct Pass {
-    /// Which of the ids.
-    ids: Range<usize>,
-    /// Sum over its rows.
+    part: Part,
+    /// Sum over its windows' places.
     loss: f64,
     /// What its rows asked of each router.
     loads: Vec<Vec<f64>>,
+}
+
+impl Pass {
+    /// Rows that it computes.
+    fn rows(&self) -> usize {
+        match &self.part {
+            Part::Whole(ids) => ids.len(),
+            Part::Shared(shared) => shared.ids.len(),
+        }
+    }
+}
+
+/// What one pass of an evaluation computes.
+enum Part {
+    /// Some of the ids, one row each.
+    Whole(Range<usize>),
+    /// Windows that share rows.
+    Shared(Shared),
 }
 
 impl<B: Backend> Lane<B> {
@@ -143,16 +161,36 @@ impl<B: Backend> Lane<B> {
         targets: &[u32],
         pass: &mut Pass,
     ) -> Result<()> {
-        let filled = pass.ids.len();
-        self.inputs[..filled].copy_from_slice(&inputs[pass.ids.clone()]);
-        self.targets[..filled].copy_from_slice(&targets[pass.ids.clone()]);
-        // The last pass may be short; its missing windows repeat id 0 and are not counted.
+        let filled = match &pass.part {
+            Part::Whole(ids) => {
+                self.inputs[..ids.len()].copy_from_slice(&inputs[ids.clone()]);
+                self.targets[..ids.len()].copy_from_slice(&targets[ids.clone()]);
+                ids.len()
+            }
+            Part::Shared(shared) => {
+                self.inputs[..shared.ids.len()].copy_from_slice(&shared.ids);
+                shared.ids.len()
+            }
+        };
+        // A pass may be short; its missing rows repeat id 0 and are not counted.
         self.inputs[filled..].fill(0);
         self.targets[filled..].fill(0);
         self.replay.upload(backend, &self.inputs, &self.targets);
-        self.replay.forward(backend, params, Place::default())?;
-        self.replay.losses(backend, &mut self.losses);
-        pass.loss = self.losses[..filled].iter().map(|loss| f64::from(*loss)).sum();
+        let windows = match &pass.part {
+            Part::Whole(_) => Windows::Whole,
+            Part::Shared(shared) => Windows::Shared(shared),
+        };
+        self.replay.forward(backend, params, Place { windows, ..Place::default() })?;
+        pass.loss = match &pass.part {
+            Part::Whole(_) => {
+                self.replay.losses(backend, &mut self.losses[..filled]);
+                self.losses[..filled].iter().map(|loss| f64::from(*loss)).sum()
+            }
+            Part::Shared(shared) => {
+                self.replay.losses(backend, &mut self.losses[..shared.questions.len()]);
+                shared.answers.iter().map(|&answer| f64::from(self.losses[answer as usize])).sum()
+            }
+        };
         self.replay.load(backend, filled, &mut pass.loads);
         Ok(())
     }
@@ -355,12 +393,15 @@ impl<B: Backend> Learner<B> {
                 let first_sequence = first_sequence(index);
                 let at = first_sequence * shape.block..(first_sequence + cut.sequences) * shape.block;
                 shard.replay.upload(backend, &inputs[at.clone()], &targets[at]);
-                shard.outcome = shard.replay.forward(backend, params, Place { noise, first_sequence });
+                shard.outcome = {
+                    let place = Place { noise, first_sequence, ..Place::default() };
+                    shard.replay.forward(backend, params, place)
+                };
                 shard.loads.iter_mut().for_each(|load| load.fill(0.0));
                 shard.replay.load(backend, rows, &mut shard.loads);
             };
             let back = |index: usize, shard: &mut Shard<B>| {
-                let place = Place { noise, first_sequence: first_sequence(index) };
+                let place = Place { noise, first_sequence: first_sequence(index), ..Place::default() };
                 if shard.outcome.is_ok() {
                     shard.outcome = shard.replay.backward(backend, params, place, total, &mut shard.grads);
                 }
@@ -442,16 +483,15 @@ impl<B: Backend> Learner<B> {
         self.make_lanes()?;
         let rows = evaluation_sequences(block) * block;
         let Learner { backend, params, lanes, loads, .. } = self;
-        let mut passes: Vec<Pass> = (0..inputs.len().div_ceil(rows))
-            .map(|pass| Pass {
-                ids: pass * rows..inputs.len().min((pass + 1) * rows),
-                loss: 0.0,
-                loads: lanes
-                    .first()
-                    .map(|lane| empty_loads(&lane.replay.program().routers))
-                    .unwrap_or_default(),
-            })
-            .collect();
+        let Some(lane) = lanes.first() else { return Ok(0.0) };
+        let parts: Vec<Part> = if lane.replay.shares_rows() {
+            Shared::cut(inputs, targets, block, rows).into_iter().map(Part::Shared).collect()
+        } else {
+            let starts = (0..inputs.len()).step_by(rows);
+            starts.map(|start| Part::Whole(start..inputs.len().min(start + rows))).collect()
+        };
+        let loads_of = |part| Pass { part, loss: 0.0, loads: empty_loads(&lane.replay.program().routers) };
+        let mut passes: Vec<Pass> = parts.into_iter().map(loads_of).collect();
         // Whoever is free takes the next pass; what they give is summed in order.
         let waiting = Mutex::new(passes.iter_mut());
         backend.each(lanes, |_, lane| {
@@ -469,7 +509,7 @@ impl<B: Backend> Learner<B> {
         }
         loads.iter_mut().for_each(Load::clear);
         for pass in &passes {
-            loads.iter_mut().zip(&pass.loads).for_each(|(total, load)| total.add(pass.ids.len(), load));
+            loads.iter_mut().zip(&pass.loads).for_each(|(total, load)| total.add(pass.rows(), load));
         }
         Ok(passes.iter().map(|pass| pass.loss).sum::<f64>() / inputs.len() as f64)
     }
@@ -507,7 +547,7 @@ impl<B: Backend> Learner<B> {
                 Recompute::Nothing,
             );
             self.lanes.push(Lane {
-                losses: vec![0.0; shape.rows()],
+                losses: vec![0.0; 2 * shape.rows()],
                 inputs: vec![0; shape.rows()],
                 targets: vec![0; shape.rows()],
                 replay: Replay::new(&self.backend, program)?,

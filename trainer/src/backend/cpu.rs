@@ -15,6 +15,7 @@ use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Balance, Disturbance, Router, Routing};
 use crate::ops::{activation, add, embedding, experts, linear, norm, query_key_norm, rotary, route};
 use crate::params::Params;
+use crate::windows::Windows;
 use arena::{grad, grad_pair, head_of, part, piece_rows, router_of, split_off};
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Error, Layout, Result};
@@ -110,6 +111,8 @@ impl Backend for Cpu {
     type Working = Vec<Aligned>;
     type Routing = Routing;
 
+    const SHARES_ROWS: bool = true;
+
     fn values(&self, len: usize) -> Result<Aligned> {
         zeroed(len)
     }
@@ -170,9 +173,25 @@ impl Backend for Cpu {
         self.sharing.store(false, Ordering::Relaxed);
     }
 
-    fn embed(&self, s: &Embed, ids: &Vec<u32>, params: &Params<Cpu>, mask: Mask, out: &mut Aligned) {
+    fn embed(
+        &self,
+        s: &Embed,
+        windows: Windows<'_>,
+        ids: &Vec<u32>,
+        params: &Params<Cpu>,
+        mask: Mask,
+        out: &mut Aligned,
+    ) {
         let positions = params.layout.position_embedding.map(|id| part(params, id));
-        embedding::forward(s, ids, part(params, params.layout.token_embedding), positions, mask, out);
+        embedding::forward(
+            s,
+            windows,
+            ids,
+            part(params, params.layout.token_embedding),
+            positions,
+            mask,
+            out,
+        );
     }
 
     fn embed_backward(
@@ -257,13 +276,14 @@ impl Backend for Cpu {
     fn attention(
         &self,
         s: &Heads,
+        windows: Windows<'_>,
         qkv: &Aligned,
         mask: Mask,
         out: &mut Aligned,
         kept: &mut Aligned,
         scratch: &mut Aligned,
     ) {
-        attention::forward(&mut self.hands(), s, qkv, mask, out, kept, scratch);
+        attention::forward(&mut self.hands(), s, windows, qkv, mask, out, kept, scratch);
     }
 
     fn attention_backward(
@@ -487,6 +507,7 @@ impl Backend for Cpu {
     fn loss(
         &self,
         s: &Classes,
+        windows: Windows<'_>,
         x: &Aligned,
         head: &Linear,
         params: &Params<Cpu>,
@@ -494,7 +515,8 @@ impl Backend for Cpu {
         losses: &mut Aligned,
         scratch: &mut Aligned,
     ) {
-        loss::forward(&mut self.hands(), s, x, &head_of(params, head), targets, losses, None, scratch);
+        let head = head_of(params, head);
+        loss::forward(&mut self.hands(), s, windows, x, &head, targets, losses, None, scratch);
     }
 
     fn loss_and_gradient(
@@ -515,6 +537,7 @@ impl Backend for Cpu {
         loss::forward(
             &mut self.hands(),
             s,
+            Windows::Whole,
             x,
             &head_of(params, head),
             targets,

@@ -15,6 +15,7 @@ use crate::ops::loss::Classes;
 use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
+use crate::windows::Windows;
 use formats::config::NormKind;
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
@@ -32,6 +33,9 @@ pub trait Backend: Sync + Sized {
     type Working: Send + Sync;
     /// Which rows go to which expert, decided and read on the device.
     type Routing: Send + Sync;
+
+    /// Whether its evaluation takes [`Windows::Shared`]: the verbs that ask for windows are otherwise given whole ones only.
+    const SHARES_ROWS: bool;
 
     /// `len` activations, zero.
     fn values(&self, len: usize) -> Result<Self::Values>;
@@ -61,6 +65,7 @@ pub trait Backend: Sync + Sized {
     fn embed(
         &self,
         s: &Embed,
+        windows: Windows<'_>,
         ids: &Self::Indices,
         params: &Params<Self>,
         mask: Mask,
@@ -125,6 +130,7 @@ pub trait Backend: Sync + Sized {
     fn attention(
         &self,
         s: &Heads,
+        windows: Windows<'_>,
         qkv: &Self::Values,
         mask: Mask,
         out: &mut Self::Values,
@@ -305,6 +311,7 @@ pub trait Backend: Sync + Sized {
     fn loss(
         &self,
         s: &Classes,
+        windows: Windows<'_>,
         x: &Self::Values,
         head: &Linear,
         params: &Params<Self>,
