@@ -128,8 +128,8 @@ struct Lane<B: Backend> {
 /// Some windows of an evaluation, and what came of them.
 struct Pass {
     part: Part,
-    /// Sum over its windows' places.
-    loss: f64,
+    /// The loss of each window, summed over its places.
+    losses: Vec<f64>,
     /// What its rows asked of each router.
     loads: Vec<Vec<f64>>,
 }
@@ -181,16 +181,23 @@ impl<B: Backend> Lane<B> {
             Part::Shared(shared) => Windows::Shared(shared),
         };
         self.replay.forward(backend, params, Place { windows, ..Place::default() })?;
-        pass.loss = match &pass.part {
+        let sum = |losses: &[f32]| losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+        let block = self.replay.program().shape.block;
+        match &pass.part {
             Part::Whole(_) => {
-                self.replay.losses(backend, &mut self.losses[..filled]);
-                self.losses[..filled].iter().map(|loss| f64::from(*loss)).sum()
+                let losses = &mut self.losses[..filled];
+                self.replay.losses(backend, losses);
+                pass.losses.extend(losses.chunks(block).map(sum));
             }
             Part::Shared(shared) => {
-                self.replay.losses(backend, &mut self.losses[..shared.questions.len()]);
-                shared.answers.iter().map(|&answer| f64::from(self.losses[answer as usize])).sum()
+                let losses = &mut self.losses[..shared.questions.len()];
+                self.replay.losses(backend, losses);
+                let loss_of = |&answer: &u32| f64::from(losses[answer as usize]);
+                pass.losses.extend(
+                    shared.answers.chunks(block).map(|answers| answers.iter().map(loss_of).sum::<f64>()),
+                );
             }
-        };
+        }
         self.replay.load(backend, filled, &mut pass.loads);
         Ok(())
     }
@@ -475,6 +482,11 @@ impl<B: Backend> Learner<B> {
 
     /// Mean loss of any number of windows, without noise, nats a token.
     pub fn evaluate(&mut self, inputs: &[u32], targets: &[u32]) -> Result<f64> {
+        Ok(self.window_losses(inputs, targets)?.iter().sum::<f64>() / inputs.len() as f64)
+    }
+
+    /// The loss of each of any number of windows, without noise: nats, summed over its places.
+    pub fn window_losses(&mut self, inputs: &[u32], targets: &[u32]) -> Result<Vec<f64>> {
         self.check(inputs, targets)?;
         let block = self.shape.block;
         if inputs.is_empty() || !inputs.len().is_multiple_of(block) {
@@ -483,14 +495,15 @@ impl<B: Backend> Learner<B> {
         self.make_lanes()?;
         let rows = evaluation_sequences(block) * block;
         let Learner { backend, params, lanes, loads, .. } = self;
-        let Some(lane) = lanes.first() else { return Ok(0.0) };
+        let Some(lane) = lanes.first() else { return Ok(vec![]) };
         let parts: Vec<Part> = if lane.replay.shares_rows() {
             Shared::cut(inputs, targets, block, rows).into_iter().map(Part::Shared).collect()
         } else {
             let starts = (0..inputs.len()).step_by(rows);
             starts.map(|start| Part::Whole(start..inputs.len().min(start + rows))).collect()
         };
-        let loads_of = |part| Pass { part, loss: 0.0, loads: empty_loads(&lane.replay.program().routers) };
+        let loads_of =
+            |part| Pass { part, losses: vec![], loads: empty_loads(&lane.replay.program().routers) };
         let mut passes: Vec<Pass> = parts.into_iter().map(loads_of).collect();
         // Whoever is free takes the next pass; what they give is summed in order.
         let waiting = Mutex::new(passes.iter_mut());
@@ -511,7 +524,19 @@ impl<B: Backend> Learner<B> {
         for pass in &passes {
             loads.iter_mut().zip(&pass.loads).for_each(|(total, load)| total.add(pass.rows(), load));
         }
-        Ok(passes.iter().map(|pass| pass.loss).sum::<f64>() / inputs.len() as f64)
+        let mut losses = vec![0.0; inputs.len() / block];
+        for pass in &passes {
+            match &pass.part {
+                Part::Whole(ids) => {
+                    losses[ids.start / block..][..pass.losses.len()].copy_from_slice(&pass.losses)
+                }
+                Part::Shared(shared) => {
+                    let numbers = shared.numbers.iter().map(|&number| number as usize);
+                    numbers.zip(&pass.losses).for_each(|(number, loss)| losses[number] = *loss);
+                }
+            }
+        }
+        Ok(losses)
     }
 
     /// The logits of every row of any number of windows, `[ids, vocabulary]`.
