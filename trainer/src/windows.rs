@@ -17,7 +17,7 @@ pub enum Windows<'a> {
 }
 
 /// What is asked of a row: its loss under one target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Question {
     /// The row.
     pub row: u32,
@@ -26,7 +26,7 @@ pub struct Question {
 }
 
 /// Some windows of which each distinct beginning is one row.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Shared {
     /// The last id of each row's beginning.
     pub ids: Vec<u32>,
@@ -40,83 +40,68 @@ pub struct Shared {
     pub questions: Vec<Question>,
     /// The question of each place of each window, `[windows, block]`.
     pub answers: Vec<u32>,
-    /// The number of each window among those that were cut.
-    pub numbers: Vec<u32>,
+    /// The questions in the order in which windows ask them, and where each stands among those in the order of rows.
+    asked: Vec<(Question, u32)>,
+    /// Where the next question of each row stands.
+    next: Vec<u32>,
 }
 
 impl Shared {
-    /// Cuts windows of `block` ids, each with its successor in `targets`, into passes of at most `most` rows and twice as
-    /// many questions. `most` is at least `block`.
-    pub fn cut(inputs: &[u32], targets: &[u32], block: usize, most: usize) -> Vec<Shared> {
-        let mut windows: Vec<Window<'_>> = inputs
-            .chunks_exact(block)
-            .zip(targets.chunks_exact(block))
-            .enumerate()
-            .map(|(number, (ids, targets))| Window { key: key(ids), number: number as u32, ids, targets })
-            .collect();
-        windows.sort_unstable();
-        let mut passes: Vec<Shared> = vec![];
-        let mut last: Option<Window<'_>> = None;
+    /// Lays out some windows in their order, in the room of those before.
+    pub fn lay(&mut self, windows: &[Window<'_>]) {
+        let Shared { ids, places, rows, known, answers, asked, .. } = self;
+        for room in [&mut *ids, &mut *places, &mut *rows, &mut *known, &mut *answers] {
+            room.clear();
+        }
+        asked.clear();
+        let mut last = None;
         for window in windows {
-            let known = last.map_or(0, |last| window.common(&last));
-            let fits = passes.last().is_some_and(|pass| {
-                pass.ids.len() + block - known <= most && pass.questions.len() + block <= 2 * most
-            });
-            if !fits {
-                passes.push(Shared::default());
-                last = None;
-            }
-            if let Some(pass) = passes.last_mut() {
-                pass.add(window, last);
+            let (block, shares) = (window.ids.len(), window.shares(last));
+            let before = rows.len().wrapping_sub(block);
+            known.push(shares.rows as u32);
+            for place in 0..block {
+                if place < shares.rows {
+                    rows.push(rows[before + place]);
+                } else {
+                    rows.push(ids.len() as u32);
+                    ids.push(window.ids[place]);
+                    places.push(place as u32);
+                }
+                if place < shares.answers {
+                    answers.push(answers[before + place]);
+                } else {
+                    answers.push(asked.len() as u32);
+                    let row = rows[rows.len() - 1];
+                    asked.push((Question { row, target: window.targets[place] }, 0));
+                }
             }
             last = Some(window);
         }
-        passes.iter_mut().for_each(Shared::order_questions);
-        passes
+        self.order_questions();
+    }
+
+    /// Brings the questions into the order of their rows.
+    fn order_questions(&mut self) {
+        let Shared { ids, questions, answers, asked, next, .. } = self;
+        next.clear();
+        next.resize(ids.len() + 1, 0);
+        asked.iter().for_each(|(question, _)| next[question.row as usize + 1] += 1);
+        for row in 1..next.len() {
+            next[row] += next[row - 1];
+        }
+        questions.clear();
+        questions.resize(asked.len(), Question::default());
+        for (question, place) in asked.iter_mut() {
+            let next = &mut next[question.row as usize];
+            (*place, questions[*next as usize]) = (*next, *question);
+            *next += 1;
+        }
+        answers.iter_mut().for_each(|answer| *answer = asked[*answer as usize].1);
     }
 
     /// Number of windows.
     pub fn windows(&self) -> usize {
         self.known.len()
-    }
-
-    /// Adds a window after the last one that was added.
-    fn add(&mut self, window: Window<'_>, last: Option<Window<'_>>) {
-        let block = window.ids.len();
-        let known = last.map_or(0, |last| window.common(&last));
-        let before = self.rows.len().wrapping_sub(block);
-        for place in 0..block {
-            if place < known {
-                self.rows.push(self.rows[before + place]);
-            } else {
-                self.rows.push(self.ids.len() as u32);
-                self.ids.push(window.ids[place]);
-                self.places.push(place as u32);
-            }
-            let asked =
-                place < known && last.is_some_and(|last| last.targets[place] == window.targets[place]);
-            if asked {
-                self.answers.push(self.answers[before + place]);
-            } else {
-                self.answers.push(self.questions.len() as u32);
-                let row = self.rows[self.rows.len() - 1];
-                self.questions.push(Question { row, target: window.targets[place] });
-            }
-        }
-        self.known.push(known as u32);
-        self.numbers.push(window.number);
-    }
-
-    /// Brings the questions into the order of their rows.
-    fn order_questions(&mut self) {
-        let mut order: Vec<u32> = (0..self.questions.len() as u32).collect();
-        order.sort_by_key(|&question| self.questions[question as usize].row);
-        let mut place_of = vec![0; order.len()];
-        for (place, &question) in order.iter().enumerate() {
-            place_of[question as usize] = place as u32;
-        }
-        self.questions = order.iter().map(|&question| self.questions[question as usize]).collect();
-        self.answers.iter_mut().for_each(|answer| *answer = place_of[*answer as usize]);
     }
 
     /// The questions that are asked of some rows.
@@ -126,20 +111,63 @@ impl Shared {
     }
 }
 
-/// One window's ids and their successors, in the order of its ids.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Window<'a> {
+/// One window's ids and their successors; windows are ordered by their ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Window<'a> {
     /// What mostly decides the order, in one comparison.
     key: u64,
     ids: &'a [u32],
     targets: &'a [u32],
-    number: u32,
+    /// Its number among those that were sorted.
+    pub number: u32,
 }
 
-impl Window<'_> {
-    /// How many ids two windows begin with alike.
-    fn common(&self, other: &Window<'_>) -> usize {
-        self.ids.iter().zip(other.ids).take_while(|(a, b)| a == b).count()
+/// What a window shares with the one before it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Shares {
+    rows: usize,
+    /// Of these rows, the first ones that are also asked for the same targets.
+    answers: usize,
+}
+
+impl<'a> Window<'a> {
+    /// Windows of `block` ids, each with its successor in `targets`, in their order.
+    pub fn sorted(inputs: &'a [u32], targets: &'a [u32], block: usize) -> Vec<Window<'a>> {
+        let windows = inputs.chunks_exact(block).zip(targets.chunks_exact(block));
+        let mut windows: Vec<Window<'a>> = windows
+            .zip(0..)
+            .map(|((ids, targets), number)| Window { key: key(ids), ids, targets, number })
+            .collect();
+        windows.sort_unstable();
+        windows
+    }
+
+    /// Cuts sorted windows into passes of at most `most` rows, which no window exceeds, and twice as many questions.
+    pub fn passes(sorted: &[Window<'_>], most: usize) -> Vec<Range<usize>> {
+        let mut passes = vec![];
+        let (mut begin, mut rows, mut questions) = (0, 0, 0);
+        for (index, window) in sorted.iter().enumerate() {
+            let block = window.ids.len();
+            let mut shares = window.shares(sorted[begin..index].last());
+            if rows + block - shares.rows > most || questions + block - shares.answers > 2 * most {
+                passes.push(begin..index);
+                (begin, rows, questions) = (index, 0, 0);
+                shares = Shares::default();
+            }
+            rows += block - shares.rows;
+            questions += block - shares.answers;
+        }
+        if begin < sorted.len() {
+            passes.push(begin..sorted.len());
+        }
+        passes
+    }
+
+    fn shares(&self, last: Option<&Window<'_>>) -> Shares {
+        let Some(last) = last else { return Shares::default() };
+        let common = |a: &[u32], b: &[u32]| a.iter().zip(b).take_while(|(a, b)| a == b).count();
+        let rows = common(self.ids, last.ids);
+        Shares { rows, answers: rows.min(common(self.targets, last.targets)) }
     }
 }
 
@@ -185,9 +213,10 @@ mod tests {
                 (0..(windows * block) as u64).map(|index| stream.draw(row, index) % vocabulary).collect()
             };
             let (inputs, targets) = (draws(0), draws(1));
-            let passes = Shared::cut(&inputs, &targets, block, 16.max(block));
-            let mut answered = vec![];
-            for pass in &passes {
+            let sorted = Window::sorted(&inputs, &targets, block);
+            let (mut answered, mut pass) = (vec![], Shared::default());
+            for windows in Window::passes(&sorted, 16.max(block)) {
+                pass.lay(&sorted[windows]);
                 assert!(pass.ids.len() <= 16.max(block) && pass.questions.len() <= 2 * 16.max(block));
                 assert!(pass.questions.is_sorted_by_key(|question| question.row));
                 for (rows, answers) in pass.rows.chunks(block).zip(pass.answers.chunks(block)) {
@@ -210,8 +239,10 @@ mod tests {
 
     #[test]
     fn equal_windows_are_one() {
-        let passes = Shared::cut(&[3, 1, 3, 1, 3, 2], &[1, 5, 1, 5, 2, 5], 2, 16);
-        let [pass] = passes.as_slice() else { panic!("one pass") };
+        let sorted = Window::sorted(&[3, 1, 3, 1, 3, 2], &[1, 5, 1, 5, 2, 5], 2);
+        assert_eq!(Window::passes(&sorted, 16), vec![0..3]);
+        let mut pass = Shared::default();
+        pass.lay(&sorted);
         assert_eq!(
             (pass.ids.as_slice(), pass.places.as_slice()),
             ([3, 1, 2].as_slice(), [0, 1, 1].as_slice())

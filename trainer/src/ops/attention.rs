@@ -403,7 +403,7 @@ mod tests {
     use super::*;
     use crate::ops::check::{gradient, values};
     use crate::ops::dropout::Noise;
-    use crate::windows::Shared;
+    use crate::windows::{Shared, Window};
 
     fn shapes() -> Vec<Heads> {
         [
@@ -460,8 +460,8 @@ mod tests {
         for simd in Simd::available() {
             for s in shapes().into_iter().filter(Heads::short) {
                 let draws: Vec<u32> = (0..s.rows() as u32).map(|row| row * 5 % 7 % 2).collect();
-                let passes = Shared::cut(&draws, &draws, s.block, s.rows());
-                let [pass] = passes.as_slice() else { panic!("one pass") };
+                let mut pass = Shared::default();
+                pass.lay(&Window::sorted(&draws, &draws, s.block));
                 let shared = values(pass.ids.len() * s.row(), 1);
                 let qkv: Vec<f32> = pass
                     .rows
@@ -473,7 +473,7 @@ mod tests {
                 let mut out = vec![f32::NAN; pass.ids.len() * s.width()];
                 let (kept, scratch) = (&mut vec![f32::NAN; s.kept()], &mut vec![f32::NAN; s.scratch()]);
                 let hands = &mut Hands::alone(simd);
-                forward(hands, &s, Windows::Shared(pass), &shared, None, &mut out, kept, scratch);
+                forward(hands, &s, Windows::Shared(&pass), &shared, None, &mut out, kept, scratch);
                 for (place, &row) in pass.rows.iter().enumerate() {
                     let got = &out[row as usize * s.width()..][..s.width()];
                     assert_eq!(got, &whole[place * s.width()..][..s.width()], "{s:?}");
