@@ -11,6 +11,7 @@ mod launch;
 mod memory;
 pub mod probe;
 pub mod signature;
+mod staging;
 
 pub use graph::Graph;
 pub use launch::{Argument, Grid};
@@ -23,7 +24,9 @@ use cudarc::nvrtc::result::NvrtcError;
 use formats::{Error, Result};
 use kernels::Kernels;
 use serde::{Deserialize, Serialize};
+use staging::Staging;
 use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What activations and working weights are kept in. Statistics, gradients, moments and master weights are always f32.
@@ -97,6 +100,9 @@ struct Inner {
     multiprocessors: u32,
     name: String,
     kernels: ManuallyDrop<Kernels>,
+    staging: ManuallyDrop<Mutex<Staging>>,
+    /// Whether what is put on the stream is recorded and not run.
+    recording: AtomicBool,
     failure: OnceLock<Failure>,
     kept: Mutex<Kept>,
 }
@@ -161,12 +167,15 @@ impl Device {
             multiprocessors,
             name,
             kernels: ManuallyDrop::new(Kernels::default()),
+            staging: ManuallyDrop::new(Mutex::default()),
+            recording: AtomicBool::new(false),
             failure: OnceLock::new(),
             kept: Mutex::default(),
         };
         inner.bind().map_err(|error| of("cuCtxSetCurrent", error))?;
         inner.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(|error| of("cuStreamCreate", error))?;
+        *inner.staging = Mutex::new(Staging::new().map_err(|error| of("cuMemHostAlloc", error))?);
         *inner.kernels = Kernels::load(KERNELS, precision, capability)?;
         Ok(Device { inner: Arc::new(inner) })
     }
@@ -204,6 +213,7 @@ impl Device {
 
     /// Waits for all work and says whether it went well.
     pub fn synchronize(&self) -> Result<()> {
+        self.only_outside_of_recording("waiting");
         self.attempt("cuStreamSynchronize", |inner| {
             // SAFETY: the stream lives as long as the device.
             unsafe { result::stream::synchronize(inner.stream) }
@@ -244,6 +254,13 @@ impl Device {
         ours
     }
 
+    /// Keeps as our mistake what cannot be part of a recording.
+    fn only_outside_of_recording(&self, what: &str) {
+        if self.inner.recording.load(Ordering::Relaxed) {
+            self.bug(format!("{what} within a recording"));
+        }
+    }
+
     /// An error as a value, kept as well.
     fn refused(&self, call: &str, error: DriverError) -> Error {
         self.note(call, Err(error));
@@ -280,8 +297,11 @@ impl Drop for Inner {
                 // SAFETY: the stream is this device's and nothing is put on it any more.
                 let _ = unsafe { result::stream::synchronize(self.stream) };
             }
-            // SAFETY: dropped once, here, while the context is current and no kernel runs.
-            unsafe { ManuallyDrop::drop(&mut self.kernels) };
+            // SAFETY: dropped once, here, while the context is current and nothing runs.
+            unsafe {
+                ManuallyDrop::drop(&mut self.kernels);
+                ManuallyDrop::drop(&mut self.staging);
+            }
             if !self.stream.is_null() {
                 // SAFETY: created once and destroyed once, here.
                 let _ = unsafe { result::stream::destroy(self.stream) };
