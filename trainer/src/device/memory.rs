@@ -316,7 +316,7 @@ impl Device {
             what: format!("the next buffer on {}", self.inner.name),
             needed,
             available: self.memory().map_or(0, |(free, _)| free),
-            help: "choose a smaller --batch with --accumulate, a smaller --block, or pass --recompute layer"
+            help: "pass --keep layer-inputs, or choose a smaller --batch with --accumulate, or a smaller --block"
                 .to_owned(),
         }
     }

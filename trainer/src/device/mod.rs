@@ -4,6 +4,7 @@
 //! returns nothing; the first thing that goes wrong is kept, whatever follows does nothing, and [`Device::check`] says
 //! it. That is also what the hardware does: after a failed kernel every call fails. Nothing here knows an operation.
 
+mod blas;
 mod compile;
 mod graph;
 pub mod kernels;
@@ -13,11 +14,13 @@ pub mod probe;
 pub mod signature;
 mod staging;
 
+pub use blas::{Factor, Product};
 pub use graph::Graph;
 pub use launch::{Argument, Grid};
 pub use memory::{Buffer, Element, Number, View, ViewMut};
 
 use crate::ops::KERNELS;
+use blas::Blas;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUstream};
 use cudarc::nvrtc::result::NvrtcError;
@@ -101,6 +104,7 @@ struct Inner {
     name: String,
     kernels: ManuallyDrop<Kernels>,
     staging: ManuallyDrop<Mutex<Staging>>,
+    blas: ManuallyDrop<Option<Blas>>,
     /// Whether what is put on the stream is recorded and not run.
     recording: AtomicBool,
     failure: OnceLock<Failure>,
@@ -168,6 +172,7 @@ impl Device {
             name,
             kernels: ManuallyDrop::new(Kernels::default()),
             staging: ManuallyDrop::new(Mutex::default()),
+            blas: ManuallyDrop::new(None),
             recording: AtomicBool::new(false),
             failure: OnceLock::new(),
             kept: Mutex::default(),
@@ -177,6 +182,7 @@ impl Device {
             .map_err(|error| of("cuStreamCreate", error))?;
         *inner.staging = Mutex::new(Staging::new().map_err(|error| of("cuMemHostAlloc", error))?);
         *inner.kernels = Kernels::load(KERNELS, precision, capability)?;
+        *inner.blas = Blas::open().map_err(|error| of("cuMemAlloc for cuBLASLt", error))?;
         Ok(Device { inner: Arc::new(inner) })
     }
 
@@ -198,6 +204,20 @@ impl Device {
     /// What its maker calls it.
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// Itself in a few words: its name, its architecture, and who multiplies.
+    pub fn describe(&self) -> String {
+        let (major, minor) = self.capability();
+        let products = self.inner.blas.as_ref().map_or_else(
+            || "products by our own kernels, as cuBLASLt is not found".to_owned(),
+            |blas| format!("products by cuBLASLt {}", blas.version()),
+        );
+        let precision = match self.precision() {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        };
+        format!("{} (compute capability {major}.{minor}, {precision}, {products})", self.name())
     }
 
     /// Whether all has gone well so far. Work still on its way may go wrong later; see [`Device::synchronize`].
@@ -235,9 +255,13 @@ impl Device {
     /// Keeps the first error.
     fn note(&self, call: &str, result: Result<(), DriverError>) {
         if let Err(error) = result {
-            // Only the first is kept: what follows is its consequence.
-            let _ = self.inner.failure.set(Failure::Device(driver_said(call, error)));
+            self.lost(driver_said(call, error));
         }
+    }
+
+    /// Keeps what went wrong on the device, if it is the first: what follows is its consequence.
+    fn lost(&self, problem: String) {
+        let _ = self.inner.failure.set(Failure::Device(problem));
     }
 
     /// Keeps a mistake of ours, if it is the first thing to go wrong.
@@ -301,6 +325,7 @@ impl Drop for Inner {
             unsafe {
                 ManuallyDrop::drop(&mut self.kernels);
                 ManuallyDrop::drop(&mut self.staging);
+                ManuallyDrop::drop(&mut self.blas);
             }
             if !self.stream.is_null() {
                 // SAFETY: created once and destroyed once, here.
