@@ -2,7 +2,7 @@
 //! AddressSanitizer. The suites that use it run when LECTERN_EMULATOR is set, as `scripts/test.sh cuda` does.
 
 use crate::programs::{Ran, run};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -66,6 +66,15 @@ pub fn calls(trace: &Path) -> BTreeMap<String, u64> {
     }
     assert!(!calls.is_empty(), "nothing was asked of the emulated device");
     calls
+}
+
+/// Which kernels ran in which geometry, each once: `NAME X Y Z THREADS SHARED`, from the same file.
+#[track_caller]
+pub fn kernels(trace: &Path) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(trace).expect("a trace");
+    text.lines()
+        .filter_map(|line| Some(line.strip_prefix("kernel ")?.rsplit_once(' ')?.0.to_owned()))
+        .collect()
 }
 
 impl Ran {

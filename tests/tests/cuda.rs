@@ -2,15 +2,17 @@
 //! panic and nothing lost; what it does right gives the same bytes in whatever order its threads run.
 
 use formats::checkpoint;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tests::emulator::{available, calls, emulated};
-use tests::folder;
-use tests::programs::{Ran, run};
+use tests::emulator::{available, calls, emulated, kernels};
+use tests::folder::{self, Folder};
+use tests::programs::{Program, Ran, run};
 use tests::training::{Job, assert_same_run, metrics, tiny, with};
+use trainer::device::signature::signatures;
+use trainer::ops::KERNELS;
 
 const STEPS: u64 = 6;
 
@@ -65,6 +67,39 @@ fn side_by_side<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
             });
         }
     });
+}
+
+/// Every kernel of every source that some run of the self-check launched, in each geometry and precision once. Its suite
+/// compares what they give with the processor's results.
+#[test]
+fn every_kernel_runs_soundly_and_agrees_with_the_processor() {
+    if !available() {
+        return;
+    }
+    let folder = Folder::new("selfcheck");
+    let mut runs = 0;
+    let mut launched = BTreeSet::new();
+    for precision in ["f32", "bf16"] {
+        let trace = folder.join(precision);
+        let mut inner =
+            Program::Trainer.command(&["selfcheck", "--device", "cuda", "--precision", precision]);
+        inner.env("LECTERN_EMULATOR_TRACE", &trace);
+        let status = emulated(&inner).status().expect("the emulator starts");
+        assert!(status.success(), "selfcheck --precision {precision} on the emulated device: {status}");
+        let kernels = kernels(&trace);
+        runs += kernels.len();
+        launched.extend(kernels.into_iter().filter_map(|kernel| Some(kernel.split(' ').next()?.to_owned())));
+    }
+    let mut forgotten = Vec::new();
+    for source in KERNELS {
+        for signature in signatures(source.text).expect("sources are understood") {
+            if !launched.contains(signature.name) {
+                forgotten.push(format!("{}: {}", source.file, signature.name));
+            }
+        }
+    }
+    assert!(forgotten.is_empty(), "the self-check launches no\n{}", forgotten.join("\n"));
+    println!("host runs: {runs}");
 }
 
 #[test]
