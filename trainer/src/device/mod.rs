@@ -10,7 +10,9 @@ mod graph;
 pub mod kernels;
 mod launch;
 mod memory;
+pub mod nccl;
 pub mod probe;
+pub mod ranks;
 pub mod signature;
 mod staging;
 
@@ -135,7 +137,8 @@ unsafe impl Sync for Inner {}
 impl Device {
     /// The first device, or the one this process is told to take, with every kernel loaded.
     pub fn open(precision: Precision) -> Result<Device> {
-        Ok(probe::open(precision)?)
+        let local = ranks::Ranks::from_environment()?.map_or(0, |ranks| ranks.local);
+        Ok(probe::open(precision, local)?)
     }
 
     /// Makes the device of a number, its stream and its kernels; the libraries are known to be there.
