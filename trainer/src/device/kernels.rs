@@ -3,7 +3,7 @@
 //! The list of sources is [`crate::ops::KERNELS`]; how one becomes an image is [`super::compile`]'s.
 
 use super::compile::Compiler;
-use super::signature::{Parameter, signatures};
+use super::signature::{Parameter, Signature, signatures};
 use super::{Precision, Stop};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{CUfunction, CUmodule, CUresult};
@@ -96,14 +96,24 @@ impl Kernels {
                 let function = found.map_err(|error| {
                     Stop::of_driver(&format!("cuModuleGetFunction of {}", signature.name), error)
                 })?;
-                let kernel =
-                    Kernel { function, parameters: signature.parameters, shared: AtomicUsize::new(0) };
-                if kernels.kernels.insert(signature.name, kernel).is_some() {
-                    return Err(Stop::bug(source.file, &format!("a second kernel {}", signature.name)));
-                }
+                kernels.know(source, signature, function)?;
             }
         }
         Ok(kernels)
+    }
+
+    /// Takes in a kernel, of which no other may have the name.
+    pub fn know(
+        &mut self,
+        source: &Source,
+        signature: Signature<'static>,
+        function: CUfunction,
+    ) -> Result<(), Stop> {
+        let kernel = Kernel { function, parameters: signature.parameters, shared: AtomicUsize::new(0) };
+        match self.kernels.insert(signature.name, kernel) {
+            None => Ok(()),
+            Some(_) => Err(Stop::bug(source.file, &format!("a second kernel {}", signature.name))),
+        }
     }
 
     /// The kernel of that name.
