@@ -5,6 +5,7 @@
 //! Called by [`crate::tape::replay`] and [`crate::learner`].
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::memory::MemoryPlan;
 use crate::ops::activation::Hidden;
