@@ -17,7 +17,7 @@ use crate::ops::linear::cuda::Shape;
 use crate::ops::loss::{self, Classes};
 use crate::ops::query_key_norm::{self, Stretches};
 use crate::ops::route::{self, Disturbance, Router};
-use crate::ops::{add, embedding, linear, norm, rotary};
+use crate::ops::{add, columns, embedding, linear, norm, rotary};
 use crate::params::Params;
 use crate::tape::{Program, Step};
 pub use arena::Working;
@@ -286,8 +286,12 @@ impl Backend for Cuda {
         let (shape, matrix) = (Shape::of(linear, rows), weight(params, linear.weight));
         let (d_weight, d_bias) = grad_pair(&params.layout, grads, linear.weight, linear.bias);
         let (x, d_out, d_x) = (x.view(), d_out.view(), (d_x.view_mut(), write));
-        let scratch = scratch.view_mut();
-        linear::cuda::backward(&self.device, &shape, x, matrix, d_out, d_x, d_weight, d_bias, scratch);
+        linear::cuda::backward_input(&self.device, &shape, d_out, matrix, d_x);
+        linear::cuda::backward_weight(&self.device, &shape, x, d_out, d_weight);
+        if let Some(d_bias) = d_bias {
+            let (width, scratch) = (linear.outputs, scratch.view_mut());
+            columns::cuda::add_sums(&self.device, rows, width, width, d_out, d_bias, scratch);
+        }
     }
 
     fn attention(
@@ -631,14 +635,13 @@ impl Backend for Cuda {
         adamw::cuda::judge(device, loss.view(), squared.view(), rows, adam.clip, record, clock.view_mut());
         let Params { master, working, .. } = params;
         let (first, second, grads) = (first.view_mut(), second.view_mut(), grads.view_mut());
-        let (master, twin) = (master.view_mut(), working.twin());
-        let decays = &working.decays;
+        let (master, (twin, decays)) = (master.view_mut(), working.parts());
         adamw::cuda::update(device, adam, decays, master, twin, first, second, grads, clock.view());
     }
 
     fn refresh(&self, params: &mut Params<Cuda>) {
         let Params { master, working, .. } = params;
-        if let Some(twin) = working.twin() {
+        if let (Some(twin), _) = working.parts() {
             adamw::cuda::refresh(&self.device, master.view(), twin);
         }
     }

@@ -4,6 +4,7 @@
 //! mirror the operations in [`crate::ops`], where equations, code and tests stand; a backend only forwards.
 //! Called by [`crate::tape::replay`] and [`crate::learner`].
 
+pub mod choice;
 pub mod cpu;
 pub mod cuda;
 

@@ -213,7 +213,8 @@ impl<B: Backend> Replay<B> {
         let training = !self.program.backward.is_empty();
         match *self.program.op(index) {
             Op::Embed { out, site } => {
-                let (shape, mask) = (embed(&self.program.config, self.program.shape), self.row_mask(place, site, out));
+                let (shape, mask) =
+                    (embed(&self.program.config, self.program.shape), self.row_mask(place, site, out));
                 self.make(out, |this, out| backend.embed(&shape, &this.inputs, params, mask, out));
             }
             Op::Norm { x, norm, out, moments } => {
@@ -312,7 +313,8 @@ impl<B: Backend> Replay<B> {
             };
             match *self.program.op(op) {
                 Op::Embed { out, site } => {
-                    let (shape, mask) = (embed(&self.program.config, self.program.shape), self.row_mask(place, site, out));
+                    let (shape, mask) =
+                        (embed(&self.program.config, self.program.shape), self.row_mask(place, site, out));
                     let mut scratch = std::mem::take(&mut self.scratch);
                     let (ids, d_out) = (&self.inputs, self.gradient(out));
                     backend.embed_backward(&shape, ids, &params.layout, mask, d_out, grads, &mut scratch);

@@ -5,10 +5,9 @@ use crate::device::{Buffer, Device, Precision, View, ViewMut};
 use crate::ops::adamw::cuda::Decays;
 use crate::ops::experts::Way;
 use crate::ops::experts::cuda::Maps;
-use crate::ops::linear::cuda::Shape;
 use crate::ops::loss::cuda::Head;
 use crate::ops::route::cuda::Weights;
-use crate::ops::{attention, columns, embedding, linear, loss, norm, query_key_norm};
+use crate::ops::{attention, columns, embedding, loss, norm, query_key_norm};
 use crate::params::Params;
 use crate::tape::record::{classes, embed, heads, stretches};
 use crate::tape::{Op, Program};
@@ -20,7 +19,7 @@ pub struct Working {
     /// Every weight in the working precision, in the layout's order; empty where that is f32.
     twin: Buffer,
     /// Which weights decay.
-    pub(super) decays: Decays,
+    decays: Decays,
 }
 
 impl Working {
@@ -32,9 +31,9 @@ impl Working {
         Ok(Working { twin, decays: Decays::new(device, layout)? })
     }
 
-    /// The weights in the working precision, unless they are the master's.
-    pub(super) fn twin(&mut self) -> Option<ViewMut<'_>> {
-        (!self.twin.is_empty()).then(|| self.twin.view_mut())
+    /// The weights in the working precision, unless they are the master's, and which of them decay.
+    pub(super) fn parts(&mut self) -> (Option<ViewMut<'_>>, &Decays) {
+        ((!self.twin.is_empty()).then(|| self.twin.view_mut()), &self.decays)
     }
 }
 
@@ -111,7 +110,9 @@ pub(super) fn backward_scratch(cuda: &Cuda, program: &Program, op: &Op) -> usize
     match *op {
         Op::Embed { .. } => embedding::cuda::backward_scratch(&embed(config, *shape)),
         Op::Norm { x, .. } => norm::cuda::backward_scratch(shape.rows(), program.width(x)),
-        Op::Linear { linear, .. } => linear::cuda::scratch(&Shape::of(&linear, shape.rows())),
+        Op::Linear { linear, .. } => {
+            linear.bias.map_or(0, |_| columns::cuda::scratch(shape.rows(), linear.outputs))
+        }
         Op::Attention { .. } => attention::cuda::scratch(&heads(config, *shape)),
         Op::QueryKeyNorm { .. } => query_key_norm::cuda::backward_scratch(&stretches(config, *shape)),
         Op::Route { .. } | Op::Loss { .. } => forward_scratch(cuda, program, op),

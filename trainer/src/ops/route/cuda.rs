@@ -109,10 +109,8 @@ pub fn forward(
     scratch: ViewMut,
 ) {
     let (matrix, chunks) = (s.rows * s.count, s.rows.div_ceil(CHUNK));
-    let grid = Grid {
-        blocks: [s.rows.div_ceil(32) as u32, s.count.div_ceil(8) as u32, 1],
-        ..Grid::line(0, 256)
-    };
+    let grid =
+        Grid { blocks: [s.rows.div_ceil(32) as u32, s.count.div_ceil(8) as u32, 1], ..Grid::line(0, 256) };
     let product = |weight: View, (words, reach): (Words, f32), out: ViewMut| {
         launch!(
             device,
@@ -260,10 +258,7 @@ pub fn backward(
     launch!(
         device,
         "route_input_backward",
-        Grid {
-            blocks: [s.rows.div_ceil(32) as u32, s.width.div_ceil(256) as u32, 1],
-            ..Grid::line(0, 256)
-        },
+        Grid { blocks: [s.rows.div_ceil(32) as u32, s.width.div_ceil(256) as u32, 1], ..Grid::line(0, 256) },
         d_logits.view(),
         noisy.then(|| d_scales.view()),
         parameters.router,
