@@ -27,3 +27,4 @@ pub mod tokenizer;
 pub mod train;
 pub mod upcycle;
 pub mod weights;
+pub mod windows;

@@ -13,13 +13,14 @@ use crate::ops::adamw::{self, Adam};
 use crate::ops::attention::{self, Heads};
 use crate::ops::dropout::Mask;
 use crate::ops::experts::{self, Way};
-use crate::ops::linear::cuda::Shape;
+use crate::ops::linear::cuda::{Bias, Shape};
 use crate::ops::loss::{self, Classes};
 use crate::ops::query_key_norm::{self, Stretches};
 use crate::ops::route::{self, Disturbance, Router};
-use crate::ops::{add, columns, embedding, linear, norm, rotary};
+use crate::ops::{add, embedding, linear, norm, rotary};
 use crate::params::Params;
 use crate::tape::{Program, Step};
+use crate::windows::Windows;
 pub use arena::Working;
 use arena::{grad_pair, head_of, maps_of, part, router_of, weight};
 use formats::layout::{Bank, Linear, Norm, ParameterId};
@@ -108,6 +109,7 @@ impl Backend for Cuda {
     // A device likes its operations large.
     const LIMITS: Limits = Limits { shards: 1, pass_rows: usize::MAX, evaluation_rows: 1 << 14 };
     const AT_HAND: bool = false;
+    const SHARES_ROWS: bool = false;
 
     type Values = Buffer;
     type Floats = Buffer;
@@ -168,8 +170,11 @@ impl Backend for Cuda {
     }
 
     fn download(&self, from: &Buffer, to: &mut [f32]) -> Result<()> {
-        self.device.download(from.part(0..to.len()), to);
-        self.device.check()
+        self.device.read(from.part(0..to.len()), to)
+    }
+
+    fn upload_values(&self, from: &[f32], to: &mut Buffer) {
+        self.device.upload_values(from, to.part_mut(0..from.len()));
     }
 
     fn download_values(&self, from: &Buffer, to: &mut [f32]) -> Result<()> {
@@ -178,8 +183,7 @@ impl Backend for Cuda {
     }
 
     fn read(&self, from: &Buffer, to: &mut [f64]) -> Result<()> {
-        self.device.download(from.part(0..to.len()), to);
-        self.device.check()
+        self.device.read(from.part(0..to.len()), to)
     }
 
     fn upload_indices(&self, from: &[u32], to: &mut Buffer) {
@@ -210,7 +214,15 @@ impl Backend for Cuda {
         shards.iter_mut().enumerate().for_each(|(index, shard)| work(index, shard));
     }
 
-    fn embed(&self, s: &Embed, ids: &Buffer, params: &Params<Cuda>, mask: Mask, out: &mut Buffer) {
+    fn embed(
+        &self,
+        s: &Embed,
+        _: Windows<'_>,
+        ids: &Buffer,
+        params: &Params<Cuda>,
+        mask: Mask,
+        out: &mut Buffer,
+    ) {
         let Layout { token_embedding, position_embedding, .. } = params.layout;
         let (tokens, positions) =
             (weight(params, token_embedding), position_embedding.map(|id| weight(params, id)));
@@ -267,7 +279,8 @@ impl Backend for Cuda {
     }
 
     fn linear(&self, rows: usize, x: &Buffer, linear: &Linear, params: &Params<Cuda>, out: &mut Buffer) {
-        let (matrix, bias) = (weight(params, linear.weight), linear.bias.map(|id| part(params, id)));
+        let bias = |id| Bias { floats: part(params, id), values: Some(weight(params, id)) };
+        let (matrix, bias) = (weight(params, linear.weight), linear.bias.map(bias));
         let shape = Shape::of(linear, rows);
         linear::cuda::forward(&self.device, &shape, x.view(), matrix, bias, out.view_mut());
     }
@@ -286,17 +299,14 @@ impl Backend for Cuda {
         let (shape, matrix) = (Shape::of(linear, rows), weight(params, linear.weight));
         let (d_weight, d_bias) = grad_pair(&params.layout, grads, linear.weight, linear.bias);
         let (x, d_out, d_x) = (x.view(), d_out.view(), (d_x.view_mut(), write));
-        linear::cuda::backward_input(&self.device, &shape, d_out, matrix, d_x);
-        linear::cuda::backward_weight(&self.device, &shape, x, d_out, d_weight);
-        if let Some(d_bias) = d_bias {
-            let (width, scratch) = (linear.outputs, scratch.view_mut());
-            columns::cuda::add_sums(&self.device, rows, width, width, d_out, d_bias, scratch);
-        }
+        let scratch = scratch.view_mut();
+        linear::cuda::backward(&self.device, &shape, x, matrix, d_out, d_x, d_weight, d_bias, scratch);
     }
 
     fn attention(
         &self,
         s: &Heads,
+        _: Windows<'_>,
         qkv: &Buffer,
         mask: Mask,
         out: &mut Buffer,
@@ -564,6 +574,7 @@ impl Backend for Cuda {
     fn loss(
         &self,
         s: &Classes,
+        _: Windows<'_>,
         x: &Buffer,
         head: &Linear,
         params: &Params<Cuda>,

@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUgraphExec, CUgraphInstantiate_flags, CUstreamC
 use formats::Result;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A recorded sequence, ready to be launched.
 pub struct Graph {
@@ -23,7 +24,7 @@ unsafe impl Sync for Graph {}
 
 impl Device {
     /// Records what `work` puts on the stream: launches, copies within the device and zeroing. Uploads, downloads and
-    /// new memory are refused by the driver while it records.
+    /// new memory within are a bug of ours.
     pub fn capture(&self, work: impl FnOnce()) -> Result<Graph> {
         self.check()?;
         self.attempt("cuStreamBeginCapture", |inner| {
@@ -36,7 +37,9 @@ impl Device {
             }
         });
         self.check()?;
+        self.inner.recording.store(true, Ordering::Relaxed);
         work();
+        self.inner.recording.store(false, Ordering::Relaxed);
         let mut graph = ptr::null_mut();
         let ended = self.inner.bind().and_then(|()| {
             // SAFETY: the capture began above; it is ended even where the work failed, so that the stream is usable.

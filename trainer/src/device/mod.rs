@@ -4,6 +4,7 @@
 //! returns nothing; the first thing that goes wrong is kept, whatever follows does nothing, and [`Device::check`] says
 //! it. That is also what the hardware does: after a failed kernel every call fails. Nothing here knows an operation.
 
+mod blas;
 mod compile;
 mod graph;
 pub mod kernels;
@@ -11,19 +12,24 @@ mod launch;
 mod memory;
 pub mod probe;
 pub mod signature;
+mod staging;
 
+pub use blas::{Factor, Product};
 pub use graph::Graph;
 pub use launch::{Argument, Grid};
 pub use memory::{Buffer, Element, Number, View, ViewMut};
 
 use crate::ops::KERNELS;
+use blas::Blas;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUstream};
 use cudarc::nvrtc::result::NvrtcError;
 use formats::{Error, Result};
 use kernels::Kernels;
 use serde::{Deserialize, Serialize};
+use staging::Staging;
 use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What activations and working weights are kept in. Statistics, gradients, moments and master weights are always f32.
@@ -97,6 +103,10 @@ struct Inner {
     multiprocessors: u32,
     name: String,
     kernels: ManuallyDrop<Kernels>,
+    staging: ManuallyDrop<Mutex<Staging>>,
+    blas: ManuallyDrop<Option<Blas>>,
+    /// Whether what is put on the stream is recorded and not run.
+    recording: AtomicBool,
     failure: OnceLock<Failure>,
     kept: Mutex<Kept>,
 }
@@ -161,13 +171,18 @@ impl Device {
             multiprocessors,
             name,
             kernels: ManuallyDrop::new(Kernels::default()),
+            staging: ManuallyDrop::new(Mutex::default()),
+            blas: ManuallyDrop::new(None),
+            recording: AtomicBool::new(false),
             failure: OnceLock::new(),
             kept: Mutex::default(),
         };
         inner.bind().map_err(|error| of("cuCtxSetCurrent", error))?;
         inner.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(|error| of("cuStreamCreate", error))?;
+        *inner.staging = Mutex::new(Staging::new().map_err(|error| of("cuMemHostAlloc", error))?);
         *inner.kernels = Kernels::load(KERNELS, precision, capability)?;
+        *inner.blas = Blas::open().map_err(|error| of("cuMemAlloc for cuBLASLt", error))?;
         Ok(Device { inner: Arc::new(inner) })
     }
 
@@ -191,6 +206,20 @@ impl Device {
         &self.inner.name
     }
 
+    /// Itself in a few words: its name, its architecture, and who multiplies.
+    pub fn describe(&self) -> String {
+        let (major, minor) = self.capability();
+        let products = self.inner.blas.as_ref().map_or_else(
+            || "products by our own kernels, as cuBLASLt is not found".to_owned(),
+            |blas| format!("products by cuBLASLt {}", blas.version()),
+        );
+        let precision = match self.precision() {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        };
+        format!("{} (compute capability {major}.{minor}, {precision}, {products})", self.name())
+    }
+
     /// Whether all has gone well so far. Work still on its way may go wrong later; see [`Device::synchronize`].
     pub fn check(&self) -> Result<()> {
         match self.inner.failure.get() {
@@ -204,6 +233,7 @@ impl Device {
 
     /// Waits for all work and says whether it went well.
     pub fn synchronize(&self) -> Result<()> {
+        self.only_outside_of_recording("waiting");
         self.attempt("cuStreamSynchronize", |inner| {
             // SAFETY: the stream lives as long as the device.
             unsafe { result::stream::synchronize(inner.stream) }
@@ -225,9 +255,13 @@ impl Device {
     /// Keeps the first error.
     fn note(&self, call: &str, result: Result<(), DriverError>) {
         if let Err(error) = result {
-            // Only the first is kept: what follows is its consequence.
-            let _ = self.inner.failure.set(Failure::Device(driver_said(call, error)));
+            self.lost(driver_said(call, error));
         }
+    }
+
+    /// Keeps what went wrong on the device, if it is the first: what follows is its consequence.
+    fn lost(&self, problem: String) {
+        let _ = self.inner.failure.set(Failure::Device(problem));
     }
 
     /// Keeps a mistake of ours, if it is the first thing to go wrong.
@@ -242,6 +276,13 @@ impl Device {
             self.bug(format!("{work}: memory of another device"));
         }
         ours
+    }
+
+    /// Keeps as our mistake what cannot be part of a recording.
+    fn only_outside_of_recording(&self, what: &str) {
+        if self.inner.recording.load(Ordering::Relaxed) {
+            self.bug(format!("{what} within a recording"));
+        }
     }
 
     /// An error as a value, kept as well.
@@ -280,8 +321,12 @@ impl Drop for Inner {
                 // SAFETY: the stream is this device's and nothing is put on it any more.
                 let _ = unsafe { result::stream::synchronize(self.stream) };
             }
-            // SAFETY: dropped once, here, while the context is current and no kernel runs.
-            unsafe { ManuallyDrop::drop(&mut self.kernels) };
+            // SAFETY: dropped once, here, while the context is current and nothing runs.
+            unsafe {
+                ManuallyDrop::drop(&mut self.kernels);
+                ManuallyDrop::drop(&mut self.staging);
+                ManuallyDrop::drop(&mut self.blas);
+            }
             if !self.stream.is_null() {
                 // SAFETY: created once and destroyed once, here.
                 let _ = unsafe { result::stream::destroy(self.stream) };

@@ -5,9 +5,10 @@ use crate::device::{Buffer, Device, Precision, View, ViewMut};
 use crate::ops::adamw::cuda::Decays;
 use crate::ops::experts::Way;
 use crate::ops::experts::cuda::Maps;
+use crate::ops::linear::cuda::Shape;
 use crate::ops::loss::cuda::Head;
 use crate::ops::route::cuda::Weights;
-use crate::ops::{attention, columns, embedding, loss, norm, query_key_norm};
+use crate::ops::{attention, embedding, linear, loss, norm, query_key_norm};
 use crate::params::Params;
 use crate::tape::record::{classes, embed, heads, stretches};
 use crate::tape::{Op, Program};
@@ -111,7 +112,7 @@ pub(super) fn backward_scratch(cuda: &Cuda, program: &Program, op: &Op) -> usize
         Op::Embed { .. } => embedding::cuda::backward_scratch(&embed(config, *shape)),
         Op::Norm { x, .. } => norm::cuda::backward_scratch(shape.rows(), program.width(x)),
         Op::Linear { linear, .. } => {
-            linear.bias.map_or(0, |_| columns::cuda::scratch(shape.rows(), linear.outputs))
+            linear::cuda::scratch(&Shape::of(&linear, shape.rows()))
         }
         Op::Attention { .. } => attention::cuda::scratch(&heads(config, *shape)),
         Op::QueryKeyNorm { .. } => query_key_norm::cuda::backward_scratch(&stretches(config, *shape)),
