@@ -21,7 +21,7 @@ pub struct Source {
     pub file: &'static str,
     /// All of it, without what stands before it.
     pub text: &'static str,
-    /// What stands between the header and it.
+    /// What stands between it and the header, behind what that needs itself.
     pub before: Option<&'static Source>,
 }
 
@@ -31,20 +31,18 @@ impl Source {
         Source { file, text, before: None }
     }
 
-    /// The same behind another source.
+    /// The same behind another source, which may be behind others.
     pub const fn behind(self, before: &'static Source) -> Source {
         Source { before: Some(before), ..self }
     }
 
-    /// What is compiled: the header, then the source, each under its own line numbers.
+    /// What is compiled: the header, what stands between, the source, each under its own line numbers.
     pub fn whole(&self) -> String {
-        let header = Source::new("device/kernel.cuh", HEADER);
-        let parts = [Some(&header), self.before, Some(self)];
-        parts
-            .into_iter()
-            .flatten()
-            .map(|part| format!("#line 1 \"{}\"\n{}\n", part.file, part.text))
-            .collect()
+        let own = format!("#line 1 \"{}\"\n{}\n", self.file, self.text);
+        match self.before {
+            Some(before) => before.whole() + &own,
+            None => format!("#line 1 \"device/kernel.cuh\"\n{HEADER}\n{own}"),
+        }
     }
 }
 
