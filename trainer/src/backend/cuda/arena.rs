@@ -111,9 +111,7 @@ pub(super) fn backward_scratch(cuda: &Cuda, program: &Program, op: &Op) -> usize
     match *op {
         Op::Embed { .. } => embedding::cuda::backward_scratch(&embed(config, *shape)),
         Op::Norm { x, .. } => norm::cuda::backward_scratch(shape.rows(), program.width(x)),
-        Op::Linear { linear, .. } => {
-            linear::cuda::scratch(&Shape::of(&linear, shape.rows()))
-        }
+        Op::Linear { linear, .. } => linear::cuda::scratch(&Shape::of(&linear, shape.rows())),
         Op::Attention { .. } => attention::cuda::scratch(&heads(config, *shape)),
         Op::QueryKeyNorm { .. } => query_key_norm::cuda::backward_scratch(&stretches(config, *shape)),
         Op::Route { .. } | Op::Loss { .. } => forward_scratch(cuda, program, op),
