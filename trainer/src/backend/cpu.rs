@@ -148,6 +148,10 @@ impl Backend for Cpu {
         to.copy_from_slice(&from[..to.len()]);
     }
 
+    fn upload_values(&self, from: &[f32], to: &mut Aligned) {
+        to[..from.len()].copy_from_slice(from);
+    }
+
     fn download_values(&self, from: &Aligned, to: &mut [f32]) {
         to.copy_from_slice(&from[..to.len()]);
     }
