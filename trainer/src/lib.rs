@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod data;
+pub mod device;
 pub mod export;
 pub mod finetune;
 pub mod learner;

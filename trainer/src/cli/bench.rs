@@ -7,7 +7,6 @@ use runtime::simd::Simd;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use trainer::backend::cpu::Cpu;
 use trainer::learner::{BatchShape, Learner, Rates};
 use trainer::options::{Flags, Request};
 use trainer::presets;
@@ -57,8 +56,7 @@ impl Bench {
         let shape = BatchShape { sequences: options.batch, block: options.block };
         let backend = cpu(&options)?;
         let threads = backend.threads();
-        let plan = Learner::<Cpu>::memory(&config, shape, threads, options.recompute);
-        plan.require(trainer::memory::available().unwrap_or(u64::MAX))?;
+        Learner::require_memory(&backend, &config, shape, options.recompute)?;
         let mut learner = Learner::with(
             backend,
             &config,
@@ -82,7 +80,8 @@ impl Bench {
         let mut step = |number: u64| {
             let rates =
                 Rates { learning_rate: options.learning_rate as f32, step: number, seed: options.seed };
-            learner.step(&inputs, &targets, rates)
+            learner.step(&inputs, &targets, rates)?;
+            learner.outcome()
         };
         step(1)?;
         let (begin, limit) = (Instant::now(), Duration::from_secs_f64(self.secs));

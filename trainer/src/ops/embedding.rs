@@ -5,6 +5,8 @@
 //!
 //! Backward: `d_token[id_r] += d_out_r m_r`, `d_position[p_r] += d_out_r m_r`, rows in order.
 
+pub mod cuda;
+
 use super::dropout::Mask;
 use crate::backend::Embed;
 

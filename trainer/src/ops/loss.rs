@@ -4,6 +4,8 @@
 //! Backward with `d_loss_r = scale`: `d_z_rv = scale (exp(z_rv) / sum_u exp(z_ru) - [v = target])`, then the
 //! gradients of [`super::linear`].
 
+pub mod cuda;
+
 use super::hands::Hands;
 use super::linear;
 use formats::layout::Linear;

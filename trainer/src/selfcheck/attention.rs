@@ -1,13 +1,14 @@
 //! Cases of causal attention.
 
 use super::compare::{Allowance, Kept};
-use super::subject::{drawn, floats, read, unwritten, values, widened};
+use super::subject::{ADAM, STEP, Subject, at_step, config, drawn, floats, read, unwritten, values, widened};
 use super::{Case, Found, Suite};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::ops::attention::Heads;
 use crate::ops::dropout::{Mask, Noise};
 use formats::Result;
+use formats::config::Config;
 
 /// Roundings of a softmax and of what is made of it, both sides' together.
 const STEPS: u32 = 64;
@@ -17,6 +18,8 @@ const NARROWED: u32 = 3;
 
 struct Attended {
     s: Heads,
+    /// A model with such heads.
+    subject: Subject,
     dropout: f32,
     qkv: Vec<f32>,
     d_out: Vec<f32>,
@@ -25,7 +28,7 @@ struct Attended {
 impl Attended {
     fn mask(&self) -> Mask {
         // The second shard's: its first row is not the batch's.
-        Noise::new(17, 2, self.dropout).at(4, self.s.heads * self.s.block, self.s.block)
+        Noise::new(17, STEP, self.dropout).at(4, self.s.heads * self.s.block, self.s.block)
     }
 }
 
@@ -45,13 +48,15 @@ impl Case for Attended {
         let qkv = values(backend, &self.qkv)?;
         let mut out = unwritten(backend, self.d_out.len())?;
         let mut kept = floats(backend, &vec![f32::NAN; self.s.kept()])?;
-        let mut scratch = backend.floats(self.s.sequences * self.s.scratch())?;
-        backend.attention(&self.s, &qkv, mask, &mut out, &mut kept, &mut scratch);
+        let mut scratch = self.subject.scratch(backend, self.s.sequences, self.s.block)?;
         let (d_out, mut d_qkv) = (values(backend, &self.d_out)?, unwritten(backend, len)?);
-        backend.attention_backward(&self.s, &qkv, &out, &kept, mask, &d_out, &mut d_qkv, &mut scratch);
+        at_step(backend, &ADAM, || {
+            backend.attention(&self.s, &qkv, mask, &mut out, &mut kept, &mut scratch);
+            backend.attention_backward(&self.s, &qkv, &out, &kept, mask, &d_out, &mut d_qkv, &mut scratch);
+        })?;
         Ok(vec![
-            Found::new("forward", read(backend, &out, self.d_out.len())),
-            Found::new("d_qkv", read(backend, &d_qkv, len)),
+            Found::new("forward", read(backend, &out, self.d_out.len())?),
+            Found::new("d_qkv", read(backend, &d_qkv, len)?),
         ])
     }
 
@@ -149,8 +154,10 @@ pub(super) fn attentions<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     for (index, [sequences, block, heads, kv_heads, size]) in shapes.into_iter().enumerate() {
         let scale = if index % 4 == 3 { 0.5 } else { (1.0 / (size as f64).sqrt()) as f32 };
         let s = Heads { sequences, block, heads, kv_heads, size, scale };
+        let config = Config { heads, kv_heads, head_size: size, context: block, ..config(4) };
         suite.check(&Attended {
             s,
+            subject: Subject::new(config, suite.rounding, 0),
             dropout: [0.0, 0.0, 0.2][index % 3],
             // Wide enough that some weights are small.
             qkv: drawn(suite.rounding, s.rows() * s.row(), 300 + index as u64)

@@ -2,7 +2,7 @@
 
 use super::compare::{Allowance, Kept};
 use super::subject::{
-    Subject, config, drawn, floats, ids, indices, read, read_floats, sizes, values, widened,
+    Subject, config, drawn, floats, ids, indices, read, read_floats, read_sums, sizes, values, widened,
 };
 use super::{Case, Found, Suite};
 use crate::backend::cpu::Cpu;
@@ -41,10 +41,12 @@ impl Case for Judged {
         let (params, head) = (self.subject.params(backend)?, self.subject.layout.head);
         let (x, targets) = (values(backend, &self.x)?, indices(backend, &self.targets)?);
         let unknown = vec![f32::NAN; self.s.rows];
-        let mut scratch = backend.floats(self.s.scratch())?;
+        let mut scratch = self.subject.scratch(backend, self.s.rows, 1)?;
         let mut losses = floats(backend, &unknown)?;
         backend.loss(&self.s, &x, &head, &params, &targets, &mut losses, &mut scratch);
-        let alone = read_floats(backend, &losses, self.s.rows);
+        let alone = read_floats(backend, &losses, self.s.rows)?;
+        let mut total = backend.sums(1)?;
+        backend.total(&losses, self.s.rows, &mut total);
         backend.upload(&unknown, &mut losses);
         let mut grads = floats(backend, &self.subject.grads)?;
         let mut d_x = values(backend, &self.d_x)?;
@@ -62,9 +64,10 @@ impl Case for Judged {
         );
         Ok(vec![
             Found::new("losses", alone),
-            Found::new("losses, with gradient", read_floats(backend, &losses, self.s.rows)),
-            Found::new("d_x", read(backend, &d_x, self.x.len())),
-            Found::new("d_head", read_floats(backend, &grads, self.subject.grads.len())),
+            Found::new("total", vec![read_sums(backend, &total, 1)?[0] as f32]),
+            Found::new("losses, with gradient", read_floats(backend, &losses, self.s.rows)?),
+            Found::new("d_x", read(backend, &d_x, self.x.len())?),
+            Found::new("d_head", read_floats(backend, &grads, self.subject.grads.len())?),
         ])
     }
 
@@ -110,6 +113,7 @@ impl Case for Judged {
         let longest = width.max(vocabulary);
         Ok(vec![
             allowance(losses.clone(), longest, Kept::Float),
+            allowance(vec![losses.iter().sum()], longest, Kept::Float),
             allowance(losses, longest, Kept::Float),
             allowance(d_x, longest, Kept::Value),
             allowance(d_head, longest + rows, Kept::Float),

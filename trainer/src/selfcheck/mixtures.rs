@@ -3,7 +3,8 @@
 use super::compare::{Allowance, Kept, Rounding};
 use super::rows::of_sizes;
 use super::subject::{
-    Subject, config, drawn, floats, read, read_floats, sizes, unwritten, values, widened,
+    ADAM, STEP, Subject, at_step, config, drawn, floats, read, read_floats, read_sums, sizes, unwritten, values,
+    widened,
 };
 use super::{Case, Found, Suite};
 use crate::backend::cpu::Cpu;
@@ -145,7 +146,7 @@ impl Mixture {
     }
 
     fn disturbance(&self) -> Disturbance {
-        let noise = Noise::new(23, 4, 0.0);
+        let noise = Noise::new(23, STEP, 0.0);
         let Shape { jitter, noisy, left_out: [outputs, experts], .. } = self.shape;
         Disturbance {
             jitter: (jitter > 0.0).then(|| (noise.draws(3, 5, self.s.width), jitter)),
@@ -163,13 +164,16 @@ impl Mixture {
             weights: unwritten(backend, self.s.rows * self.s.slots())?,
             kept: floats(backend, &vec![f32::NAN; self.s.kept()])?,
             routing: backend.routing(&self.s)?,
-            scratch: backend.floats(self.s.scratch())?,
+            scratch: self.subject.scratch(backend, self.s.rows, 1)?,
             params,
             x,
         };
         let Routed { params, x, weights, kept, routing, scratch } = &mut routed;
         let disturbance = self.disturbance();
-        backend.route(&self.s, x, &self.bank(), params, &disturbance, weights, kept, routing, scratch);
+        let (s, bank) = (&self.s, self.bank());
+        at_step(backend, &ADAM, || {
+            backend.route(s, x, &bank, params, &disturbance, weights, kept, routing, scratch);
+        })?;
         Ok(routed)
     }
 
@@ -231,30 +235,39 @@ impl Case for Chosen {
     fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
         let Mixture { s, subject, x, .. } = &self.mixture;
         let mut routed = self.mixture.route(backend)?;
-        let (mut load, narrow) = (vec![0.0; s.load()], |load: &f64| *load as f32);
-        backend.load(s, &routed.kept, &routed.routing, s.rows, &mut load);
+        let (mut asked, narrow) = (backend.sums(3 + s.load())?, |load: &f64| *load as f32);
+        backend.load(s, &routed.kept, &routed.routing, s.rows, (&mut asked, 3));
+        let mut shares = floats(backend, &vec![f32::NAN; s.count])?;
+        backend.shares(s, (&asked, 3), &mut shares);
+        let asked = read_sums(backend, &asked, 3 + s.load())?;
+        let load = &asked[3..];
         let mut grads = floats(backend, &subject.grads)?;
         let (d_weights, mut d_x) = (values(backend, &self.d_weights)?, values(backend, &self.d_x)?);
-        backend.route_backward(
-            s,
-            &routed.x,
-            &self.mixture.bank(),
-            &routed.params,
-            &self.mixture.disturbance(),
-            (&floats(backend, &self.shares)?, self.factors[0], self.factors[1]),
-            &routed.kept,
-            &routed.routing,
-            &d_weights,
-            (&mut d_x, self.write),
-            &mut grads,
-            &mut routed.scratch,
-        );
+        let given = floats(backend, &self.shares)?;
+        let Routed { params, x: x_device, kept, routing, scratch, .. } = &mut routed;
+        at_step(backend, &ADAM, || {
+            backend.route_backward(
+                s,
+                x_device,
+                &self.mixture.bank(),
+                params,
+                &self.mixture.disturbance(),
+                (&given, self.factors[0], self.factors[1]),
+                kept,
+                routing,
+                &d_weights,
+                (&mut d_x, self.write),
+                &mut grads,
+                scratch,
+            );
+        })?;
         Ok(vec![
-            Found::new("weights", read(backend, &routed.weights, self.d_weights.len())),
+            Found::new("weights", read(backend, &routed.weights, self.d_weights.len())?),
             Found::new("counts", [&load[..s.count], &load[2 * s.count + 1..]].concat().iter().map(narrow).collect()),
             Found::new("probabilities", load[s.count..2 * s.count + 1].iter().map(narrow).collect()),
-            Found::new("d_x", read(backend, &d_x, x.len())),
-            Found::new("d_router, d_noise", read_floats(backend, &grads, subject.grads.len())),
+            Found::new("shares", read_floats(backend, &shares, s.count)?),
+            Found::new("d_x", read(backend, &d_x, x.len())?),
+            Found::new("d_router, d_noise", read_floats(backend, &grads, subject.grads.len())?),
         ])
     }
 
@@ -332,6 +345,7 @@ impl Case for Chosen {
             allowance(out, s.width, Kept::Value),
             Allowance::none(s.count + 1),
             allowance(probabilities, s.rows + s.width, Kept::Float),
+            Allowance { steps: 2, ..allowance(vec![1.0; s.count], 1, Kept::Float) },
             allowance(d_x, s.width.max(s.count), Kept::Value),
             allowance(d_params, s.rows + s.width, Kept::Float),
         ])
@@ -412,12 +426,13 @@ impl Case for Spread {
             let (from_device, d_out_device) = (values(backend, from)?, values(backend, d_out)?);
             let (mut out, mut d_from) = (unwritten(backend, d_out.len())?, unwritten(backend, from.len())?);
             backend.experts(routing, &from_device, &bank, way, params, &mut out);
-            let d_out = (&d_out_device, d_out.len());
+            let (d, to) = (&d_out_device, &mut d_from);
+            let mut scratch = subject.scratch(backend, s.rows, 1)?;
             backend.experts_backward(
-                routing, &from_device, &bank, way, params, d_out.0, &mut d_from, &mut grads,
+                routing, &from_device, &bank, way, params, d, to, &mut grads, &mut scratch,
             );
             let part = |values: &B::Values, len: usize| read(backend, values, len / assignments * self.places);
-            maps.push([part(&out, d_out.1), part(&d_from, from.len())]);
+            maps.push([part(&out, d_out.len())?, part(&d_from, from.len())?]);
         }
 
         let (weights, d_out) = (values(backend, &self.weights)?, &routed.x);
@@ -430,16 +445,16 @@ impl Case for Spread {
 
         let [[into, d_into], [out_of, d_out_of]] = [maps.remove(0), maps.remove(0)];
         Ok(vec![
-            Found::new("dispatched", read(backend, &dispatched, len)),
-            Found::new("d_x of dispatched", read(backend, &d_x, x.len())),
+            Found::new("dispatched", read(backend, &dispatched, len)?),
+            Found::new("d_x of dispatched", read(backend, &d_x, x.len())?),
             Found::new("into", into),
             Found::new("d_x of into", d_into),
             Found::new("out of", out_of),
             Found::new("d_x of out of", d_out_of),
-            Found::new("d_experts", read_floats(backend, &grads, subject.grads.len())),
-            Found::new("combined", read(backend, &combined, x.len())),
-            Found::new("d_x of combined", read(backend, &d_result, len)),
-            Found::new("d_weights of combined", read(backend, &d_weights, assignments)),
+            Found::new("d_experts", read_floats(backend, &grads, subject.grads.len())?),
+            Found::new("combined", read(backend, &combined, x.len())?),
+            Found::new("d_x of combined", read(backend, &d_result, len)?),
+            Found::new("d_weights of combined", read(backend, &d_weights, assignments)?),
         ])
     }
 

@@ -36,11 +36,12 @@ impl Case for Mapped {
         let mut grads = floats(backend, &self.subject.grads)?;
         let (d_out, mut d_x) = (values(backend, &self.d_out)?, values(backend, &self.d_x)?);
         let to = (&mut d_x, self.write);
-        backend.linear_backward(self.rows, &x, &map, &params, &d_out, to, &mut grads);
+        let mut scratch = self.subject.scratch(backend, self.rows, 1)?;
+        backend.linear_backward(self.rows, &x, &map, &params, &d_out, to, &mut grads, &mut scratch);
         Ok(vec![
-            Found::new("forward", read(backend, &out, self.d_out.len())),
-            Found::new("d_x", read(backend, &d_x, self.x.len())),
-            Found::new("d_weight, d_bias", read_floats(backend, &grads, self.subject.grads.len())),
+            Found::new("forward", read(backend, &out, self.d_out.len())?),
+            Found::new("d_x", read(backend, &d_x, self.x.len())?),
+            Found::new("d_weight, d_bias", read_floats(backend, &grads, self.subject.grads.len())?),
         ])
     }
 

@@ -2,7 +2,8 @@
 
 use super::compare::{Allowance, Kept};
 use super::subject::{
-    Subject, config, drawn, floats, ids, indices, read, read_floats, sizes, unwritten, values, widened,
+    ADAM, STEP, Subject, at_step, config, drawn, floats, ids, indices, read, read_floats, sizes, unwritten, values,
+    widened,
 };
 use super::{Case, Found, Suite};
 use crate::backend::cpu::Cpu;
@@ -31,7 +32,7 @@ const ELEMENTARY: u32 = 48;
 
 /// The mask of a site for rows that are not the batch's first.
 pub(super) fn mask(probability: f32, width: usize) -> Mask {
-    Noise::new(11, 3, probability).at(5, 2, width)
+    Noise::new(11, STEP, probability).at(5, 2, width)
 }
 
 /// The largest factor a mask has.
@@ -78,13 +79,17 @@ impl Case for Embedding {
         let ids = indices(backend, &self.ids)?;
         let mask = mask(self.dropout, self.s.width);
         let mut out = unwritten(backend, self.d_out.len())?;
-        backend.embed(&self.s, &ids, &params, mask, &mut out);
         let mut grads = floats(backend, &self.subject.grads)?;
         let d_out = values(backend, &self.d_out)?;
-        backend.embed_backward(&self.s, &ids, &params.layout, mask, &d_out, &mut grads);
+        let mut scratch = self.subject.scratch(backend, self.s.rows / self.s.block, self.s.block)?;
+        at_step(backend, &ADAM, || {
+            backend.embed(&self.s, &ids, &params, mask, &mut out);
+            let layout = &params.layout;
+            backend.embed_backward(&self.s, &ids, layout, mask, &d_out, &mut grads, &mut scratch);
+        })?;
         Ok(vec![
-            Found::new("forward", read(backend, &out, self.d_out.len())),
-            Found::new("d_tables", read_floats(backend, &grads, self.subject.grads.len())),
+            Found::new("forward", read(backend, &out, self.d_out.len())?),
+            Found::new("d_tables", read_floats(backend, &grads, self.subject.grads.len())?),
         ])
     }
 
@@ -172,11 +177,12 @@ impl Case for Normed {
         let mut grads = floats(backend, &self.subject.grads)?;
         let (d_out, mut d_x) = (values(backend, &self.d_out)?, values(backend, &self.d_x)?);
         let to = (&mut d_x, self.write);
-        backend.norm_backward(&self.s, &x, &norm, &params, &moments, &d_out, to, &mut grads);
+        let mut scratch = self.subject.scratch(backend, self.s.rows, 1)?;
+        backend.norm_backward(&self.s, &x, &norm, &params, &moments, &d_out, to, &mut grads, &mut scratch);
         Ok(vec![
-            Found::new("forward", read(backend, &out, self.x.len())),
-            Found::new("d_x", read(backend, &d_x, self.x.len())),
-            Found::new("d_gain, d_bias", read_floats(backend, &grads, self.subject.grads.len())),
+            Found::new("forward", read(backend, &out, self.x.len())?),
+            Found::new("d_x", read(backend, &d_x, self.x.len())?),
+            Found::new("d_gain, d_bias", read_floats(backend, &grads, self.subject.grads.len())?),
         ])
     }
 
@@ -266,13 +272,15 @@ impl Case for QueryKeyNormed {
         backend.query_key_norm(&self.s, &qkv, &norms, &params, &mut out, &mut kept);
         let mut grads = floats(backend, &self.subject.grads)?;
         let (d_out, mut d_qkv) = (values(backend, &self.d_out)?, unwritten(backend, len)?);
+        let mut scratch = self.subject.scratch(backend, self.s.heads.sequences, self.s.heads.block)?;
+        let to = &mut d_qkv;
         backend.query_key_norm_backward(
-            &self.s, &qkv, &norms, &params, &kept, &d_out, &mut d_qkv, &mut grads,
+            &self.s, &qkv, &norms, &params, &kept, &d_out, to, &mut grads, &mut scratch,
         );
         Ok(vec![
-            Found::new("forward", read(backend, &out, len)),
-            Found::new("d_x", read(backend, &d_qkv, len)),
-            Found::new("d_gains", read_floats(backend, &grads, self.subject.grads.len())),
+            Found::new("forward", read(backend, &out, len)?),
+            Found::new("d_x", read(backend, &d_qkv, len)?),
+            Found::new("d_gains", read_floats(backend, &grads, self.subject.grads.len())?),
         ])
     }
 
@@ -358,12 +366,14 @@ impl Case for Activated {
         let mask = mask(self.dropout, self.s.width);
         let (x, d_out) = (values(backend, &self.x)?, values(backend, &self.d_out)?);
         let mut out = unwritten(backend, self.d_out.len())?;
-        backend.activation(self.s, &x, mask, &mut out);
         let mut d_x = unwritten(backend, self.x.len())?;
-        backend.activation_backward(self.s, &x, mask, &d_out, &mut d_x);
+        at_step(backend, &ADAM, || {
+            backend.activation(self.s, &x, mask, &mut out);
+            backend.activation_backward(self.s, &x, mask, &d_out, &mut d_x);
+        })?;
         Ok(vec![
-            Found::new("forward", read(backend, &out, self.d_out.len())),
-            Found::new("d_x", read(backend, &d_x, self.x.len())),
+            Found::new("forward", read(backend, &out, self.d_out.len())?),
+            Found::new("d_x", read(backend, &d_x, self.x.len())?),
         ])
     }
 
@@ -437,15 +447,17 @@ impl Case for Residual {
         let [stream, branch, d_out, d_stream, d_branch] = &self.inputs;
         let (stream, branch) = (values(backend, stream)?, values(backend, branch)?);
         let mut out = unwritten(backend, len)?;
-        backend.add(self.rows, &stream, &branch, mask, &mut out);
         let d_out = values(backend, d_out)?;
         let (mut d_stream, mut d_branch) = (values(backend, d_stream)?, values(backend, d_branch)?);
-        backend.add_backward_stream(self.rows, &d_out, (&mut d_stream, self.writes[0]));
-        backend.add_backward_branch(self.rows, &d_out, mask, (&mut d_branch, self.writes[1]));
+        at_step(backend, &ADAM, || {
+            backend.add(self.rows, &stream, &branch, mask, &mut out);
+            backend.add_backward(self.rows, &d_out, None, (&mut d_stream, self.writes[0]));
+            backend.add_backward(self.rows, &d_out, mask, (&mut d_branch, self.writes[1]));
+        })?;
         Ok(vec![
-            Found::new("forward", read(backend, &out, len)),
-            Found::new("d_stream", read(backend, &d_stream, len)),
-            Found::new("d_branch", read(backend, &d_branch, len)),
+            Found::new("forward", read(backend, &out, len)?),
+            Found::new("d_stream", read(backend, &d_stream, len)?),
+            Found::new("d_branch", read(backend, &d_branch, len)?),
         ])
     }
 
@@ -490,7 +502,7 @@ impl Case for Rotated {
         let turned = |backwards| {
             let mut to = unwritten(backend, self.x.len())?;
             backend.rotate(&self.s, &table, backwards, &x, &mut to);
-            Ok(read(backend, &to, self.x.len()))
+            read(backend, &to, self.x.len())
         };
         Ok(vec![Found::new("forward", turned(false)?), Found::new("backward", turned(true)?)])
     }

@@ -2,8 +2,13 @@
 //! the wanted shape, and buffers filled and read back.
 
 use super::compare::Rounding;
-use crate::backend::Backend;
+use crate::backend::{Backend, Phase};
+use crate::mixing::Mixing;
+use crate::ops::adamw::Adam;
 use crate::params::Params;
+use crate::tape::recompute::Recompute;
+use crate::tape::record::record;
+use crate::tape::{Mode, Shape};
 use formats::config::{
     Activation, AttentionScale, Config, NormKind, NormOrder, Position, QueryKeyNorm,
 };
@@ -114,6 +119,36 @@ impl Subject {
         backend.refresh(&mut params);
         Ok(params)
     }
+
+    /// What a program of this model over so many rows gets to work in.
+    pub fn scratch<B: Backend>(&self, backend: &B, sequences: usize, block: usize) -> Result<B::Floats> {
+        let (shape, mixing) = (Shape { sequences, block }, Mixing::default());
+        let (config, layout) = (&self.config, &self.layout);
+        backend.scratch(&record(config, layout, shape, Mode::Train, &mixing, Recompute::Nothing))
+    }
+}
+
+/// The step whose noise the cases draw.
+pub(super) const STEP: u64 = 3;
+
+/// What an update is told, where nothing else is asked for.
+pub(super) const ADAM: Adam = Adam {
+    learning_rate: 1e-3,
+    beta1: 0.9,
+    beta2: 0.99,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    decay_vectors: false,
+    coupled: false,
+    step: STEP,
+    clip: 0.0,
+    gradient_scale: 1.0,
+};
+
+/// Verbs carried out as part of an update, which is how a device learns whose noise it draws. A device that records its
+/// work would carry out the first case's again: it is asked not to.
+pub(super) fn at_step<B: Backend>(backend: &B, adam: &Adam, work: impl FnOnce()) -> Result<()> {
+    backend.replayed(Phase::Train { seed: 0, pass: 0, passes: 1, last: false }, Some(adam), work)
 }
 
 /// The size of each number.
@@ -153,15 +188,22 @@ pub(super) fn indices<B: Backend>(backend: &B, from: &[u32]) -> Result<B::Indice
 }
 
 /// Activations back on the host.
-pub(super) fn read<B: Backend>(backend: &B, from: &B::Values, len: usize) -> Vec<f32> {
+pub(super) fn read<B: Backend>(backend: &B, from: &B::Values, len: usize) -> Result<Vec<f32>> {
     let mut to = vec![f32::NAN; len];
-    backend.download_values(from, &mut to);
-    to
+    backend.download_values(from, &mut to)?;
+    Ok(to)
 }
 
 /// Single-precision numbers back on the host.
-pub(super) fn read_floats<B: Backend>(backend: &B, from: &B::Floats, len: usize) -> Vec<f32> {
+pub(super) fn read_floats<B: Backend>(backend: &B, from: &B::Floats, len: usize) -> Result<Vec<f32>> {
     let mut to = vec![f32::NAN; len];
-    backend.download(from, &mut to);
-    to
+    backend.download(from, &mut to)?;
+    Ok(to)
+}
+
+/// Sums back on the host.
+pub(super) fn read_sums<B: Backend>(backend: &B, from: &B::Sums, len: usize) -> Result<Vec<f64>> {
+    let mut to = vec![f64::NAN; len];
+    backend.read(from, &mut to)?;
+    Ok(to)
 }

@@ -1,11 +1,13 @@
 //! Cases of what surrounds the operations: numbers to the device and back, gradients gathered, weights updated.
 
 use super::compare::{Allowance, Kept};
-use super::subject::{Subject, config, drawn, floats, read, read_floats, sizes, unwritten, values, widened};
+use super::subject::{
+    ADAM, Subject, at_step, config, drawn, floats, read, read_floats, read_sums, sizes, unwritten, values, widened,
+};
 use super::{Case, Found, Suite};
-use crate::backend::Backend;
+use crate::backend::{Backend, Seen};
 use crate::backend::cpu::Cpu;
-use crate::ops::adamw::Adam;
+use crate::ops::adamw::{Adam, DIVERGED, RECORD};
 use formats::Result;
 use formats::config::{Config, Experts, RouterScore, RouterWeight};
 
@@ -23,18 +25,24 @@ impl Case for Transfer {
 
     fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
         let len = self.numbers.len();
-        let mut floats = floats(backend, &self.numbers)?;
-        let (read_back, values) = (read_floats(backend, &floats, len), values(backend, &self.numbers)?);
-        backend.clear(&mut floats);
+        let (floats, values) = (floats(backend, &self.numbers)?, values(backend, &self.numbers)?);
+        // Sums count up, add up and go back to zero.
+        let (mut sums, mut more) = (backend.sums(3)?, backend.sums(3)?);
+        backend.total(&floats, 1, &mut sums);
+        backend.tally(&sums, &mut more);
+        backend.tally(&sums, &mut more);
+        backend.clear(&mut sums);
+        let sums = [read_sums(backend, &sums, 3)?, read_sums(backend, &more, 3)?].concat();
         Ok(vec![
-            Found::new("floats", read_back),
-            Found::new("values", read(backend, &values, len)),
-            Found::new("cleared", read_floats(backend, &floats, len)),
+            Found::new("floats", read_floats(backend, &floats, len)?),
+            Found::new("values", read(backend, &values, len)?),
+            Found::new("sums", sums.iter().map(|sum| *sum as f32).collect()),
         ])
     }
 
     fn allowances(&self, _: &Cpu) -> Result<Vec<Allowance>> {
-        Ok(vec![Allowance::none(self.numbers.len()); 3])
+        let len = self.numbers.len();
+        Ok(vec![Allowance::none(len), Allowance::none(len), Allowance::none(6)])
     }
 }
 
@@ -60,15 +68,16 @@ impl Case for Gathered {
     fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
         let len = self.grads[0].len();
         let mut shards = self.grads.iter().map(|from| floats(backend, from)).collect::<Result<Vec<_>>>()?;
-        let squared = backend.gather(&mut shards, |grads| grads);
+        let mut squared = backend.sums(1)?;
+        backend.gather(&mut shards, |grads| grads, &mut squared);
         let (sum, others) = shards.split_first().expect("one gradient or more");
-        let others = others.iter().flat_map(|grads| read_floats(backend, grads, len));
+        let others = others.iter().map(|grads| read_floats(backend, grads, len)).collect::<Result<Vec<_>>>()?;
         let mut found = vec![
-            Found::new("sum", read_floats(backend, sum, len)),
-            Found::new("squared norm", vec![squared as f32]),
+            Found::new("sum", read_floats(backend, sum, len)?),
+            Found::new("squared norm", vec![read_sums(backend, &squared, 1)?[0] as f32]),
         ];
         if self.grads.len() > 1 {
-            found.push(Found::new("others, cleared", others.collect()));
+            found.push(Found::new("others, cleared", others.concat()));
         }
         Ok(found)
     }
@@ -108,6 +117,8 @@ struct Updated {
     subject: Subject,
     adam: Adam,
     updates: u64,
+    /// The loss it is judged by.
+    loss: f32,
     first: Vec<f32>,
     second: Vec<f32>,
     /// A row for the map into the dense layer.
@@ -126,10 +137,11 @@ impl Case for Updated {
     const NAME: &'static str = "adamw";
 
     fn shape(&self) -> String {
-        let Adam { coupled, decay_vectors, gradient_scale, .. } = self.adam;
+        let Adam { coupled, decay_vectors, clip, .. } = self.adam;
         format!(
-            "{} weights, coupled {coupled}, vectors decay {decay_vectors}, gradient times {gradient_scale}",
-            self.subject.weights.len()
+            "{} weights, coupled {coupled}, vectors decay {decay_vectors}, clip {clip}, loss {}",
+            self.subject.weights.len(),
+            self.loss
         )
     }
 
@@ -137,20 +149,28 @@ impl Case for Updated {
         let (mut params, len) = (self.subject.params(backend)?, self.subject.weights.len());
         let (mut first, mut second) = (floats(backend, &self.first)?, floats(backend, &self.second)?);
         let mut grads = backend.floats(len)?;
+        let (mut loss, mut record, mut squared) = (backend.sums(1)?, backend.sums(RECORD)?, backend.sums(1)?);
+        backend.total(&floats(backend, &[self.loss])?, 1, &mut loss);
         for step in 0..self.updates {
             backend.upload(&self.gradient(step), &mut grads);
             let adam = Adam { step: self.adam.step + step, ..self.adam };
-            backend.adamw(&adam, &mut params, &mut first, &mut second, &mut grads);
+            at_step(backend, &adam, || {
+                backend.gather(std::slice::from_mut(&mut grads), |grads| grads, &mut squared);
+                let seen = Seen { rows: 1, loss: &loss, squared: &squared, record: &mut record };
+                backend.adamw(&adam, seen, &mut params, &mut first, &mut second, &mut grads);
+            })?;
         }
+        let record = read_sums(backend, &record, RECORD)?;
         let map = self.subject.up();
         let (x, mut out) = (values(backend, &self.x)?, unwritten(backend, map.outputs)?);
         backend.linear(1, &x, &map, &params, &mut out);
         Ok(vec![
-            Found::new("weights", read_floats(backend, &params.master, len)),
-            Found::new("first moment", read_floats(backend, &first, len)),
-            Found::new("second moment", read_floats(backend, &second, len)),
-            Found::new("gradient, cleared", read_floats(backend, &grads, len)),
-            Found::new("working weights", read(backend, &out, map.outputs)),
+            Found::new("weights", read_floats(backend, &params.master, len)?),
+            Found::new("first moment", read_floats(backend, &first, len)?),
+            Found::new("second moment", read_floats(backend, &second, len)?),
+            Found::new("diverged", vec![record[DIVERGED] as f32]),
+            Found::new("gradient, cleared", read_floats(backend, &grads, len)?),
+            Found::new("working weights", read(backend, &out, map.outputs)?),
         ])
     }
 
@@ -180,12 +200,14 @@ impl Case for Updated {
             moved[bias.clone()][output]
                 + row.iter().zip(&self.x).map(|(w, x)| w * f64::from(x.abs())).sum::<f64>()
         });
-        let allowance =
-            |magnitude, steps| Allowance { magnitude, sum: 1, steps, narrowed: 0, kept: Kept::Float };
+        // The factor of the gradient is made of the norm of all.
+        let sum = if self.adam.clip > 0.0 { weights.len() } else { 1 };
+        let allowance = |magnitude, steps| Allowance { magnitude, sum, steps, narrowed: 0, kept: Kept::Float };
         Ok(vec![
             allowance(moved.clone(), STEPS),
             allowance(moment.clone(), STEPS),
             allowance(squares.collect(), STEPS),
+            Allowance::none(1),
             Allowance::none(weights.len()),
             // The working weights are rounded to the activations' type.
             Allowance {
@@ -228,17 +250,15 @@ pub(super) fn updates<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
             };
             suite.check(&Updated {
                 adam: Adam {
-                    learning_rate: 1e-3,
-                    beta1: 0.9,
-                    beta2: 0.99,
-                    eps: 1e-8,
-                    weight_decay: 0.1,
                     decay_vectors: index > 1,
                     coupled,
                     step: if index > 1 { 1000 } else { 1 },
-                    gradient_scale: if index % 3 == 0 { 0.37 } else { 1.0 },
+                    clip: if index % 3 == 0 { 4.0 } else { 0.0 },
+                    ..ADAM
                 },
                 updates: 3,
+                // After a loss that is none, nothing is updated.
+                loss: if index == 1 && width == 7 { f32::INFINITY } else { 1.5 },
                 first: without(drawn(470)),
                 second: without(drawn(471)).iter().map(|x| 0.25 * x * x).collect(),
                 x: super::subject::drawn(suite.rounding, width, 472),
