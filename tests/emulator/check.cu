@@ -1,5 +1,14 @@
 // Kernels by which the emulator itself is tested: what they do right, and what must be noticed.
 
+// Shared memory of a template is its block's too.
+template <u32 count> __device__ void turn(u32* words) {
+    __shared__ u32 room[count];
+    if (threadIdx.x < count) room[threadIdx.x] = words[threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x < count) words[threadIdx.x] = room[count - 1 - threadIdx.x];
+    __syncthreads();
+}
+
 // Each block turns its stretch round through static and dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(256) reverse(const u32* from, u32* to) {
     __shared__ u32 fixed[256];
@@ -9,6 +18,8 @@ extern "C" __global__ void __launch_bounds__(256) reverse(const u32* from, u32* 
     __syncthreads();
     given[threadIdx.x] = fixed[blockDim.x - 1 - threadIdx.x];
     __syncthreads();
+    turn<32>(given);
+    turn<32>(given);
     to[base + threadIdx.x] = given[threadIdx.x];
 }
 

@@ -187,6 +187,8 @@ int launch(Function* function, Three blocks, Three threads, uint32_t shared, Str
 int load(Module** module, const char* image) {
     const std::string path = image_path(image, number_of("LECTERN_EMULATOR_CAPABILITY", 90));
     if (path.empty()) return InvalidImage;
+    // The emulated compiler is of 13.0.
+    if (number_of("LECTERN_EMULATOR_DRIVER", 13000) < 13000) return UnsupportedPtxVersion;
     if (path == image_of_another) return NoBinaryForGpu;
     // The file's kernels call this library.
     Dl_info self;

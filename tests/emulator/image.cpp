@@ -7,10 +7,10 @@
 
 namespace emulator {
 
-static const char opening[] = "EMULATED KERNELS sm_";
+static const char opening[] = "EMULATED KERNELS ";
 
-std::string image(long capability, const std::string& path) {
-    return opening + std::to_string(capability) + " " + std::to_string(path.size()) + " " + path + "\n";
+std::string image(bool text, long capability, const std::string& path) {
+    return opening + std::string(text ? "compute_" : "sm_") + std::to_string(capability) + " " + std::to_string(path.size()) + " " + path + "\n";
 }
 
 std::string image_path(const char* image, long capability) {
@@ -18,12 +18,14 @@ std::string image_path(const char* image, long capability) {
     long made_for = 0;
     size_t length = 0;
     int start = 0;
-    if (sscanf(image + sizeof opening - 1, "%ld %zu %n", &made_for, &length, &start) != 2) return "";
+    char kind[8];
+    if (sscanf(image + sizeof opening - 1, "%7[a-z]_%ld %zu %n", kind, &made_for, &length, &start) != 3) return "";
     const char* from = image + sizeof opening - 1 + start;
     if (strnlen(from, length + 1) != length + 1 || from[length] != '\n') return "";
     const std::string path(from, length);
     if (access(path.c_str(), R_OK) != 0) return "";
-    return made_for / 10 == capability / 10 && made_for <= capability ? path : image_of_another;
+    const bool runs = made_for <= capability && (strcmp(kind, "compute") == 0 || made_for / 10 == capability / 10);
+    return runs ? path : image_of_another;
 }
 
 }  // namespace emulator

@@ -31,9 +31,12 @@ namespace {
 
 enum { Success = 0, InvalidInput = 3, InvalidProgram = 4, InvalidOption = 5, Compilation = 6, InternalError = 11 };
 
+// What NVRTC 13.0 compiles for.
+constexpr int architectures[] = {75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121};
+
 struct Program {
     std::string source, log, binary;
-    bool compiled = false;
+    bool compiled = false, text = false;
 };
 
 std::string read(const std::string& path) {
@@ -94,7 +97,9 @@ std::string folder() {
 
 int build(Program& program, int count, const char* const* options) {
     long capability = 0;
-    std::vector<std::string> words = {"-std=c++17", "-O1",  "-g1", "-fPIC", "-w", "-ffp-contract=off", "-fno-strict-aliasing",
+    bool text = false;
+    // Without weak symbols shared memory of templates lies in the same section as all other.
+    std::vector<std::string> words = {"-std=c++17", "-fno-weak", "-O1",  "-g1", "-fPIC", "-w", "-ffp-contract=off", "-fno-strict-aliasing",
                                       "-DLECTERN_HOST", "-I", LECTERN_EMULATOR_HOME};
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -110,11 +115,12 @@ int build(Program& program, int count, const char* const* options) {
         const std::string option = options[i];
         if (option.compare(0, 6, "--gpu-") == 0 || option.compare(0, 5, "-arch") == 0) {
             const size_t equals = option.find('=');
-            if (equals == std::string::npos || option.compare(equals + 1, 3, "sm_") != 0) {
-                program.log = "emulator: only sm_NN can be run, not " + option;
+            text = option.find("=compute_") != std::string::npos;
+            if (equals == std::string::npos || (!text && option.compare(equals + 1, 3, "sm_") != 0)) {
+                program.log = "emulator: no architecture: " + option;
                 return InvalidOption;
             }
-            capability = strtol(option.c_str() + equals + 4, nullptr, 10);
+            capability = strtol(option.c_str() + option.find('_', equals) + 1, nullptr, 10);
         } else if (option.compare(0, 2, "-D") == 0) {
             words.push_back(option);
         }
@@ -130,8 +136,8 @@ int build(Program& program, int count, const char* const* options) {
         first.insert(first.end(), {"-E", "-x", "c++", own + ".cu", "-o", own + ".ii"});
         bool done = compile(first, own + ".log");
         if (done) {
-            const std::string text = read(own + ".ii");
-            write(own + ".cpp", text + "\n" + list_of_kernels(text));
+            const std::string preprocessed = read(own + ".ii");
+            write(own + ".cpp", preprocessed + "\n" + list_of_kernels(preprocessed));
             std::vector<std::string> second = words;
             second.insert(second.end(), {"-shared", "-x", "c++", own + ".cpp", "-o", own + ".so"});
             done = compile(second, own + ".log");
@@ -143,7 +149,8 @@ int build(Program& program, int count, const char* const* options) {
         rename((own + ".cpp").c_str(), (base + ".cpp").c_str());
         rename((own + ".so").c_str(), library.c_str());
     }
-    program.binary = image(capability, library);
+    program.binary = image(text, capability, library);
+    program.text = text;
     program.compiled = true;
     return Success;
 }
@@ -182,10 +189,22 @@ const char* nvrtcGetErrorString(int result) {
     }
 }
 
+int nvrtcGetNumSupportedArchs(int* count) {
+    if (const int code = asked(__func__)) return code;
+    *count = sizeof architectures / sizeof *architectures;
+    return Success;
+}
+
+int nvrtcGetSupportedArchs(int* to) {
+    if (const int code = asked(__func__)) return code;
+    memcpy(to, architectures, sizeof architectures);
+    return Success;
+}
+
 int nvrtcCreateProgram(Program** program, const char* source, const char*, int headers, const char* const*, const char* const*) {
     if (const int code = asked(__func__)) return code;
     if (source == nullptr || headers != 0) return InvalidInput;
-    *program = new Program{source, "", "", false};
+    *program = new Program{source, "", "", false, false};
     return Success;
 }
 
@@ -213,7 +232,7 @@ int nvrtcGetProgramLog(Program* program, char* to) {
 
 int nvrtcGetCUBINSize(Program* program, size_t* bytes) {
     if (const int code = asked(__func__)) return code;
-    return program->compiled ? give(program->binary, bytes) : InvalidProgram;
+    return program->compiled && !program->text ? give(program->binary, bytes) : InvalidProgram;
 }
 
 int nvrtcGetCUBIN(Program* program, char* to) {

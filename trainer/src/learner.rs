@@ -7,6 +7,8 @@
 //! A step may have several micro-batches, one after the other: their cross-entropies are summed over all tokens and
 //! divided once, so that they are the large batch. The balancing terms of mixtures are each micro-batch's own.
 
+mod evaluation;
+
 use crate::backend::{Backend, Held, Limits, Phase, Seen};
 use crate::memory::MemoryPlan;
 use crate::mixing::{Load, Mixing};
@@ -18,10 +20,9 @@ use crate::tape::recompute::Recompute;
 use crate::tape::record::record;
 use crate::tape::replay::{Place, Replay};
 use crate::tape::{Mode, Program, Shape};
+use evaluation::{Lane, evaluation_sequences};
 use formats::layout::FeedForward;
 use formats::{Config, Error, Layout, Result};
-use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 /// Fewest rows of a shard; smaller products waste their packing.
 const MIN_SHARD_ROWS: usize = 64;
@@ -106,16 +107,6 @@ struct Shard<B: Backend> {
     loads: B::Sums,
 }
 
-/// One lane of evaluation.
-struct Lane<B: Backend> {
-    replay: Replay<B>,
-    inputs: Vec<u32>,
-    targets: Vec<u32>,
-    loss: B::Sums,
-    loads: B::Sums,
-    outcome: Result<()>,
-}
-
 /// What a step's shards sum to.
 struct Totals<B: Backend> {
     /// Of the rows' losses.
@@ -145,45 +136,6 @@ impl<B: Backend> Totals<B> {
             whole: backend.sums(loads)?,
             rows: 0,
         })
-    }
-}
-
-/// Some windows of an evaluation, and what came of them.
-struct Pass {
-    /// Which of the ids.
-    ids: Range<usize>,
-    /// Sum over its rows.
-    loss: f64,
-    /// What its rows asked of the routers.
-    loads: Vec<f64>,
-}
-
-impl<B: Backend> Lane<B> {
-    fn carry_out(
-        &mut self,
-        backend: &B,
-        params: &Params<B>,
-        inputs: &[u32],
-        targets: &[u32],
-        pass: &mut Pass,
-    ) -> Result<()> {
-        let filled = pass.ids.len();
-        self.inputs[..filled].copy_from_slice(&inputs[pass.ids.clone()]);
-        self.targets[..filled].copy_from_slice(&targets[pass.ids.clone()]);
-        // The last pass may be short; its missing windows repeat id 0 and are not counted.
-        self.inputs[filled..].fill(0);
-        self.targets[filled..].fill(0);
-        self.replay.upload(backend, &self.inputs, &self.targets);
-        let Lane { replay, loss, loads, .. } = self;
-        backend.replayed(Phase::Evaluate { rows: filled }, None, || {
-            backend.clear(loss);
-            backend.clear(loads);
-            replay.forward(backend, params, Place::default());
-            replay.total(backend, filled, loss);
-            replay.load(backend, filled, loads);
-        })?;
-        backend.read(loss, std::slice::from_mut(&mut pass.loss))?;
-        backend.read(loads, &mut pass.loads)
     }
 }
 
@@ -455,46 +407,6 @@ impl<B: Backend> Learner<B> {
         }
     }
 
-    /// Mean loss of any number of windows, without noise, nats a token.
-    pub fn evaluate(&mut self, inputs: &[u32], targets: &[u32]) -> Result<f64> {
-        self.check(inputs, targets)?;
-        let block = self.shape.block;
-        if inputs.is_empty() || !inputs.len().is_multiple_of(block) {
-            return Err(Error::Internal(format!("{} ids are no whole windows of {block}", inputs.len())));
-        }
-        self.make_lanes()?;
-        let rows = evaluation_sequences::<B>(block) * block;
-        let Learner { backend, params, lanes, loads, asked, .. } = self;
-        let mut passes: Vec<Pass> = (0..inputs.len().div_ceil(rows))
-            .map(|pass| Pass {
-                ids: pass * rows..inputs.len().min((pass + 1) * rows),
-                loss: 0.0,
-                loads: vec![0.0; asked.len()],
-            })
-            .collect();
-        // Whoever is free takes the next pass; what they give is summed in order.
-        let waiting = Mutex::new(passes.iter_mut());
-        backend.each(lanes, |_, lane| {
-            loop {
-                let pass = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some(pass) = pass else { return };
-                lane.outcome = lane.carry_out(backend, params, inputs, targets, pass);
-                if lane.outcome.is_err() {
-                    return;
-                }
-            }
-        });
-        for lane in lanes.iter_mut() {
-            std::mem::replace(&mut lane.outcome, Ok(()))?;
-        }
-        asked.fill(0.0);
-        for pass in &passes {
-            asked.iter_mut().zip(&pass.loads).for_each(|(total, load)| *total += load);
-        }
-        count_loads(loads, asked, inputs.len());
-        Ok(passes.iter().map(|pass| pass.loss).sum::<f64>() / inputs.len() as f64)
-    }
-
     /// The logits of every row of any number of windows, `[ids, vocabulary]`.
     pub fn logits(&self, inputs: &[u32], block: usize) -> Result<Vec<f32>> {
         self.check(inputs, inputs)?;
@@ -514,30 +426,6 @@ impl<B: Backend> Learner<B> {
         let mut logits = vec![0.0; inputs.len() * self.config.vocabulary];
         replay.result(&self.backend, &mut logits)?;
         Ok(logits)
-    }
-
-    fn make_lanes(&mut self) -> Result<()> {
-        let sequences = evaluation_sequences::<B>(self.shape.block);
-        let shape = Shape { sequences, block: self.shape.block };
-        while self.lanes.len() < self.backend.lanes() {
-            let program = record(
-                &self.config,
-                &self.params.layout,
-                shape,
-                Mode::Evaluate,
-                &self.mixing,
-                Recompute::Nothing,
-            );
-            self.lanes.push(Lane {
-                loss: self.backend.sums(1)?,
-                loads: self.backend.sums(program.loads())?,
-                inputs: vec![0; shape.rows()],
-                targets: vec![0; shape.rows()],
-                replay: Replay::new(&self.backend, program)?,
-                outcome: Ok(()),
-            });
-        }
-        Ok(())
     }
 }
 
@@ -560,7 +448,10 @@ impl<B: Backend> Work<'_, B> {
             shards.iter_mut().for_each(|shard| backend.clear(&mut shard.loss));
             backend.clear(&mut totals.loads);
         }
-        let place = |index| Place { noise, first_sequence: cut.first_sequence(shape, index, pass) };
+        let place = |index| {
+            let first_sequence = cut.first_sequence(shape, index, pass);
+            Place { noise, first_sequence, ..Place::default() }
+        };
         let each = cut.sequences * shape.block;
         let ahead = |index: usize, shard: &mut Shard<B>| {
             shard.replay.forward(backend, params, place(index));
@@ -626,11 +517,6 @@ fn count_loads(loads: &mut [Load], asked: &[f64], rows: usize) {
         load.add(rows, own);
         rest = after;
     }
-}
-
-/// Windows of one evaluation pass.
-fn evaluation_sequences<B: Backend>(block: usize) -> usize {
-    (B::LIMITS.evaluation_rows / block).max(1)
 }
 
 #[cfg(test)]

@@ -28,3 +28,4 @@ pub mod tokenizer;
 pub mod train;
 pub mod upcycle;
 pub mod weights;
+pub mod windows;

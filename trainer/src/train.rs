@@ -29,8 +29,23 @@ use std::time::{Duration, Instant};
 /// On a terminal the live line follows as fast as one can read; elsewhere a line is kept, so it comes rarely.
 const LIVE_EVERY: Duration = Duration::from_millis(100);
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
-/// Tokens of an evaluation between two looks at whether a signal came; fixed, because it orders a sum.
-const EVALUATED_AT_ONCE: u64 = 1 << 16;
+/// Tokens of an evaluation that are gathered before they are judged; a signal waits no longer.
+const EVALUATED_AT_ONCE: usize = 1 << 16;
+
+/// Adds the losses of the batch's windows to those of the splits they are from, so many of each, and empties it. Both
+/// splits are judged at once, since their windows may begin alike.
+fn judge<B: Backend>(
+    learner: &mut Learner<B>,
+    batch: &mut Batch,
+    windows: &mut [usize; 2],
+    losses: &mut [f64; 2],
+) -> Result<()> {
+    let judged = learner.evaluate_stretches(&batch.inputs, &batch.targets, windows)?;
+    losses.iter_mut().zip(judged).for_each(|(total, loss)| *total += loss);
+    *windows = [0; 2];
+    batch.clear();
+    Ok(())
+}
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -395,29 +410,26 @@ impl<B: Backend> Trainer<B> {
         self.read()?;
         let options = &self.recipe.options;
         let before = self.generator.clone();
-        let tokens = (options.batch * options.block) as u64;
-        let (at_once, mut losses) = ((EVALUATED_AT_ONCE / tokens).max(1), [0.0; 2]);
-        let windows = (options.batch, options.block);
-        for (loss, side) in losses.iter_mut().zip(Side::ALL) {
-            let mut done = 0;
-            while done < options.eval_batches {
+        let (mut losses, mut windows) = ([0.0; 2], [0; 2]);
+        self.batch.clear();
+        for side in Side::ALL {
+            for number in 0..options.eval_batches {
+                if self.batch.inputs.len() >= EVALUATED_AT_ONCE {
+                    judge(&mut self.learner, &mut self.batch, &mut windows, &mut losses)?;
+                }
                 if let Some(exit_code) = self.interrupt.exit_code() {
                     self.generator = before;
                     return Ok(Some(exit_code));
                 }
-                let count = at_once.min(options.eval_batches - done);
-                self.batch.clear();
-                for number in done..done + count {
-                    let place = (step, side, options.eval_batches, number);
-                    let Trainer { data, generator, batch, .. } = self;
-                    data.evaluation(generator, options.seed, place, windows, batch)?;
-                }
-                *loss += self.learner.evaluate(&self.batch.inputs, &self.batch.targets)? * count as f64;
-                done += count;
+                let place = (step, side, options.eval_batches, number);
+                let Trainer { data, generator, batch, .. } = self;
+                data.evaluation(generator, options.seed, place, (options.batch, options.block), batch)?;
+                windows[side as usize] += options.batch;
             }
-            *loss /= options.eval_batches as f64;
         }
-        let [train_loss, val_loss] = losses;
+        judge(&mut self.learner, &mut self.batch, &mut windows, &mut losses)?;
+        let tokens = (options.eval_batches * (options.batch * options.block) as u64) as f64;
+        let [train_loss, val_loss] = losses.map(|loss| loss / tokens);
         if step.is_multiple_of(options.eval_every) {
             self.best_validation = Some(self.best_validation.map_or(val_loss, |best| best.min(val_loss)));
         }

@@ -17,6 +17,7 @@ use crate::ops::route::{Balance, Disturbance, Router, Routing};
 use crate::ops::{activation, add, embedding, experts, linear, norm, query_key_norm, rotary, route};
 use crate::params::Params;
 use crate::tape::Program;
+use crate::windows::Windows;
 use arena::{grad, grad_pair, head_of, part, piece_rows, router_of, split_off};
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Error, Layout, Result};
@@ -117,6 +118,7 @@ impl Backend for Cpu {
     type Working = Vec<Aligned>;
     type Routing = Routing;
 
+    const SHARES_ROWS: bool = true;
     fn plan(&self, held: &Held<'_>) -> MemoryPlan {
         let (parameters, shards) = (held.parameters as u64, held.shards as u64);
         MemoryPlan {
@@ -221,9 +223,25 @@ impl Backend for Cpu {
         self.sharing.store(false, Ordering::Relaxed);
     }
 
-    fn embed(&self, s: &Embed, ids: &Vec<u32>, params: &Params<Cpu>, mask: Mask, out: &mut Aligned) {
+    fn embed(
+        &self,
+        s: &Embed,
+        windows: Windows<'_>,
+        ids: &Vec<u32>,
+        params: &Params<Cpu>,
+        mask: Mask,
+        out: &mut Aligned,
+    ) {
         let positions = params.layout.position_embedding.map(|id| part(params, id));
-        embedding::forward(s, ids, part(params, params.layout.token_embedding), positions, mask, out);
+        embedding::forward(
+            s,
+            windows,
+            ids,
+            part(params, params.layout.token_embedding),
+            positions,
+            mask,
+            out,
+        );
     }
 
     fn embed_backward(
@@ -311,13 +329,14 @@ impl Backend for Cpu {
     fn attention(
         &self,
         s: &Heads,
+        windows: Windows<'_>,
         qkv: &Aligned,
         mask: Mask,
         out: &mut Aligned,
         kept: &mut Aligned,
         scratch: &mut Aligned,
     ) {
-        attention::forward(&mut self.hands(), s, qkv, mask, out, kept, scratch);
+        attention::forward(&mut self.hands(), s, windows, qkv, mask, out, kept, scratch);
     }
 
     fn attention_backward(
@@ -564,6 +583,7 @@ impl Backend for Cpu {
     fn loss(
         &self,
         s: &Classes,
+        windows: Windows<'_>,
         x: &Aligned,
         head: &Linear,
         params: &Params<Cpu>,
@@ -571,7 +591,8 @@ impl Backend for Cpu {
         losses: &mut Aligned,
         scratch: &mut Aligned,
     ) {
-        loss::forward(&mut self.hands(), s, x, &head_of(params, head), targets, losses, None, scratch);
+        let head = head_of(params, head);
+        loss::forward(&mut self.hands(), s, windows, x, &head, targets, losses, None, scratch);
     }
 
     fn loss_and_gradient(
@@ -592,6 +613,7 @@ impl Backend for Cpu {
         loss::forward(
             &mut self.hands(),
             s,
+            Windows::Whole,
             x,
             &head_of(params, head),
             targets,

@@ -17,6 +17,7 @@ use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
 use crate::tape::Program;
+use crate::windows::Windows;
 use formats::config::NormKind;
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
@@ -47,6 +48,9 @@ pub trait Backend: Sync + Sized {
     fn plan(&self, held: &Held<'_>) -> MemoryPlan;
     /// Bytes that are free there, where the system says.
     fn available(&self) -> Option<u64>;
+
+    /// Whether its evaluation takes [`Windows::Shared`]: the verbs that ask for windows are otherwise given whole ones only.
+    const SHARES_ROWS: bool;
 
     /// `len` activations, zero.
     fn values(&self, len: usize) -> Result<Self::Values>;
@@ -87,6 +91,7 @@ pub trait Backend: Sync + Sized {
     fn embed(
         &self,
         s: &Embed,
+        windows: Windows<'_>,
         ids: &Self::Indices,
         params: &Params<Self>,
         mask: Mask,
@@ -154,6 +159,7 @@ pub trait Backend: Sync + Sized {
     fn attention(
         &self,
         s: &Heads,
+        windows: Windows<'_>,
         qkv: &Self::Values,
         mask: Mask,
         out: &mut Self::Values,
@@ -347,6 +353,7 @@ pub trait Backend: Sync + Sized {
     fn loss(
         &self,
         s: &Classes,
+        windows: Windows<'_>,
         x: &Self::Values,
         head: &Linear,
         params: &Params<Self>,

@@ -207,20 +207,6 @@ __device__ __forceinline__ void write8(T* row, Count column, Count width, bool a
     }
 }
 
-// The same from and to an array.
-template <class T>
-__device__ __forceinline__ void read8(const T* row, u32 column, u32 width, bool aligned, float (&to)[8]) {
-    const octet x = read8(row, column, width, aligned);
-    for (u32 i = 0; i < 8; ++i) to[i] = x.at[i];
-}
-
-template <class T>
-__device__ __forceinline__ void write8(T* row, u32 column, u32 width, bool aligned, const float (&from)[8]) {
-    octet x;
-    for (u32 i = 0; i < 8; ++i) x.at[i] = from[i];
-    write8(row, column, width, aligned, x);
-}
-
 // ---------------------------------------------------------------------------------------------- reductions
 
 __device__ __forceinline__ u32 lane() { return threadIdx.x % 32; }

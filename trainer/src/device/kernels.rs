@@ -6,7 +6,7 @@ use super::compile::Compiler;
 use super::signature::{Parameter, signatures};
 use super::{Precision, Stop};
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{CUfunction, CUmodule};
+use cudarc::driver::sys::{CUfunction, CUmodule, CUresult};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::atomic::AtomicUsize;
@@ -90,7 +90,12 @@ impl Kernels {
                 let name =
                     CString::new(signature.name).map_err(|_| Stop::bug(source.file, "a name with a zero"))?;
                 // SAFETY: the module was loaded above and is unloaded only when `kernels` is dropped.
-                let function = unsafe { result::module::get_function(module, name) }.map_err(|error| {
+                let found = unsafe { result::module::get_function(module, name) };
+                if found == Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND)) {
+                    // Declared for the other precision alone.
+                    continue;
+                }
+                let function = found.map_err(|error| {
                     Stop::of_driver(&format!("cuModuleGetFunction of {}", signature.name), error)
                 })?;
                 let kernel =
@@ -140,8 +145,10 @@ mod tests {
         let ops = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
         let mut on_disk = HashSet::new();
         for entry in std::fs::read_dir(&ops).unwrap() {
-            let file = entry.unwrap().path().join("kernels.cu");
-            if file.exists() {
+            let Ok(room) = std::fs::read_dir(entry.unwrap().path()) else { continue };
+            for file in
+                room.map(|file| file.unwrap().path()).filter(|file| file.extension() == Some("cu".as_ref()))
+            {
                 let name = file.strip_prefix(ops.parent().unwrap()).unwrap().to_str().unwrap().to_owned();
                 on_disk.insert(name);
             }

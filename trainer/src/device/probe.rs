@@ -3,8 +3,11 @@
 //! Nothing that is missing panics: a library is looked for before its first call, and so is every symbol of it.
 
 use super::{Device, Precision, Stop};
+use crate::options;
 use cudarc::driver::{result, sys as driver};
 use cudarc::nvrtc::sys as nvrtc;
+use formats::{Error, Result};
+use std::panic;
 
 /// The driver's calls that a run makes.
 const DRIVER: &[&str] = &[
@@ -58,9 +61,48 @@ const COMPILER: &[&str] = &[
     "nvrtcGetCUBINSize",
 ];
 
+/// Where a run computes.
+pub enum Chosen {
+    /// On the CPU, and why not elsewhere, if that was not asked for.
+    Cpu(Option<String>),
+    /// On a device.
+    Cuda(Device),
+}
+
+/// The device that was asked for, or the best there is. What was asked for and cannot be had is an error; `Auto` takes
+/// the CPU instead and says why, but neither hides a mistake of ours nor rounds otherwise than was asked for.
+pub fn choose(asked: options::Device, precision: Option<Precision>) -> Result<Chosen> {
+    if asked == options::Device::Cpu {
+        return Ok(Chosen::Cpu(None));
+    }
+    match (open(precision.unwrap_or(Precision::Bf16)), asked) {
+        (Ok(device), _) => Ok(Chosen::Cuda(device)),
+        (Err(stop @ Stop::Bug(_)), _) | (Err(stop), options::Device::Cuda) => Err(stop.into()),
+        (Err(stop), _) if precision == Some(Precision::Bf16) => {
+            let expected = format!("f32 on the CPU, as CUDA cannot be used: {stop}");
+            Err(Error::config("options", "precision", "bf16", expected))
+        }
+        (Err(stop), _) => Ok(Chosen::Cpu(Some(format!("CUDA not used: {stop}")))),
+    }
+}
+
 /// The device of this process, or why there is none.
 pub fn open(precision: Precision) -> Result<Device, Stop> {
     driver_library()?;
+    // Every library and symbol is looked for before its first call. Should one panic all the same, as the bindings do where
+    // something is missing, that is one more reason and no crash.
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let opened = panic::catch_unwind(|| open_with_driver(precision));
+    panic::set_hook(hook);
+    opened.unwrap_or_else(|panic| {
+        let said =
+            panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(Stop::Library(said.unwrap_or("a library of CUDA's is not whole").to_owned()))
+    })
+}
+
+fn open_with_driver(precision: Precision) -> Result<Device, Stop> {
     result::init().map_err(|error| Stop::of_driver("cuInit", error))?;
     let count = result::device::get_count().map_err(|error| Stop::of_driver("cuDeviceGetCount", error))?;
     if count < 1 {

@@ -28,14 +28,16 @@ const TILE: Source = Source::new("ops/linear/tile.cuh", include_str!("linear/til
 
 /// The kernels of every operation that has some, one line each.
 pub const KERNELS: &[Source] = &[
-    Source::new("ops/linear/kernels.cu", include_str!("linear/kernels.cu")).behind(&TILE),
     Source::new("ops/activation/kernels.cu", include_str!("activation/kernels.cu")),
     Source::new("ops/adamw/kernels.cu", include_str!("adamw/kernels.cu")),
     Source::new("ops/add/kernels.cu", include_str!("add/kernels.cu")),
     Source::new("ops/columns/kernels.cu", include_str!("columns/kernels.cu")),
     Source::new("ops/embedding/kernels.cu", include_str!("embedding/kernels.cu")),
+    Source::new("ops/experts/kernels.cu", include_str!("experts/kernels.cu")).behind(&TILE),
+    Source::new("ops/linear/kernels.cu", include_str!("linear/kernels.cu")).behind(&TILE),
     Source::new("ops/loss/kernels.cu", include_str!("loss/kernels.cu")),
     Source::new("ops/norm/kernels.cu", include_str!("norm/kernels.cu")),
     Source::new("ops/query_key_norm/kernels.cu", include_str!("query_key_norm/kernels.cu")),
     Source::new("ops/rotary/kernels.cu", include_str!("rotary/kernels.cu")),
+    Source::new("ops/route/kernels.cu", include_str!("route/kernels.cu")),
 ];

@@ -16,6 +16,8 @@
 //! eq. 5) adds `2 c / N (log sum e^h) softmax(h)_j`.
 //! Then `d_x = u (d_h W) + (d_h e sigma(W_n x)) W_n`, `d_W = d_h^T (x u)`, `d_W_n = (d_h e sigma(W_n x))^T x`.
 
+pub mod cuda;
+
 use super::dropout::{Draws, Mask};
 use formats::config::{RouterScore, RouterWeight};
 use runtime::random::uniform;

@@ -4,12 +4,13 @@
 //! slot would be a panic that names the operation, not a silent overwrite.
 
 use super::record::{classes, heads, stretches};
-use super::{Act, Op, Program, Step};
+use super::{Act, Mode, Op, Program, Step};
 use crate::backend::{Backend, Embed, Rows, Write};
 use crate::ops::dropout::{Mask, Noise};
 use crate::ops::rotary;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
+use crate::windows::Windows;
 use formats::Result;
 
 /// One program with its buffers.
@@ -29,13 +30,16 @@ pub struct Replay<B: Backend> {
     rotary: B::Floats,
 }
 
-/// What decides the noise of one pass: the step's noise and the first window's number in the batch.
+/// What decides the noise of one pass, the step's noise and the first window's number in the batch, and how its rows
+/// fall into windows.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Place {
+pub struct Place<'a> {
     /// Dropout's noise; none in evaluation.
     pub noise: Option<Noise>,
     /// Number of this program's first window in the batch.
     pub first_sequence: usize,
+    /// Shared only in evaluation, and where [`Replay::shares_rows`].
+    pub windows: Windows<'a>,
 }
 
 impl<B: Backend> Replay<B> {
@@ -59,15 +63,32 @@ impl<B: Backend> Replay<B> {
             stats: program.stats.iter().map(|&len| backend.floats(len)).collect::<Result<_>>()?,
             inputs: backend.indices(rows)?,
             targets: backend.indices(rows)?,
-            losses: backend.floats(rows)?,
+            losses: backend.floats(Self::losses_of(&program))?,
             scratch: backend.scratch(&program)?,
             program,
         })
     }
 
+    /// Most losses of a pass: windows that share rows ask up to twice as much as there are rows.
+    pub fn losses_of(program: &Program) -> usize {
+        program.shape.rows() * if program.mode == Mode::Evaluate { 2 } else { 1 }
+    }
+
     /// What is carried out.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// Whether a pass may take windows that share rows: they are short, their places are in the embedding, and no row
+    /// is counted in a mixture's load.
+    pub fn shares_rows(&self) -> bool {
+        let Program { mode, config, shape, routers, .. } = &self.program;
+        let rotates = |op: &Op| matches!(op, Op::Rotate { .. });
+        B::SHARES_ROWS
+            && *mode == Mode::Evaluate
+            && heads(config, *shape).short()
+            && routers.is_empty()
+            && !self.program.forward.iter().any(rotates)
     }
 
     /// The ids of the next pass; `targets` may be empty for logits.
@@ -79,6 +100,11 @@ impl<B: Backend> Replay<B> {
     /// Adds the losses of the first `rows` rows of the last pass.
     pub fn total(&self, backend: &B, rows: usize, into: &mut B::Sums) {
         backend.total(&self.losses, rows, into);
+    }
+
+    /// The first losses of the last pass.
+    pub fn losses(&self, backend: &B, into: &mut [f32]) -> Result<()> {
+        backend.download(&self.losses, into)
     }
 
     /// The last activation of the last pass.
@@ -173,27 +199,27 @@ impl<B: Backend> Replay<B> {
     }
 
     /// The mask of a site over rows of the residual stream.
-    fn row_mask(&self, place: Place, site: usize, act: Act) -> Mask {
+    fn row_mask(&self, place: Place<'_>, site: usize, act: Act) -> Mask {
         let first_row = place.first_sequence * self.program.shape.block;
         place.noise.and_then(|noise| noise.at(site, first_row, self.program.widths[act.index()]))
     }
 
     /// The mask of a site over attention weights.
-    fn score_mask(&self, place: Place, site: usize) -> Mask {
+    fn score_mask(&self, place: Place<'_>, site: usize) -> Mask {
         let Program { shape, config, .. } = &self.program;
         let first_row = place.first_sequence * config.heads * shape.block;
         place.noise.and_then(|noise| noise.at(site, first_row, shape.block))
     }
 
     /// The mask of a site over the hidden rows of experts.
-    fn hidden_mask(&self, place: Place, site: Option<usize>, out: Act, width: usize) -> Mask {
+    fn hidden_mask(&self, place: Place<'_>, site: Option<usize>, out: Act, width: usize) -> Mask {
         let rows = self.program.widths[out.index()] / width * self.program.shape.block;
         let noise = place.noise.map(|noise| noise.with(self.program.mixing.expert_dropout));
         noise.zip(site).and_then(|(noise, site)| noise.at(site, place.first_sequence * rows, width))
     }
 
     /// What disturbs a router, from the first of its sites on.
-    fn disturbance(&self, place: Place, router: &Router, site: usize) -> Disturbance {
+    fn disturbance(&self, place: Place<'_>, router: &Router, site: usize) -> Disturbance {
         let Some(noise) = place.noise else { return Disturbance::default() };
         let (mixing, first_row) = (&self.program.mixing, place.first_sequence * self.program.shape.block);
         Disturbance {
@@ -206,20 +232,22 @@ impl<B: Backend> Replay<B> {
     }
 
     /// The forward pass over the uploaded ids. In training the loss waits for [`Replay::backward`].
-    pub fn forward(&mut self, backend: &B, params: &Params<B>, place: Place) {
+    pub fn forward(&mut self, backend: &B, params: &Params<B>, place: Place<'_>) {
         for index in 0..self.program.forward.len() {
             self.carry_out(index, backend, params, place);
         }
     }
 
     /// One operation's forward pass.
-    fn carry_out(&mut self, index: usize, backend: &B, params: &Params<B>, place: Place) {
+    fn carry_out(&mut self, index: usize, backend: &B, params: &Params<B>, place: Place<'_>) {
         let rows = self.program.shape.rows();
         let training = !self.program.backward.is_empty();
         match *self.program.op(index) {
             Op::Embed { out, site } => {
                 let (shape, mask) = (self.embed_shape(), self.row_mask(place, site, out));
-                self.make(out, |this, out| backend.embed(&shape, &this.inputs, params, mask, out));
+                self.make(out, |this, out| {
+                    backend.embed(&shape, place.windows, &this.inputs, params, mask, out)
+                });
             }
             Op::Norm { x, norm, out, moments } => {
                 let shape = self.rows_shape(x);
@@ -235,7 +263,7 @@ impl<B: Backend> Replay<B> {
                 let mask = self.score_mask(place, site);
                 let mut scratch = std::mem::take(&mut self.scratch);
                 self.make_with_stat(out, kept, |this, out, kept| {
-                    backend.attention(&shape, this.value(qkv), mask, out, kept, &mut scratch);
+                    backend.attention(&shape, place.windows, this.value(qkv), mask, out, kept, &mut scratch);
                 });
                 self.scratch = scratch;
             }
@@ -292,7 +320,7 @@ impl<B: Backend> Replay<B> {
                 let value = self.program.plan.value[x.index()];
                 let x = self.slots[value].as_ref().unwrap_or_else(|| panic!("{x:?} is in use elsewhere"));
                 let (targets, losses) = (&self.targets, &mut self.losses);
-                backend.loss(&shape, x, &head, params, targets, losses, &mut self.scratch);
+                backend.loss(&shape, place.windows, x, &head, params, targets, losses, &mut self.scratch);
             }
         }
     }
@@ -302,7 +330,7 @@ impl<B: Backend> Replay<B> {
         &mut self,
         backend: &B,
         params: &Params<B>,
-        place: Place,
+        place: Place<'_>,
         total_rows: usize,
         grads: &mut B::Floats,
     ) {

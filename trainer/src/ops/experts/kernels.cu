@@ -151,18 +151,17 @@ extern "C" __global__ void __launch_bounds__(256)
     if (begin == end) return;
     const u32 side = threadIdx.x % 4, group = threadIdx.x / 4, column = blockIdx.x * 32 + side * 8;
     const bool aligned = aligned16(d_out, columns);
-    float sum[8] = {};
+    octet sum = {};
     if (column < columns) {
 #pragma unroll 4
         for (u32 row = begin + group; row < end; row += 64) {
-            float some[8];
-            read8(d_out + u64(row) * columns, column, columns, aligned, some);
+            const octet some = read8(d_out + u64(row) * columns, column, columns, aligned);
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) sum[k] += some[k];
+            for (u32 k = 0; k < 8; ++k) sum.at[k] += some.at[k];
         }
     }
 #pragma unroll
-    for (u32 k = 0; k < 8; ++k) sums[group][side * 8 + k] = sum[k];
+    for (u32 k = 0; k < 8; ++k) sums[group][side * 8 + k] = sum.at[k];
     __syncthreads();
     if (warp() == 0 && blockIdx.x * 32 + lane() < columns) {
         float all = 0.0f;
@@ -182,8 +181,7 @@ extern "C" __global__ void __launch_bounds__(256)
     value* const to = out + u64(place) * width;
     const bool aligned = aligned16(x, width) && aligned16(out, width);
     for (u32 column = 8 * lane(); column < width; column += 256) {
-        float some[8];
-        read8(from, column, width, aligned, some);
+        const octet some = read8(from, column, width, aligned);
         write8(to, column, width, aligned, some);
     }
 }
@@ -197,15 +195,14 @@ extern "C" __global__ void __launch_bounds__(256)
     if (row >= rows) return;
     const bool aligned = aligned16(d_x, width) && aligned16(d_out, width);
     for (u32 column = 8 * lane(); column < width; column += 256) {
-        float sum[8] = {};
-        if (add) read8(d_x + u64(row) * width, column, width, aligned, sum);
+        octet sum = {};
+        if (add) sum = read8(d_x + u64(row) * width, column, width, aligned);
         for (u32 slot = 0; slot < slots; ++slot) {
             const u32 from = place[u64(row) * slots + slot];
             if (from == DROPPED) continue;
-            float some[8];
-            read8(d_out + u64(from) * width, column, width, aligned, some);
+            const octet some = read8(d_out + u64(from) * width, column, width, aligned);
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) sum[k] += some[k];
+            for (u32 k = 0; k < 8; ++k) sum.at[k] += some.at[k];
         }
         write8(d_x + u64(row) * width, column, width, aligned, sum);
     }
@@ -220,15 +217,14 @@ extern "C" __global__ void __launch_bounds__(256)
     if (row >= rows) return;
     const bool aligned = aligned16(y, width) && aligned16(out, width);
     for (u32 column = 8 * lane(); column < width; column += 256) {
-        float sum[8] = {};
+        octet sum = {};
         for (u32 slot = 0; slot < slots; ++slot) {
             const u32 from = place[u64(row) * slots + slot];
             if (from == DROPPED) continue;
             const float weight = widen(weights[u64(row) * slots + slot]);
-            float some[8];
-            read8(y + u64(from) * width, column, width, aligned, some);
+            const octet some = read8(y + u64(from) * width, column, width, aligned);
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) sum[k] = fmaf(weight, some[k], sum[k]);
+            for (u32 k = 0; k < 8; ++k) sum.at[k] = fmaf(weight, some.at[k], sum.at[k]);
         }
         write8(out + u64(row) * width, column, width, aligned, sum);
     }
@@ -244,15 +240,14 @@ extern "C" __global__ void __launch_bounds__(256)
     if (row >= rows) return;
     const bool aligned = aligned16(d_y, width) && aligned16(d_out, width);
     for (u32 column = 8 * lane(); column < width; column += 256) {
-        float d[8];
-        read8(d_out + u64(row) * width, column, width, aligned, d);
+        const octet d = read8(d_out + u64(row) * width, column, width, aligned);
         for (u32 slot = 0; slot < slots; ++slot) {
             const u32 to = place[u64(row) * slots + slot];
             if (to == DROPPED) continue;
             const float weight = widen(weights[u64(row) * slots + slot]);
-            float scaled[8];
+            octet scaled;
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) scaled[k] = weight * d[k];
+            for (u32 k = 0; k < 8; ++k) scaled.at[k] = weight * d.at[k];
             write8(d_y + u64(to) * width, column, width, aligned, scaled);
         }
     }
@@ -272,11 +267,10 @@ extern "C" __global__ void __launch_bounds__(256)
         float dot = 0.0f;
         if (from != DROPPED) {
             for (u32 column = 8 * lane(); column < width; column += 256) {
-                float d[8], some[8];
-                read8(d_out + u64(row) * width, column, width, aligned, d);
-                read8(y + u64(from) * width, column, width, aligned, some);
+                const octet d = read8(d_out + u64(row) * width, column, width, aligned);
+                const octet some = read8(y + u64(from) * width, column, width, aligned);
 #pragma unroll
-                for (u32 k = 0; k < 8; ++k) dot = fmaf(d[k], some[k], dot);
+                for (u32 k = 0; k < 8; ++k) dot = fmaf(d.at[k], some.at[k], dot);
             }
             dot = warp_sum(dot);
         }

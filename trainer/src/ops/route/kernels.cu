@@ -34,12 +34,12 @@ __device__ __forceinline__ u32 word_of(const words4& words, u32 index) {
 
 // The factors on eight columns of a row's input; `column` is a multiple of eight.
 __device__ __forceinline__ void jitter8(u64 seed, u64 step, u64 site, u64 row, u32 width, u32 column, float reach,
-                                        float (&x)[8]) {
+                                        octet& x) {
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
         const words4 words = dropout_words(seed, step, site, row, width, column / 4 + half);
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) x[4 * half + i] *= 1.0f + reach * (2.0f * uniform(words.at[i]) - 1.0f);
+        for (u32 i = 0; i < 4; ++i) x.at[4 * half + i] *= 1.0f + reach * (2.0f * uniform(words.at[i]) - 1.0f);
     }
 }
 
@@ -75,22 +75,21 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     const bool x_aligned = aligned16(x, width), weight_aligned = aligned16(weight, width);
     float sums[32] = {};
     for (u32 column = 8 * lane(); column < width; column += 256) {
-        float xs[4][8];
+        octet xs[4];
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
             const u32 row = smaller(first + i, rows - 1);
-            read8(x + u64(row) * width, column, width, x_aligned, xs[i]);
+            xs[i] = read8(x + u64(row) * width, column, width, x_aligned);
             if (reach > 0.0f) jitter8(seed, step, site, first_row + row, width, column, reach, xs[i]);
         }
 #pragma unroll
         for (u32 e = 0; e < 8; ++e) {
             if (expert + e < count) {
-                float w[8];
-                read8(weight + u64(expert + e) * width, column, width, weight_aligned, w);
+                const octet w = read8(weight + u64(expert + e) * width, column, width, weight_aligned);
 #pragma unroll
                 for (u32 i = 0; i < 4; ++i) {
 #pragma unroll
-                    for (u32 k = 0; k < 8; ++k) sums[8 * i + e] = fmaf(xs[i][k], w[k], sums[8 * i + e]);
+                    for (u32 k = 0; k < 8; ++k) sums[8 * i + e] = fmaf(xs[i].at[k], w.at[k], sums[8 * i + e]);
                 }
             }
         }
@@ -104,12 +103,12 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // logarithm of the sum and the noise's slope; `scales` is null without noise; `masks` `[count, chunks]` gets the bits.
 // A block takes one chunk, a warp four of its rows. Dynamic shared memory: `count` words.
 // registers: 64
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     route_choose(float* __restrict__ kept, const float* __restrict__ scales, const float* __restrict__ bias,
                  value* __restrict__ weights, u32* __restrict__ chosen, u32* __restrict__ masks, u32 rows, u32 count,
-                 u32 active, u32 shared, u32 sigmoid, u32 renormalised, u32 noisy, const Clock* clock, u64 seed,
-                 u64 first_row, u64 noise_site, u64 output_site, u32 output_threshold, float output_scale,
-                 u64 expert_site, u32 expert_threshold) {
+                 u32 active, u32 shared, u32 sigmoid, u32 renormalised, u32 noisy, const Clock* clock, u64 noise_seed,
+                 u64 noise_site, u64 noise_first_row, u64 output_seed, u64 output_site, u64 output_first_row,
+                 u32 output_threshold, float output_scale, u64 expert_seed, u64 expert_site, u32 expert_threshold) {
     DYNAMIC_SHARED(u32, bits);
     for (u32 expert = threadIdx.x; expert < count; expert += blockDim.x) bits[expert] = 0;
     __syncthreads();
@@ -119,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (without) {
         float left = 0.0f;
         for (u32 expert = lane(); expert < count; expert += 32) {
-            const words4 words = dropout_words(seed, step, expert_site, 0, count, expert / 4);
+            const words4 words = dropout_words(expert_seed, step, expert_site, 0, count, expert / 4);
             left += word_of(words, expert % 4) < expert_threshold ? 0.0f : 1.0f;
         }
         without = warp_sum(left) >= float(active);
@@ -137,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 if (scales != nullptr) {
                     // Two words make one normal number (Box and Muller 1958).
                     const words4 words =
-                        dropout_words(seed, step, noise_site, first_row + row, 2 * count, expert / 2);
+                        dropout_words(noise_seed, step, noise_site, noise_first_row + row, 2 * count, expert / 2);
                     const u32 one = expert & 1 ? words.at[2] : words.at[0];
                     const u32 two = expert & 1 ? words.at[3] : words.at[1];
                     const float size = sqrtf(-2.0f * logf(1.0f - uniform(one)));
@@ -149,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 slopes[expert] = slope;
             }
             if (without) {
-                const words4 words = dropout_words(seed, step, expert_site, 0, count, expert / 4);
+                const words4 words = dropout_words(expert_seed, step, expert_site, 0, count, expert / 4);
                 if (word_of(words, expert % 4) < expert_threshold) logit = negative_infinity();
             }
             scores[expert] = logit;
@@ -203,7 +202,8 @@ extern "C" __global__ void __launch_bounds__(256)
             float weight = scores[chosen[at]];
             if (renormalised) weight /= chosen_sum;
             if (output_threshold > 0) {
-                const words4 words = dropout_words(seed, step, output_site, first_row + row, slots, slot / 4);
+                const words4 words =
+                    dropout_words(output_seed, step, output_site, output_first_row + row, slots, slot / 4);
                 weight *= word_of(words, slot % 4) < output_threshold ? 0.0f : output_scale;
             }
             weights[at] = narrow(weight);
@@ -260,7 +260,8 @@ extern "C" __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(256)
     route_place(const u32* __restrict__ chosen, const u32* __restrict__ masks, const u32* __restrict__ before,
                 const u32* __restrict__ totals, u32* __restrict__ place, u32* __restrict__ offsets,
-                u32* __restrict__ row_of, u32 rows, u32 chunks, u32 count, u32 active, u32 shared, u32 capacity) {
+                u32* __restrict__ row_of, u32 rows, u32 assignments, u32 chunks, u32 count, u32 active,
+                u32 shared, u32 capacity) {
     DYNAMIC_SHARED(u32, begins);
     const u32 experts = count + shared, slots = active + shared;
     if (warp() == 0) {
@@ -278,7 +279,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (blockIdx.x == 0)
         for (u32 expert = threadIdx.x; expert <= experts; expert += blockDim.x) offsets[expert] = begins[expert];
     const u32 assignment = blockIdx.x * blockDim.x + threadIdx.x;
-    if (assignment >= rows * slots) return;
+    if (assignment >= assignments) return;
     const u32 row = assignment / slots, expert = chosen[assignment];
     u32 rank = row;
     if (expert < count) {
@@ -297,12 +298,12 @@ extern "C" __global__ void __launch_bounds__(256)
 // The gradient of the logits, and with noise that of its scales; `shares` is null without a balancing loss. A warp takes
 // one row.
 // registers: 64
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
     route_logits_backward(const float* __restrict__ kept, const u32* __restrict__ chosen,
                           const value* __restrict__ d_weights, const float* __restrict__ shares,
                           float* __restrict__ d_logits, float* __restrict__ d_scales, u32 rows, u32 count, u32 active,
                           u32 slots, u32 sigmoid, u32 renormalised, float factor, float z_factor, const Clock* clock,
-                          u64 seed, u64 first_row, u64 output_site, u32 output_threshold, float output_scale) {
+                          u64 seed, u64 site, u64 first_row, u32 threshold, float scale) {
     const u32 row = blockIdx.x * 8 + warp();
     if (row >= rows) return;
     const u64 step = clock->step;
@@ -313,9 +314,9 @@ extern "C" __global__ void __launch_bounds__(256)
     d_weights += u64(row) * slots;
     const auto through = [&](u32 slot) {
         float d = widen(d_weights[slot]);
-        if (output_threshold > 0) {
-            const words4 words = dropout_words(seed, step, output_site, first_row + row, slots, slot / 4);
-            d *= word_of(words, slot % 4) < output_threshold ? 0.0f : output_scale;
+        if (threshold > 0) {
+            const words4 words = dropout_words(seed, step, site, first_row + row, slots, slot / 4);
+            d *= word_of(words, slot % 4) < threshold ? 0.0f : scale;
         }
         return d;
     };
@@ -369,15 +370,14 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // Adds `d W` of four rows and eight columns to `sums`, experts in order.
 __device__ __forceinline__ void add_rows_product(const float* d, const float* weight, const u32 (&rows)[4], u32 count,
-                                                 u32 column, u32 width, bool aligned, float (&sums)[4][8]) {
+                                                 u32 column, u32 width, bool aligned, octet (&sums)[4]) {
     for (u32 expert = 0; expert < count; ++expert) {
-        float w[8];
-        read8(weight + u64(expert) * width, column, width, aligned, w);
+        const octet w = read8(weight + u64(expert) * width, column, width, aligned);
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
             const float factor = d[u64(rows[i]) * count + expert];
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) sums[i][k] = fmaf(factor, w[k], sums[i][k]);
+            for (u32 k = 0; k < 8; ++k) sums[i].at[k] = fmaf(factor, w.at[k], sums[i].at[k]);
         }
     }
 }
@@ -395,7 +395,7 @@ extern "C" __global__ void __launch_bounds__(256)
     u32 row_numbers[4];
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) row_numbers[i] = smaller(first + i, rows - 1);
-    float sums[4][8] = {};
+    octet sums[4] = {};
     add_rows_product(d_logits, weight, row_numbers, count, column, width, aligned16(weight, width), sums);
     if (reach > 0.0f) {
 #pragma unroll
@@ -410,10 +410,9 @@ extern "C" __global__ void __launch_bounds__(256)
         if (first + i >= rows) break;
         value* const to = d_x + u64(first + i) * width;
         if (add) {
-            float before[8];
-            read8(to, column, width, aligned, before);
+            const octet before = read8(to, column, width, aligned);
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) sums[i][k] += before[k];
+            for (u32 k = 0; k < 8; ++k) sums[i].at[k] += before.at[k];
         }
         write8(to, column, width, aligned, sums[i]);
     }
@@ -434,14 +433,13 @@ extern "C" __global__ void __launch_bounds__(128)
     const u32 begin = blockIdx.y * slice, end = smaller(begin + slice, rows);
     float sums[8][8] = {};
     for (u32 row = begin; row < end; ++row) {
-        float xs[8];
-        read8(x + u64(row) * width, column, width, aligned, xs);
+        octet xs = read8(x + u64(row) * width, column, width, aligned);
         if (reach > 0.0f) jitter8(seed, step, site, first_row + row, width, column, reach, xs);
 #pragma unroll
         for (u32 e = 0; e < 8; ++e) {
             const float factor = expert + e < count ? d[u64(row) * count + expert + e] : 0.0f;
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) sums[e][k] = fmaf(factor, xs[k], sums[e][k]);
+            for (u32 k = 0; k < 8; ++k) sums[e][k] = fmaf(factor, xs.at[k], sums[e][k]);
         }
     }
 #pragma unroll
@@ -570,11 +568,13 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // Moves the selection bias of an expert below the mean load up by `rate`, and of one above it down
-// (Wang et al. 2024, algorithm 1).
+// (Wang et al. 2024, algorithm 1); nothing where the third number of `record` is not zero.
 // registers: 40
 extern "C" __global__ void __launch_bounds__(256)
-    route_shift(const double* __restrict__ load, float* __restrict__ bias, u32 count, float rate) {
+    route_shift(const double* __restrict__ load, const double* __restrict__ record, float* __restrict__ bias, u32 count,
+                float rate) {
     __shared__ double sums[256];
+    if (record[2] != 0.0) return;
     const double mean = sum_counts(load, count, sums) / double(count);
     for (u32 expert = threadIdx.x; expert < count; expert += 256) {
         const double asked = load[expert];
