@@ -7,6 +7,7 @@ use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::ops::attention::Heads;
 use crate::ops::dropout::{Mask, Noise};
+use crate::windows::Windows;
 use formats::Result;
 use formats::config::Config;
 
@@ -51,7 +52,7 @@ impl Case for Attended {
         let mut scratch = self.subject.scratch(backend, self.s.sequences, self.s.block)?;
         let (d_out, mut d_qkv) = (values(backend, &self.d_out)?, unwritten(backend, len)?);
         at_step(backend, &ADAM, || {
-            backend.attention(&self.s, &qkv, mask, &mut out, &mut kept, &mut scratch);
+            backend.attention(&self.s, Windows::Whole, &qkv, mask, &mut out, &mut kept, &mut scratch);
             backend.attention_backward(&self.s, &qkv, &out, &kept, mask, &d_out, &mut d_qkv, &mut scratch);
         })?;
         Ok(vec![
@@ -105,8 +106,7 @@ impl Case for Attended {
                         for at in 0..size {
                             d_qkv[query(place) + at] += d_score * qkv[key(j) + at].abs();
                             d_qkv[key(j) + at] += d_score * qkv[query(place) + at].abs();
-                            d_qkv[value(j) + at] +=
-                                weights[j] * factors[j] * d_out[given(place) + at].abs();
+                            d_qkv[value(j) + at] += weights[j] * factors[j] * d_out[given(place) + at].abs();
                         }
                     }
                 }
@@ -146,8 +146,7 @@ const SHAPES: &[[usize; 5]] = &[
     [1, 40, 2, 1, 1],
     [1, 37, 1, 1, 160],
 ];
-const FEW_SHAPES: &[[usize; 5]] =
-    &[[2, 3, 2, 1, 8], [1, 9, 4, 2, 16], [1, 33, 1, 1, 17], [1, 70, 2, 1, 32]];
+const FEW_SHAPES: &[[usize; 5]] = &[[2, 3, 2, 1, 8], [1, 9, 4, 2, 16], [1, 33, 1, 1, 17], [1, 70, 2, 1, 32]];
 
 pub(super) fn attentions<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     let shapes = suite.choose(SHAPES, FEW_SHAPES).to_vec();

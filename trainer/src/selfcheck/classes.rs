@@ -8,6 +8,7 @@ use super::{Case, Found, Suite};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Write};
 use crate::ops::loss::Classes;
+use crate::windows::Windows;
 use formats::Result;
 use formats::config::Config;
 
@@ -43,7 +44,8 @@ impl Case for Judged {
         let unknown = vec![f32::NAN; self.s.rows];
         let mut scratch = self.subject.scratch(backend, self.s.rows, 1)?;
         let mut losses = floats(backend, &unknown)?;
-        backend.loss(&self.s, &x, &head, &params, &targets, &mut losses, &mut scratch);
+        let windows = Windows::Whole;
+        backend.loss(&self.s, windows, &x, &head, &params, &targets, &mut losses, &mut scratch);
         let alone = read_floats(backend, &losses, self.s.rows)?;
         let mut total = backend.sums(1)?;
         backend.total(&losses, self.s.rows, &mut total);
@@ -141,8 +143,7 @@ const FEW_SHAPES: &[[usize; 3]] = &[[1, 1, 2], [3, 5, 7], [9, 16, 65], [17, 24, 
 pub(super) fn losses<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     let shapes = suite.choose(SHAPES, FEW_SHAPES).to_vec();
     for (index, [rows, width, vocabulary]) in shapes.into_iter().enumerate() {
-        let config =
-            Config { vocabulary, tied: index % 3 == 1, head_bias: index % 2 == 0, ..config(width) };
+        let config = Config { vocabulary, tied: index % 3 == 1, head_bias: index % 2 == 0, ..config(width) };
         let write = if index % 4 < 2 { Write::Set } else { Write::Accumulate };
         suite.check(&Judged {
             s: Classes { rows, width, vocabulary },

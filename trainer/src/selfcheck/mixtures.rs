@@ -3,8 +3,8 @@
 use super::compare::{Allowance, Kept, Rounding};
 use super::rows::of_sizes;
 use super::subject::{
-    ADAM, STEP, Subject, at_step, config, drawn, floats, read, read_floats, read_sums, sizes, unwritten, values,
-    widened,
+    ADAM, STEP, Subject, at_step, config, drawn, floats, read, read_floats, read_sums, sizes, unwritten,
+    values, widened,
 };
 use super::{Case, Found, Suite};
 use crate::backend::cpu::Cpu;
@@ -88,7 +88,11 @@ fn shapes(quick: bool) -> Vec<Shape> {
         },
     ];
     let few = [1, 3, 5, 6, 7];
-    all.into_iter().enumerate().filter(|(index, _)| !quick || few.contains(index)).map(|(_, shape)| shape).collect()
+    all.into_iter()
+        .enumerate()
+        .filter(|(index, _)| !quick || few.contains(index))
+        .map(|(_, shape)| shape)
+        .collect()
 }
 
 /// A router's inputs.
@@ -102,7 +106,13 @@ struct Mixture {
 
 impl Mixture {
     /// Inputs whose choices are clear.
-    fn new(shape: Shape, activation: Activation, expert_width: usize, rounding: Rounding, reference: &Cpu) -> Result<Mixture> {
+    fn new(
+        shape: Shape,
+        activation: Activation,
+        expert_width: usize,
+        rounding: Rounding,
+        reference: &Cpu,
+    ) -> Result<Mixture> {
         let Shape { rows, width, count, active, shared, score, weight, .. } = shape;
         let experts = Experts {
             count,
@@ -263,7 +273,10 @@ impl Case for Chosen {
         })?;
         Ok(vec![
             Found::new("weights", read(backend, &routed.weights, self.d_weights.len())?),
-            Found::new("counts", [&load[..s.count], &load[2 * s.count + 1..]].concat().iter().map(narrow).collect()),
+            Found::new(
+                "counts",
+                [&load[..s.count], &load[2 * s.count + 1..]].concat().iter().map(narrow).collect(),
+            ),
             Found::new("probabilities", load[s.count..2 * s.count + 1].iter().map(narrow).collect()),
             Found::new("shares", read_floats(backend, &shares, s.count)?),
             Found::new("d_x", read(backend, &d_x, x.len())?),
@@ -365,7 +378,9 @@ pub(super) fn routers<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
             },
             write,
             factors: [[0.0, 0.0], [0.05, 0.0], [0.02, 0.03]][index % 3],
-            shares: (0..shape.count).map(|expert| (1 + expert % 3) as f32 / (2 * shape.count) as f32).collect(),
+            shares: (0..shape.count)
+                .map(|expert| (1 + expert % 3) as f32 / (2 * shape.count) as f32)
+                .collect(),
             mixture,
         })?;
     }
@@ -401,7 +416,13 @@ impl Case for Spread {
         let bank = self.mixture.bank();
         let [up, down] = [bank.up(0), bank.down(0)];
         let bias = up.bias.is_some();
-        format!("{}, {} to {}, bias {bias}, {:?}", self.mixture.describe(), up.outputs, down.inputs, self.write)
+        format!(
+            "{}, {} to {}, bias {bias}, {:?}",
+            self.mixture.describe(),
+            up.outputs,
+            down.inputs,
+            self.write
+        )
     }
 
     fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
@@ -429,9 +450,18 @@ impl Case for Spread {
             let (d, to) = (&d_out_device, &mut d_from);
             let mut scratch = subject.scratch(backend, s.rows, 1)?;
             backend.experts_backward(
-                routing, &from_device, &bank, way, params, d, to, &mut grads, &mut scratch,
+                routing,
+                &from_device,
+                &bank,
+                way,
+                params,
+                d,
+                to,
+                &mut grads,
+                &mut scratch,
             );
-            let part = |values: &B::Values, len: usize| read(backend, values, len / assignments * self.places);
+            let part =
+                |values: &B::Values, len: usize| read(backend, values, len / assignments * self.places);
             maps.push([part(&out, d_out.len())?, part(&d_from, from.len())?]);
         }
 
@@ -473,7 +503,8 @@ impl Case for Spread {
         let routed = self.mixture.route(reference)?;
         let result = &sized.rows[2];
         for (row, places) in routed.routing.place.chunks(s.slots()).enumerate() {
-            for (slot, &place) in places.iter().enumerate().filter(|(_, place)| **place < self.places as u32) {
+            for (slot, &place) in places.iter().enumerate().filter(|(_, place)| **place < self.places as u32)
+            {
                 let y = &result[place as usize * width..][..width];
                 let d = sizes(&self.mixture.x[row * width..][..width]);
                 let weight = f64::from(sized.weights[row * s.slots() + slot]);

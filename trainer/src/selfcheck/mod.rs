@@ -1,13 +1,14 @@
 //! One suite that any backend can be put through: every verb, forward and backward, on ragged shapes, against the CPU
 //! on the same numbers, each result beside a bound that follows from its type and the sums behind it; then whole models.
 //!
-//! [`operations`] checks verbs. A [`Row`] says what one of them found; the rows are the
+//! [`operations`] checks verbs, [`models::train`] checks training. A [`Row`] says what one of them found; the rows are the
 //! report. Nothing here knows a particular device, a flag or a format: `trainer selfcheck` does.
 
 mod attention;
 mod classes;
 mod compare;
 mod mixtures;
+pub mod models;
 mod products;
 mod rows;
 mod subject;
@@ -33,14 +34,14 @@ pub enum Extent {
     Quick,
 }
 
-/// What one result of one operation came to, over all its shapes.
+/// What one result of one operation, or one check of one model, came to over all its shapes or steps.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// The operation.
+    /// The operation, or the model.
     pub operation: &'static str,
-    /// Which of its results.
+    /// Which of its results, or what was checked.
     pub result: &'static str,
-    /// Shapes tried.
+    /// Shapes or steps tried.
     pub cases: usize,
     /// Numbers compared.
     pub numbers: usize,
@@ -52,7 +53,7 @@ pub struct Row {
     pub share: f64,
     /// Root mean square of the numbers there.
     pub size: f64,
-    /// The shape where it was.
+    /// The shape or the step where it was.
     pub at: String,
     /// What went beyond its bound, or could not be compared: the first such sentence.
     pub failure: Option<String>,
@@ -94,6 +95,41 @@ struct Suite<'a, B> {
     rows: Vec<Row>,
 }
 
+impl Row {
+    fn new(operation: &'static str, result: &'static str) -> Row {
+        Row {
+            operation,
+            result,
+            cases: 0,
+            numbers: 0,
+            error: 0.0,
+            bound: 0.0,
+            share: -1.0,
+            size: 0.0,
+            at: String::new(),
+            failure: None,
+        }
+    }
+
+    /// Adds one comparison with what was expected.
+    fn note(&mut self, expected: &[f32], at: String, outcome: Result<Worst, String>) {
+        self.cases += 1;
+        self.numbers += expected.len();
+        match outcome {
+            Ok(worst) if worst.share() > self.share => {
+                (self.error, self.bound, self.share) = (worst.error, worst.bound, worst.share());
+                let squares: f64 = expected.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+                (self.size, self.at) = ((squares / expected.len() as f64).sqrt(), at);
+            }
+            Ok(_) => {}
+            Err(sentence) => {
+                let Row { operation, result, .. } = self;
+                self.failure.get_or_insert_with(|| format!("{operation}, {result}, {at}: {sentence}"));
+            }
+        }
+    }
+}
+
 impl<B: Backend> Suite<'_, B> {
     /// Whether only a few shapes are wanted.
     fn quick(&self) -> bool {
@@ -113,50 +149,15 @@ impl<B: Backend> Suite<'_, B> {
         assert_eq!(expected.len(), allowances.len(), "{}: a bound for each result", C::NAME);
         for ((found, expected), allowance) in found.iter().zip(&expected).zip(&allowances) {
             let outcome = compare(&found.numbers, &expected.numbers, allowance, self.rounding);
-            self.note(C::NAME, expected, case.shape(), outcome);
+            let named = (C::NAME, expected.what);
+            let place = self.rows.iter().position(|row| (row.operation, row.result) == named);
+            let place = place.unwrap_or_else(|| {
+                self.rows.push(Row::new(C::NAME, expected.what));
+                self.rows.len() - 1
+            });
+            self.rows[place].note(&expected.numbers, case.shape(), outcome);
         }
         Ok(())
-    }
-
-    /// Adds one comparison to its row.
-    fn note(
-        &mut self,
-        operation: &'static str,
-        expected: &Found,
-        shape: String,
-        outcome: Result<Worst, String>,
-    ) {
-        let result = expected.what;
-        let place = self.rows.iter().position(|row| (row.operation, row.result) == (operation, result));
-        let place = place.unwrap_or_else(|| {
-            self.rows.push(Row {
-                operation,
-                result,
-                cases: 0,
-                numbers: 0,
-                error: 0.0,
-                bound: 0.0,
-                share: -1.0,
-                size: 0.0,
-                at: String::new(),
-                failure: None,
-            });
-            self.rows.len() - 1
-        });
-        let row = &mut self.rows[place];
-        row.cases += 1;
-        row.numbers += expected.numbers.len();
-        match outcome {
-            Ok(worst) if worst.share() > row.share => {
-                (row.error, row.bound, row.share) = (worst.error, worst.bound, worst.share());
-                let squares = expected.numbers.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
-                (row.size, row.at) = ((squares / expected.numbers.len() as f64).sqrt(), shape);
-            }
-            Ok(_) => {}
-            Err(sentence) => {
-                row.failure.get_or_insert_with(|| format!("{operation}, {result}, {shape}: {sentence}"));
-            }
-        }
     }
 }
 

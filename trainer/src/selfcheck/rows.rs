@@ -2,8 +2,8 @@
 
 use super::compare::{Allowance, Kept};
 use super::subject::{
-    ADAM, STEP, Subject, at_step, config, drawn, floats, ids, indices, read, read_floats, sizes, unwritten, values,
-    widened,
+    ADAM, STEP, Subject, at_step, config, drawn, floats, ids, indices, read, read_floats, sizes, unwritten,
+    values, widened,
 };
 use super::{Case, Found, Suite};
 use crate::backend::cpu::Cpu;
@@ -13,12 +13,14 @@ use crate::ops::attention::Heads;
 use crate::ops::dropout::{Mask, Noise};
 use crate::ops::query_key_norm::Stretches;
 use crate::ops::rotary;
+use crate::windows::Windows;
 use formats::Result;
 use formats::config::{Activation, Config, NormKind, Position, QueryKeyNorm};
 
 /// Widths around the ends of vectors, warps and blocks.
 pub(super) const WIDTHS: &[usize] = &[
-    1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 23, 24, 29, 31, 32, 33, 64, 97, 128, 257, 384, 768, 1021,
+    1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 23, 24, 29, 31, 32, 33, 64, 97, 128, 257, 384, 768,
+    1021,
 ];
 /// A few of them.
 pub(super) const FEW_WIDTHS: &[usize] = &[1, 7, 16, 33, 64];
@@ -46,10 +48,7 @@ pub(super) fn of_sizes<C: Case>(case: &C, reference: &Cpu) -> Result<Vec<Vec<f64
 }
 
 /// One allowance a result of a linear operation.
-pub(super) fn linear_allowances(
-    magnitudes: Vec<Vec<f64>>,
-    kinds: &[(usize, Kept)],
-) -> Vec<Allowance> {
+pub(super) fn linear_allowances(magnitudes: Vec<Vec<f64>>, kinds: &[(usize, Kept)]) -> Vec<Allowance> {
     let pairs = magnitudes.into_iter().zip(kinds);
     pairs
         .map(|(magnitude, &(sum, kept))| Allowance { magnitude, sum, steps: FEW, narrowed: 0, kept })
@@ -71,7 +70,10 @@ impl Case for Embedding {
     fn shape(&self) -> String {
         let Config { vocabulary, position, .. } = self.subject.config;
         let Embed { rows, block, width } = self.s;
-        format!("{rows} rows of {width}, block {block}, vocabulary {vocabulary}, {position:?}, dropout {}", self.dropout)
+        format!(
+            "{rows} rows of {width}, block {block}, vocabulary {vocabulary}, {position:?}, dropout {}",
+            self.dropout
+        )
     }
 
     fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
@@ -83,7 +85,7 @@ impl Case for Embedding {
         let d_out = values(backend, &self.d_out)?;
         let mut scratch = self.subject.scratch(backend, self.s.rows / self.s.block, self.s.block)?;
         at_step(backend, &ADAM, || {
-            backend.embed(&self.s, &ids, &params, mask, &mut out);
+            backend.embed(&self.s, Windows::Whole, &ids, &params, mask, &mut out);
             let layout = &params.layout;
             backend.embed_backward(&self.s, &ids, layout, mask, &d_out, &mut grads, &mut scratch);
         })?;
@@ -275,7 +277,15 @@ impl Case for QueryKeyNormed {
         let mut scratch = self.subject.scratch(backend, self.s.heads.sequences, self.s.heads.block)?;
         let to = &mut d_qkv;
         backend.query_key_norm_backward(
-            &self.s, &qkv, &norms, &params, &kept, &d_out, to, &mut grads, &mut scratch,
+            &self.s,
+            &qkv,
+            &norms,
+            &params,
+            &kept,
+            &d_out,
+            to,
+            &mut grads,
+            &mut scratch,
         );
         Ok(vec![
             Found::new("forward", read(backend, &out, len)?),
@@ -308,7 +318,8 @@ impl Case for QueryKeyNormed {
                 }
             }
         }
-        let allowance = |magnitude, sum, kept| Allowance { magnitude, sum, steps: ELEMENTARY, narrowed: 0, kept };
+        let allowance =
+            |magnitude, sum, kept| Allowance { magnitude, sum, steps: ELEMENTARY, narrowed: 0, kept };
         Ok(vec![
             allowance(out, longest, Kept::Value),
             allowance(d_x, longest, Kept::Value),
@@ -324,8 +335,17 @@ impl QueryKeyNormed {
 }
 
 /// Heads, of which so many with keys, and their size; blocks and windows follow from the place in the list.
-const HEADS: &[[usize; 3]] =
-    &[[1, 1, 8], [2, 1, 6], [3, 3, 17], [4, 2, 9], [6, 2, 16], [5, 1, 32], [4, 4, 64], [2, 1, 128], [1, 1, 1]];
+const HEADS: &[[usize; 3]] = &[
+    [1, 1, 8],
+    [2, 1, 6],
+    [3, 3, 17],
+    [4, 2, 9],
+    [6, 2, 16],
+    [5, 1, 32],
+    [4, 4, 64],
+    [2, 1, 128],
+    [1, 1, 1],
+];
 const FEW_HEADS: &[[usize; 3]] = &[[2, 1, 6], [3, 3, 17], [2, 2, 32]];
 
 pub(super) fn query_key_norms<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
@@ -334,7 +354,8 @@ pub(super) fn query_key_norms<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()
         for kind in [QueryKeyNorm::Head, QueryKeyNorm::Whole] {
             let config = Config { heads, kv_heads, head_size, query_key_norm: kind, ..config(4) };
             let block = COUNTS[index % COUNTS.len()];
-            let shape = Heads { sequences: 1 + index % 2, block, heads, kv_heads, size: head_size, scale: 1.0 };
+            let shape =
+                Heads { sequences: 1 + index % 2, block, heads, kv_heads, size: head_size, scale: 1.0 };
             let len = shape.rows() * shape.row();
             suite.check(&QueryKeyNormed {
                 s: Stretches::new(shape, kind, config.norm_eps),
@@ -538,4 +559,3 @@ pub(super) fn rotations<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     }
     Ok(())
 }
-

@@ -9,9 +9,7 @@ use crate::params::Params;
 use crate::tape::recompute::Recompute;
 use crate::tape::record::record;
 use crate::tape::{Mode, Shape};
-use formats::config::{
-    Activation, AttentionScale, Config, NormKind, NormOrder, Position, QueryKeyNorm,
-};
+use formats::config::{Activation, AttentionScale, Config, NormKind, NormOrder, Position, QueryKeyNorm};
 use formats::layout::{FeedForward, Linear, Role};
 use formats::{Layout, Result};
 use runtime::random::{Purpose, Stream};

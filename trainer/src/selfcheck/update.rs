@@ -2,11 +2,12 @@
 
 use super::compare::{Allowance, Kept};
 use super::subject::{
-    ADAM, Subject, at_step, config, drawn, floats, read, read_floats, read_sums, sizes, unwritten, values, widened,
+    ADAM, Subject, at_step, config, drawn, floats, read, read_floats, read_sums, sizes, unwritten, values,
+    widened,
 };
 use super::{Case, Found, Suite};
-use crate::backend::{Backend, Seen};
 use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, Seen};
 use crate::ops::adamw::{Adam, DIVERGED, RECORD};
 use formats::Result;
 use formats::config::{Config, Experts, RouterScore, RouterWeight};
@@ -71,7 +72,8 @@ impl Case for Gathered {
         let mut squared = backend.sums(1)?;
         backend.gather(&mut shards, |grads| grads, &mut squared);
         let (sum, others) = shards.split_first().expect("one gradient or more");
-        let others = others.iter().map(|grads| read_floats(backend, grads, len)).collect::<Result<Vec<_>>>()?;
+        let others =
+            others.iter().map(|grads| read_floats(backend, grads, len)).collect::<Result<Vec<_>>>()?;
         let mut found = vec![
             Found::new("sum", read_floats(backend, sum, len)?),
             Found::new("squared norm", vec![read_sums(backend, &squared, 1)?[0] as f32]),
@@ -182,7 +184,8 @@ impl Case for Updated {
         let largest: Vec<f64> = (0..weights.len())
             .map(|at| f64::from(self.subject.grads[at].abs()) + decay * (1.0 + weights[at]))
             .collect();
-        let moment: Vec<f64> = (0..weights.len()).map(|at| f64::from(self.first[at].abs()) + largest[at]).collect();
+        let moment: Vec<f64> =
+            (0..weights.len()).map(|at| f64::from(self.first[at].abs()) + largest[at]).collect();
         // The quotient of the moments where what there was weighs most: an update's size in learning rates.
         let quotient = |at: usize| {
             let root = f64::from(self.second[at]).sqrt().max(largest[at] / 4.0).max(1e-3);
@@ -202,7 +205,8 @@ impl Case for Updated {
         });
         // The factor of the gradient is made of the norm of all.
         let sum = if self.adam.clip > 0.0 { weights.len() } else { 1 };
-        let allowance = |magnitude, steps| Allowance { magnitude, sum, steps, narrowed: 0, kept: Kept::Float };
+        let allowance =
+            |magnitude, steps| Allowance { magnitude, sum, steps, narrowed: 0, kept: Kept::Float };
         Ok(vec![
             allowance(moved.clone(), STEPS),
             allowance(moment.clone(), STEPS),
@@ -268,4 +272,3 @@ pub(super) fn updates<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     }
     Ok(())
 }
-
