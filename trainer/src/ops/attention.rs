@@ -13,6 +13,7 @@
 //! Scores live for one block of queries only, never for the whole square. Windows of at most eight rows have a
 //! room of their own, [`short`].
 
+pub mod cuda;
 mod short;
 
 use super::dropout::{Mask, after};

@@ -31,6 +31,8 @@ pub const KERNELS: &[Source] = &[
     Source::new("ops/activation/kernels.cu", include_str!("activation/kernels.cu")),
     Source::new("ops/adamw/kernels.cu", include_str!("adamw/kernels.cu")),
     Source::new("ops/add/kernels.cu", include_str!("add/kernels.cu")),
+    Source::new("ops/attention/kernels.cu", include_str!("attention/kernels.cu")).behind(&TILE),
+    Source::new("ops/attention/tensor.cu", include_str!("attention/tensor.cu")).behind(&TILE),
     Source::new("ops/columns/kernels.cu", include_str!("columns/kernels.cu")),
     Source::new("ops/embedding/kernels.cu", include_str!("embedding/kernels.cu")),
     Source::new("ops/experts/kernels.cu", include_str!("experts/kernels.cu")).behind(&TILE),

@@ -2,6 +2,7 @@
 
 use crate::device::{Device, Grid, Precision, View, ViewMut};
 use crate::launch;
+use crate::ops::columns;
 use formats::layout::Linear;
 use runtime::simd::product::Write;
 
@@ -162,4 +163,28 @@ pub fn backward_weight(device: &Device, s: &Shape, x: View<'_>, d_out: View<'_>,
         s.rows,
         Write::Accumulate,
     );
+}
+
+/// Floats that [`backward`] works in.
+pub fn scratch(s: &Shape) -> usize {
+    columns::cuda::scratch(s.rows, s.outputs)
+}
+
+/// All gradients of `y = x W^T + b`: of the input, and, added to, of `W` and `b`.
+pub fn backward(
+    device: &Device,
+    s: &Shape,
+    x: View<'_>,
+    weight: View<'_>,
+    d_out: View<'_>,
+    d_x: (ViewMut<'_>, Write),
+    d_weight: ViewMut<'_>,
+    d_bias: Option<ViewMut<'_>>,
+    scratch: ViewMut<'_>,
+) {
+    backward_input(device, s, d_out, weight, d_x);
+    backward_weight(device, s, x, d_out, d_weight);
+    if let Some(d_bias) = d_bias {
+        columns::cuda::add_sums(device, s.rows, s.outputs, s.out_stride, d_out, d_bias, scratch);
+    }
 }

@@ -15,7 +15,7 @@
 // This text holds no kernel: it stands before the sources of the operations that use it.
 
 // Whether lines of a factor run along the inner index or across it.
-constexpr bool ALONG = true, ACROSS = false;
+[[maybe_unused]] constexpr bool ALONG = true, ACROSS = false;
 
 // Threads of a block that multiplies a tile.
 constexpr u32 TILE_THREADS = 128;
@@ -74,7 +74,7 @@ struct TilePlace {
 #ifdef LECTERN_BF16
 
 // Elements of sixteen bytes.
-constexpr u32 CHUNK = 16 / sizeof(value);
+[[maybe_unused]] constexpr u32 CHUNK = 16 / sizeof(value);
 
 // Sixteen bytes of a line, from element `from`, to shared memory; zeros beyond the line's end.
 template <class Factor>

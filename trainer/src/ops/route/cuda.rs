@@ -353,3 +353,6 @@ pub fn shift(device: &Device, bias: ViewMut, load: View, rate: f32, record: View
     let count = bias.len();
     launch!(device, "route_shift", Grid::line(1, 256), load, record, bias, count, rate);
 }
+
+#[cfg(test)]
+mod tests;
