@@ -5,11 +5,12 @@
 use super::{Device, Inner, Precision};
 use bytemuck::Pod;
 use cudarc::driver::result;
-use cudarc::driver::sys::CUdeviceptr;
+use cudarc::driver::sys::{CUdeviceptr, CUresult};
 use formats::{Error, Result};
 use half::bf16;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 /// What a buffer holds.
@@ -131,6 +132,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.as_ref().filter(|_| self.pointer != 0) {
+            owner.held.fetch_sub(self.view().bytes() as u64, Ordering::Relaxed);
             let mut kept = owner.kept_for_graphs();
             if kept.graphs > 0 {
                 kept.memory.push(self.pointer);
@@ -278,12 +280,16 @@ impl Device {
         }
         let bytes = len.checked_mul(element.bytes(inner.precision)).ok_or_else(|| self.no_room(u64::MAX))?;
         inner.bind().map_err(|error| self.refused("cuCtxSetCurrent", error))?;
-        // SAFETY: the context is current; the memory is owned by `buffer` from here on and zeroed before it is read.
-        buffer.pointer = unsafe { result::malloc_sync(bytes) }.map_err(|error| match error.0 {
-            cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.no_room(bytes as u64),
-            _ => self.refused("cuMemAlloc", error),
-        })?;
+        buffer.pointer = match &inner.imagined {
+            Some(imagined) => imagined.address(bytes),
+            // SAFETY: the context is current; the memory is owned by `buffer` from here on and zeroed before it is read.
+            None => unsafe { result::malloc_sync(bytes) }.map_err(|error| match error.0 {
+                CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.no_room(bytes as u64),
+                _ => self.refused("cuMemAlloc", error),
+            })?,
+        };
         buffer.len = len;
+        inner.held.fetch_add(bytes as u64, Ordering::Relaxed);
         self.zero(buffer.view_mut());
         self.check()?;
         Ok(buffer)
@@ -306,6 +312,9 @@ impl Device {
 
     /// Bytes free on the device, and bytes it has.
     pub fn memory(&self) -> Result<(u64, u64)> {
+        if self.inner.imagined.is_some() {
+            return Ok((u64::MAX, u64::MAX));
+        }
         self.inner.bind().map_err(|error| self.refused("cuCtxSetCurrent", error))?;
         let (free, total) = result::mem_get_info().map_err(|error| self.refused("cuMemGetInfo", error))?;
         Ok((free as u64, total as u64))

@@ -7,10 +7,13 @@
 mod blas;
 mod compile;
 mod graph;
+mod imagined;
 pub mod kernels;
 mod launch;
 mod memory;
+pub mod nccl;
 pub mod probe;
+pub mod ranks;
 pub mod signature;
 mod staging;
 
@@ -25,15 +28,16 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUstream};
 use cudarc::nvrtc::result::NvrtcError;
 use formats::{Error, Result};
+use imagined::Imagined;
 use kernels::Kernels;
 use serde::{Deserialize, Serialize};
 use staging::Staging;
 use std::mem::ManuallyDrop;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What activations and working weights are kept in. Statistics, gradients, moments and master weights are always f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// Eight bits of fraction and the range of f32; products on tensor cores, summed in f32.
@@ -109,6 +113,10 @@ struct Inner {
     recording: AtomicBool,
     failure: OnceLock<Failure>,
     kept: Mutex<Kept>,
+    /// Bytes of its buffers.
+    held: AtomicU64,
+    /// In the place of a driver.
+    imagined: Option<Imagined>,
 }
 
 /// Memory that was given up while a recorded graph may still name it.
@@ -135,7 +143,8 @@ unsafe impl Sync for Inner {}
 impl Device {
     /// The first device, or the one this process is told to take, with every kernel loaded.
     pub fn open(precision: Precision) -> Result<Device> {
-        Ok(probe::open(precision)?)
+        let local = ranks::Ranks::from_environment()?.map_or(0, |ranks| ranks.local);
+        Ok(probe::open(precision, local)?)
     }
 
     /// Makes the device of a number, its stream and its kernels; the libraries are known to be there.
@@ -162,21 +171,8 @@ impl Device {
         // SAFETY: the device comes from the driver; the context is released once, when `Inner` is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }
             .map_err(|error| of("cuDevicePrimaryCtxRetain", error))?;
-        let mut inner = Inner {
-            ordinal: device,
-            context,
-            stream: std::ptr::null_mut(),
-            precision,
-            capability,
-            multiprocessors,
-            name,
-            kernels: ManuallyDrop::new(Kernels::default()),
-            staging: ManuallyDrop::new(Mutex::default()),
-            blas: ManuallyDrop::new(None),
-            recording: AtomicBool::new(false),
-            failure: OnceLock::new(),
-            kept: Mutex::default(),
-        };
+        let mut inner = Inner::new(precision, name, capability, multiprocessors);
+        (inner.ordinal, inner.context) = (device, context);
         inner.bind().map_err(|error| of("cuCtxSetCurrent", error))?;
         inner.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(|error| of("cuStreamCreate", error))?;
@@ -199,6 +195,11 @@ impl Device {
     /// Its compute capability.
     pub fn capability(&self) -> (u32, u32) {
         self.inner.capability
+    }
+
+    /// Bytes of the buffers that it holds now.
+    pub fn held(&self) -> u64 {
+        self.inner.held.load(Ordering::Relaxed)
     }
 
     /// What its maker calls it.
@@ -247,8 +248,12 @@ impl Device {
 
     /// Does one call on the context, unless something went wrong before, and keeps its error.
     fn attempt(&self, call: &str, work: impl FnOnce(&Inner) -> Result<(), DriverError>) {
-        if !self.failed() {
-            self.note(call, self.inner.bind().and_then(|()| work(&self.inner)));
+        if self.failed() {
+            return;
+        }
+        match &self.inner.imagined {
+            Some(imagined) => imagined.count(),
+            None => self.note(call, self.inner.bind().and_then(|()| work(&self.inner))),
         }
     }
 
@@ -293,15 +298,39 @@ impl Device {
 }
 
 impl Inner {
+    /// Of a context that is not there yet.
+    fn new(precision: Precision, name: String, capability: (u32, u32), multiprocessors: u32) -> Inner {
+        Inner {
+            ordinal: 0,
+            context: std::ptr::null_mut(),
+            stream: std::ptr::null_mut(),
+            precision,
+            capability,
+            multiprocessors,
+            name,
+            kernels: ManuallyDrop::new(Kernels::default()),
+            staging: ManuallyDrop::new(Mutex::default()),
+            blas: ManuallyDrop::new(None),
+            recording: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            kept: Mutex::default(),
+            held: AtomicU64::new(0),
+            imagined: None,
+        }
+    }
+
     /// Makes the context the calling thread's own.
     fn bind(&self) -> Result<(), DriverError> {
+        if self.imagined.is_some() {
+            return Ok(());
+        }
         // SAFETY: the context is retained until `self` is dropped.
         unsafe { result::ctx::set_current(self.context) }
     }
 
     /// Frees memory that nothing names any more.
     fn free(&self, pointer: CUdeviceptr) {
-        if self.bind().is_ok() {
+        if self.imagined.is_none() && self.bind().is_ok() {
             // SAFETY: allocated once by `Device::buffer` and given up once by its buffer; the driver waits for work that
             // uses it. Nobody can be told of an error, which a broken context gives for every call.
             let _ = unsafe { result::free_sync(pointer) };
@@ -315,6 +344,9 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.imagined.is_some() {
+            return;
+        }
         // Nobody can be told of an error here, and a broken context gives one for every call.
         if self.bind().is_ok() {
             if !self.stream.is_null() {
