@@ -19,6 +19,7 @@ pub mod report;
 pub mod run;
 pub mod sample;
 pub mod schedule;
+pub mod selfcheck;
 pub mod signals;
 mod start;
 pub mod state;

@@ -186,6 +186,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn upload_values(&self, from: &[f32], to: &mut Aligned) {
+        to[..from.len()].copy_from_slice(from);
+    }
+
     fn download_values(&self, from: &Aligned, to: &mut [f32]) -> Result<()> {
         to.copy_from_slice(&from[..to.len()]);
         Ok(())

@@ -4,7 +4,9 @@
 //! mirror the operations in [`crate::ops`], where equations, code and tests stand; a backend only forwards.
 //! Called by [`crate::tape::replay`] and [`crate::learner`].
 
+pub mod choice;
 pub mod cpu;
+pub mod cuda;
 
 use crate::memory::MemoryPlan;
 use crate::ops::activation::Hidden;
@@ -71,6 +73,8 @@ pub trait Backend: Sync + Sized {
     fn upload(&self, from: &[f32], to: &mut Self::Floats);
     /// Device to host.
     fn download(&self, from: &Self::Floats, to: &mut [f32]) -> Result<()>;
+    /// Activations to the device, rounded to nearest even where they are kept narrower.
+    fn upload_values(&self, from: &[f32], to: &mut Self::Values);
     /// Activations to the host, widened.
     fn download_values(&self, from: &Self::Values, to: &mut [f32]) -> Result<()>;
     /// Sums to the host.

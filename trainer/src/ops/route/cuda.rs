@@ -17,7 +17,7 @@ const CHUNK: usize = 32;
 /// Rows of one part of a load.
 const PART: usize = 256;
 /// Rows of one slice of a parameter's gradient, at least.
-const SLICE: usize = 128;
+const SLICE: usize = 64;
 
 /// Which rows go to which expert, on the device; see [`super::Routing`].
 #[derive(Default)]
@@ -353,3 +353,6 @@ pub fn shift(device: &Device, bias: ViewMut, load: View, rate: f32, record: View
     let count = bias.len();
     launch!(device, "route_shift", Grid::line(1, 256), load, record, bias, count, rate);
 }
+
+#[cfg(test)]
+mod tests;
