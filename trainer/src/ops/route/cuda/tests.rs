@@ -11,9 +11,8 @@ use runtime::simd::Simd;
 
 /// Both precisions of the first device; none without one.
 fn devices() -> Vec<Device> {
-    let found = [Precision::F32, Precision::Bf16].map(|precision| {
-        Device::open(precision).inspect_err(|error| eprintln!("skipped: {error}")).ok()
-    });
+    let found = [Precision::F32, Precision::Bf16]
+        .map(|precision| Device::open(precision).inspect_err(|error| eprintln!("skipped: {error}")).ok());
     found.into_iter().flatten().collect()
 }
 
