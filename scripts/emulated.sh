@@ -79,6 +79,8 @@ if [ "${1:-}" = check ]; then
     shift
     set -- "$target/$now/check" "$house/trainer/src/device/kernel.cuh" "$sources/check.cu" "$@"
 fi
+# Images are made from paths below the target directory, so they are kept there too.
+export LECTERN_CACHE=${LECTERN_CACHE:-$target/images}
 export LECTERN_EMULATOR_CACHE=${LECTERN_EMULATOR_CACHE:-$target/kernels}
 export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export ASAN_OPTIONS=detect_leaks=0:exitcode=99:allocator_may_return_null=1${ASAN_OPTIONS:+:$ASAN_OPTIONS}

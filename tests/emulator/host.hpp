@@ -60,6 +60,7 @@ inline bf16 round_bf16(float x) {
 
 inline u32 pack_bf16(float low, float high) { return u32(round_bf16(high).bits) << 16 | round_bf16(low).bits; }
 
+inline float exp2_near(float x) { return exp2f(x); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }

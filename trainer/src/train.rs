@@ -4,13 +4,13 @@
 //! what is shown and the seconds in `metrics.jsonl`.
 
 use crate::backend::Backend;
-use crate::backend::cpu::Cpu;
+use crate::backend::choice::{self, Job};
 use crate::data::{self, Batch, Data, Side, TokenizerSource};
 use crate::finetune::Begun;
 use crate::learner::{BatchShape, Learner, Outcome, Rates};
 use crate::memory::{self, MemoryPlan};
 use crate::mixing::{Load, Worst};
-use crate::options::{Device, Options, Recipe, Request};
+use crate::options::{Options, Recipe, Request};
 use crate::progress::{Progress, StepReport};
 use crate::random::{Generator, RngKind};
 use crate::report::{self, ReportInput};
@@ -89,14 +89,13 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
     }
     let config = options.model(begun.vocabulary(&tokenizer)?)?;
     let sampled = (begun.generation(&tokenizer), tokenizer);
-    let plan = Plan { recipe, newest, problems, config, sampled, data };
-    let backend = cpu(&plan.recipe.options)?;
-    let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
-    plan.carry_out(backend, device, run, out)
+    let Options { device, precision, threads, .. } = recipe.options;
+    let plan = Plan { recipe, newest, problems, config, sampled, data, run, out };
+    choice::carry_out(plan, device, precision, threads)
 }
 
 /// All that is known of a run before it takes its directory.
-struct Plan {
+struct Plan<'a> {
     recipe: Recipe,
     /// The newest checkpoint that verifies, and what was wrong with newer ones.
     newest: Option<(u64, PathBuf)>,
@@ -104,34 +103,23 @@ struct Plan {
     config: Config,
     sampled: (GenerationConfig, Tokenizer),
     data: Data,
+    /// Its directory, if it is there.
+    run: Option<Run>,
+    out: &'a Path,
 }
 
-impl Plan {
-    /// The run, on the device that was chosen and is told as `device`.
-    fn carry_out<B: Backend>(self, backend: B, device: String, run: Option<Run>, out: &Path) -> Result<End> {
+impl Job for Plan<'_> {
+    type Output = End;
+
+    fn on<B: Backend>(mut self, backend: B, device: &str) -> Result<End> {
         let options = &self.recipe.options;
         let memory = Learner::require_memory(&backend, &self.config, shape(options), options.recompute)?;
-        let run = match run {
+        let run = match self.run.take() {
             Some(run) => run,
-            None => Run::lock(out)?,
+            None => Run::lock(self.out)?,
         };
         Trainer::begin(backend, (device, memory), run, self)?.carry_out()
     }
-}
-
-/// The CPU, unless another device is asked for.
-pub fn cpu(options: &Options) -> Result<Cpu> {
-    match options.device {
-        Device::Auto | Device::Cpu => Cpu::new(threads(options)),
-        Device::Cuda => {
-            Err(Error::Device("this build has no CUDA backend\n  help: train with --device cpu".to_owned()))
-        }
-    }
-}
-
-/// Threads asked for, or all there are.
-pub fn threads(options: &Options) -> usize {
-    options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 fn shape(options: &Options) -> BatchShape {
@@ -178,8 +166,9 @@ struct Trainer<B: Backend> {
 
 impl<B: Backend> Trainer<B> {
     /// Starts from the newest checkpoint that verifies, or from fresh weights.
-    fn begin(backend: B, (device, memory): (String, MemoryPlan), run: Run, plan: Plan) -> Result<Trainer<B>> {
-        let Plan { recipe, newest, problems, config, sampled: (generation, tokenizer), data } = plan;
+    fn begin(backend: B, (device, memory): (&str, MemoryPlan), run: Run, plan: Plan) -> Result<Trainer<B>> {
+        let Plan { recipe, newest, problems, config, sampled, data, .. } = plan;
+        let (generation, tokenizer) = sampled;
         let options = &recipe.options;
         let layout = Layout::new(&config);
         let mut generator = Generator::new(options.rng, options.seed);

@@ -4,7 +4,9 @@
 //! mirror the operations in [`crate::ops`], where equations, code and tests stand; a backend only forwards.
 //! Called by [`crate::tape::replay`] and [`crate::learner`].
 
+pub mod choice;
 pub mod cpu;
+pub mod cuda;
 
 use crate::memory::MemoryPlan;
 use crate::ops::activation::Hidden;

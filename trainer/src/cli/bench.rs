@@ -7,11 +7,12 @@ use runtime::simd::Simd;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use trainer::backend::choice::all_threads;
+use trainer::backend::cpu::Cpu;
 use trainer::learner::{BatchShape, Learner, Rates};
 use trainer::options::{Flags, Request};
 use trainer::presets;
 use trainer::random::Generator;
-use trainer::train::cpu;
 
 /// What `trainer bench` takes.
 #[derive(clap::Args)]
@@ -54,7 +55,7 @@ impl Bench {
         let config = options.model(self.vocab.map_or(own, |count| count as usize))?;
         let layout = Layout::new(&config);
         let shape = BatchShape { sequences: options.batch, block: options.block };
-        let backend = cpu(&options)?;
+        let backend = Cpu::new(options.threads.unwrap_or_else(all_threads))?;
         let threads = backend.threads();
         Learner::require_memory(&backend, &config, shape, options.recompute)?;
         let mut learner = Learner::with(

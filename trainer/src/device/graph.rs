@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUgraphExec, CUgraphInstantiate_flags, CUstreamC
 use formats::Result;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A recorded sequence, ready to be launched.
 pub struct Graph {
@@ -23,9 +24,16 @@ unsafe impl Sync for Graph {}
 
 impl Device {
     /// Records what `work` puts on the stream: launches, copies within the device and zeroing. Uploads, downloads and
-    /// new memory are refused by the driver while it records.
+    /// new memory within are a bug of ours.
     pub fn capture(&self, work: impl FnOnce()) -> Result<Graph> {
         self.check()?;
+        if let Some(imagined) = &self.inner.imagined {
+            imagined.counted();
+            self.record(work);
+            let nodes = imagined.counted();
+            self.check()?;
+            return Ok(Graph { device: self.clone(), launchable: ptr::null_mut(), nodes });
+        }
         self.attempt("cuStreamBeginCapture", |inner| {
             // SAFETY: the stream is the device's own and not the null stream.
             unsafe {
@@ -36,7 +44,7 @@ impl Device {
             }
         });
         self.check()?;
-        work();
+        self.record(work);
         let mut graph = ptr::null_mut();
         let ended = self.inner.bind().and_then(|()| {
             // SAFETY: the capture began above; it is ended even where the work failed, so that the stream is usable.
@@ -58,7 +66,14 @@ impl Device {
         }
         self.check()?;
         self.inner.kept_for_graphs().graphs += 1;
-        Ok(Graph { device: Device { inner: Arc::clone(&self.inner) }, launchable, nodes })
+        Ok(Graph { device: self.clone(), launchable, nodes })
+    }
+
+    /// Does `work` while the stream records.
+    fn record(&self, work: impl FnOnce()) {
+        self.inner.recording.store(true, Ordering::Relaxed);
+        work();
+        self.inner.recording.store(false, Ordering::Relaxed);
     }
 }
 
@@ -84,6 +99,9 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
+        if self.launchable.is_null() {
+            return;
+        }
         if self.device.inner.bind().is_ok() {
             // SAFETY: made by `capture` and destroyed once, here; the driver waits for a replay under way.
             let _ = unsafe { result::graph::exec_destroy(self.launchable) };

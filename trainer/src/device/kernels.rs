@@ -3,10 +3,11 @@
 //! The list of sources is [`crate::ops::KERNELS`]; how one becomes an image is [`super::compile`]'s.
 
 use super::compile::Compiler;
-use super::signature::{Parameter, signatures};
+use super::signature::{Parameter, Signature, signatures};
 use super::{Precision, Stop};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{CUfunction, CUmodule, CUresult};
+use formats::{Error, Result};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::atomic::AtomicUsize;
@@ -21,7 +22,7 @@ pub struct Source {
     pub file: &'static str,
     /// All of it, without what stands before it.
     pub text: &'static str,
-    /// What stands between the header and it.
+    /// What stands between it and the header, behind what that needs itself.
     pub before: Option<&'static Source>,
 }
 
@@ -31,20 +32,28 @@ impl Source {
         Source { file, text, before: None }
     }
 
-    /// The same behind another source.
+    /// The same behind another source, which may be behind others.
     pub const fn behind(self, before: &'static Source) -> Source {
         Source { before: Some(before), ..self }
     }
 
-    /// What is compiled: the header, then the source, each under its own line numbers.
+    /// It as text for the assembler (PTX) of an architecture, 80 for compute capability 8.0. No device is needed, only
+    /// NVRTC: so the kernels are checked where there is none.
+    pub fn assembly(&self, precision: Precision, architecture: u32) -> Result<String> {
+        super::probe::compiler_library()?;
+        let mut text = Compiler::to_text(precision, architecture).compile(self)?;
+        text.retain(|&byte| byte != 0);
+        String::from_utf8(text)
+            .map_err(|_| Error::Internal(format!("{}: its assembly is no text", self.file)))
+    }
+
+    /// What is compiled: the header, what stands between, the source, each under its own line numbers.
     pub fn whole(&self) -> String {
-        let header = Source::new("device/kernel.cuh", HEADER);
-        let parts = [Some(&header), self.before, Some(self)];
-        parts
-            .into_iter()
-            .flatten()
-            .map(|part| format!("#line 1 \"{}\"\n{}\n", part.file, part.text))
-            .collect()
+        let own = format!("#line 1 \"{}\"\n{}\n", self.file, self.text);
+        match self.before {
+            Some(before) => before.whole() + &own,
+            None => format!("#line 1 \"device/kernel.cuh\"\n{HEADER}\n{own}"),
+        }
     }
 }
 
@@ -98,14 +107,24 @@ impl Kernels {
                 let function = found.map_err(|error| {
                     Stop::of_driver(&format!("cuModuleGetFunction of {}", signature.name), error)
                 })?;
-                let kernel =
-                    Kernel { function, parameters: signature.parameters, shared: AtomicUsize::new(0) };
-                if kernels.kernels.insert(signature.name, kernel).is_some() {
-                    return Err(Stop::bug(source.file, &format!("a second kernel {}", signature.name)));
-                }
+                kernels.know(source, signature, function)?;
             }
         }
         Ok(kernels)
+    }
+
+    /// Takes in a kernel, of which no other may have the name.
+    pub fn know(
+        &mut self,
+        source: &Source,
+        signature: Signature<'static>,
+        function: CUfunction,
+    ) -> Result<(), Stop> {
+        let kernel = Kernel { function, parameters: signature.parameters, shared: AtomicUsize::new(0) };
+        match self.kernels.insert(signature.name, kernel) {
+            None => Ok(()),
+            Some(_) => Err(Stop::bug(source.file, &format!("a second kernel {}", signature.name))),
+        }
     }
 
     /// The kernel of that name.

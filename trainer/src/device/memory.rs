@@ -5,12 +5,13 @@
 use super::{Device, Inner, Precision};
 use bytemuck::Pod;
 use cudarc::driver::result;
-use cudarc::driver::sys::CUdeviceptr;
+use cudarc::driver::sys::{CUdeviceptr, CUresult};
 use formats::{Error, Result};
 use half::bf16;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 /// What a buffer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +132,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.as_ref().filter(|_| self.pointer != 0) {
+            owner.held.fetch_sub(self.view().bytes() as u64, Ordering::Relaxed);
             let mut kept = owner.kept_for_graphs();
             if kept.graphs > 0 {
                 kept.memory.push(self.pointer);
@@ -270,6 +272,7 @@ impl Device {
     /// `len` elements, all bits zero.
     pub fn buffer(&self, element: Element, len: usize) -> Result<Buffer> {
         let inner = &self.inner;
+        self.only_outside_of_recording("new memory");
         self.check()?;
         let mut buffer = Buffer { owner: Some(Arc::clone(inner)), pointer: 0, len: 0, element };
         if len == 0 {
@@ -277,12 +280,16 @@ impl Device {
         }
         let bytes = len.checked_mul(element.bytes(inner.precision)).ok_or_else(|| self.no_room(u64::MAX))?;
         inner.bind().map_err(|error| self.refused("cuCtxSetCurrent", error))?;
-        // SAFETY: the context is current; the memory is owned by `buffer` from here on and zeroed before it is read.
-        buffer.pointer = unsafe { result::malloc_sync(bytes) }.map_err(|error| match error.0 {
-            cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.no_room(bytes as u64),
-            _ => self.refused("cuMemAlloc", error),
-        })?;
+        buffer.pointer = match &inner.imagined {
+            Some(imagined) => imagined.address(bytes),
+            // SAFETY: the context is current; the memory is owned by `buffer` from here on and zeroed before it is read.
+            None => unsafe { result::malloc_sync(bytes) }.map_err(|error| match error.0 {
+                CUresult::CUDA_ERROR_OUT_OF_MEMORY => self.no_room(bytes as u64),
+                _ => self.refused("cuMemAlloc", error),
+            })?,
+        };
         buffer.len = len;
+        inner.held.fetch_add(bytes as u64, Ordering::Relaxed);
         self.zero(buffer.view_mut());
         self.check()?;
         Ok(buffer)
@@ -305,6 +312,9 @@ impl Device {
 
     /// Bytes free on the device, and bytes it has.
     pub fn memory(&self) -> Result<(u64, u64)> {
+        if self.inner.imagined.is_some() {
+            return Ok((u64::MAX, u64::MAX));
+        }
         self.inner.bind().map_err(|error| self.refused("cuCtxSetCurrent", error))?;
         let (free, total) = result::mem_get_info().map_err(|error| self.refused("cuMemGetInfo", error))?;
         Ok((free as u64, total as u64))
@@ -315,7 +325,7 @@ impl Device {
             what: format!("the next buffer on {}", self.inner.name),
             needed,
             available: self.memory().map_or(0, |(free, _)| free),
-            help: "choose a smaller --batch with --accumulate, a smaller --block, or pass --recompute layer"
+            help: "pass --keep layer-inputs, or choose a smaller --batch with --accumulate, or a smaller --block"
                 .to_owned(),
         }
     }
@@ -349,7 +359,7 @@ impl Device {
         });
     }
 
-    /// Host to device; the host's memory is free again on return.
+    /// Host to device, in the order of the stream and without waiting for it; the host's memory is free again on return.
     pub fn upload<'a, T: Number>(&self, from: &[T], to: impl Into<ViewMut<'a>>) {
         let to = to.into();
         if to.element != T::ELEMENT {
@@ -365,6 +375,12 @@ impl Device {
             return self.bug(format!("{:?} downloaded as {:?}", from.element, T::ELEMENT));
         }
         self.download_bytes(from, bytemuck::cast_slice_mut(to));
+    }
+
+    /// The same as a value: device to host, and whether all went well up to here.
+    pub fn read<'a, T: Number>(&self, from: impl Into<View<'a>>, to: &mut [T]) -> Result<()> {
+        self.download(from, to);
+        self.check()
     }
 
     /// Activations from the host, rounded to the device's precision.
@@ -400,6 +416,7 @@ impl Device {
 
     fn upload_bytes(&self, from: &[u8], to: ViewMut) {
         let view = to.view();
+        self.only_outside_of_recording("an upload");
         if from.len() != view.bytes() {
             return self.bug(format!("{} bytes uploaded to {}", from.len(), view.bytes()));
         }
@@ -407,16 +424,14 @@ impl Device {
             return;
         }
         self.attempt("cuMemcpyHtoDAsync", |inner| {
-            // SAFETY: both sides span the same number of live bytes, and `from` outlives the copy, which has ended when
-            // the stream has.
-            unsafe {
-                result::memcpy_htod_async(view.pointer, from, inner.stream)?;
-                result::stream::synchronize(inner.stream)
-            }
+            let mut staging = inner.staging.lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: the view spans as many live bytes of this context as `from`, borrowed for writing.
+            unsafe { staging.upload(from, view.pointer, inner.stream) }
         });
     }
 
     fn download_bytes(&self, from: View, to: &mut [u8]) {
+        self.only_outside_of_recording("a download");
         if to.len() != from.bytes() {
             return self.bug(format!("{} bytes downloaded to {}", from.bytes(), to.len()));
         }
@@ -424,7 +439,8 @@ impl Device {
             return;
         }
         self.attempt("cuMemcpyDtoHAsync", |inner| {
-            // SAFETY: as above, the other way.
+            // SAFETY: both sides span the same number of live bytes, and `to` outlives the copy, which has ended when the
+            // stream has.
             unsafe {
                 result::memcpy_dtoh_async(to, from.pointer, inner.stream)?;
                 result::stream::synchronize(inner.stream)

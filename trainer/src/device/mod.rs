@@ -4,30 +4,40 @@
 //! returns nothing; the first thing that goes wrong is kept, whatever follows does nothing, and [`Device::check`] says
 //! it. That is also what the hardware does: after a failed kernel every call fails. Nothing here knows an operation.
 
+mod blas;
 mod compile;
 mod graph;
+mod imagined;
 pub mod kernels;
 mod launch;
 mod memory;
+pub mod nccl;
 pub mod probe;
+pub mod ranks;
 pub mod signature;
+mod staging;
 
+pub use blas::{Factor, Product};
 pub use graph::Graph;
 pub use launch::{Argument, Grid};
 pub use memory::{Buffer, Element, Number, View, ViewMut};
 
 use crate::ops::KERNELS;
+use blas::Blas;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUstream};
 use cudarc::nvrtc::result::NvrtcError;
 use formats::{Error, Result};
+use imagined::Imagined;
 use kernels::Kernels;
 use serde::{Deserialize, Serialize};
+use staging::Staging;
 use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What activations and working weights are kept in. Statistics, gradients, moments and master weights are always f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// Eight bits of fraction and the range of f32; products on tensor cores, summed in f32.
@@ -97,8 +107,16 @@ struct Inner {
     multiprocessors: u32,
     name: String,
     kernels: ManuallyDrop<Kernels>,
+    staging: ManuallyDrop<Mutex<Staging>>,
+    blas: ManuallyDrop<Option<Blas>>,
+    /// Whether what is put on the stream is recorded and not run.
+    recording: AtomicBool,
     failure: OnceLock<Failure>,
     kept: Mutex<Kept>,
+    /// Bytes of its buffers.
+    held: AtomicU64,
+    /// In the place of a driver.
+    imagined: Option<Imagined>,
 }
 
 /// Memory that was given up while a recorded graph may still name it.
@@ -125,7 +143,8 @@ unsafe impl Sync for Inner {}
 impl Device {
     /// The first device, or the one this process is told to take, with every kernel loaded.
     pub fn open(precision: Precision) -> Result<Device> {
-        Ok(probe::open(precision)?)
+        let local = ranks::Ranks::from_environment()?.map_or(0, |ranks| ranks.local);
+        Ok(probe::open(precision, local)?)
     }
 
     /// Makes the device of a number, its stream and its kernels; the libraries are known to be there.
@@ -152,22 +171,14 @@ impl Device {
         // SAFETY: the device comes from the driver; the context is released once, when `Inner` is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }
             .map_err(|error| of("cuDevicePrimaryCtxRetain", error))?;
-        let mut inner = Inner {
-            ordinal: device,
-            context,
-            stream: std::ptr::null_mut(),
-            precision,
-            capability,
-            multiprocessors,
-            name,
-            kernels: ManuallyDrop::new(Kernels::default()),
-            failure: OnceLock::new(),
-            kept: Mutex::default(),
-        };
+        let mut inner = Inner::new(precision, name, capability, multiprocessors);
+        (inner.ordinal, inner.context) = (device, context);
         inner.bind().map_err(|error| of("cuCtxSetCurrent", error))?;
         inner.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(|error| of("cuStreamCreate", error))?;
+        *inner.staging = Mutex::new(Staging::new().map_err(|error| of("cuMemHostAlloc", error))?);
         *inner.kernels = Kernels::load(KERNELS, precision, capability)?;
+        *inner.blas = Blas::open().map_err(|error| of("cuMemAlloc for cuBLASLt", error))?;
         Ok(Device { inner: Arc::new(inner) })
     }
 
@@ -186,9 +197,28 @@ impl Device {
         self.inner.capability
     }
 
+    /// Bytes of the buffers that it holds now.
+    pub fn held(&self) -> u64 {
+        self.inner.held.load(Ordering::Relaxed)
+    }
+
     /// What its maker calls it.
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// Itself in a few words: its name, its architecture, and who multiplies.
+    pub fn describe(&self) -> String {
+        let (major, minor) = self.capability();
+        let products = self.inner.blas.as_ref().map_or_else(
+            || "products by our own kernels, as cuBLASLt is not found".to_owned(),
+            |blas| format!("products by cuBLASLt {}", blas.version()),
+        );
+        let precision = match self.precision() {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        };
+        format!("{} (compute capability {major}.{minor}, {precision}, {products})", self.name())
     }
 
     /// Whether all has gone well so far. Work still on its way may go wrong later; see [`Device::synchronize`].
@@ -204,6 +234,7 @@ impl Device {
 
     /// Waits for all work and says whether it went well.
     pub fn synchronize(&self) -> Result<()> {
+        self.only_outside_of_recording("waiting");
         self.attempt("cuStreamSynchronize", |inner| {
             // SAFETY: the stream lives as long as the device.
             unsafe { result::stream::synchronize(inner.stream) }
@@ -217,17 +248,25 @@ impl Device {
 
     /// Does one call on the context, unless something went wrong before, and keeps its error.
     fn attempt(&self, call: &str, work: impl FnOnce(&Inner) -> Result<(), DriverError>) {
-        if !self.failed() {
-            self.note(call, self.inner.bind().and_then(|()| work(&self.inner)));
+        if self.failed() {
+            return;
+        }
+        match &self.inner.imagined {
+            Some(imagined) => imagined.count(),
+            None => self.note(call, self.inner.bind().and_then(|()| work(&self.inner))),
         }
     }
 
     /// Keeps the first error.
     fn note(&self, call: &str, result: Result<(), DriverError>) {
         if let Err(error) = result {
-            // Only the first is kept: what follows is its consequence.
-            let _ = self.inner.failure.set(Failure::Device(driver_said(call, error)));
+            self.lost(driver_said(call, error));
         }
+    }
+
+    /// Keeps what went wrong on the device, if it is the first: what follows is its consequence.
+    fn lost(&self, problem: String) {
+        let _ = self.inner.failure.set(Failure::Device(problem));
     }
 
     /// Keeps a mistake of ours, if it is the first thing to go wrong.
@@ -244,6 +283,13 @@ impl Device {
         ours
     }
 
+    /// Keeps as our mistake what cannot be part of a recording.
+    fn only_outside_of_recording(&self, what: &str) {
+        if self.inner.recording.load(Ordering::Relaxed) {
+            self.bug(format!("{what} within a recording"));
+        }
+    }
+
     /// An error as a value, kept as well.
     fn refused(&self, call: &str, error: DriverError) -> Error {
         self.note(call, Err(error));
@@ -252,15 +298,39 @@ impl Device {
 }
 
 impl Inner {
+    /// Of a context that is not there yet.
+    fn new(precision: Precision, name: String, capability: (u32, u32), multiprocessors: u32) -> Inner {
+        Inner {
+            ordinal: 0,
+            context: std::ptr::null_mut(),
+            stream: std::ptr::null_mut(),
+            precision,
+            capability,
+            multiprocessors,
+            name,
+            kernels: ManuallyDrop::new(Kernels::default()),
+            staging: ManuallyDrop::new(Mutex::default()),
+            blas: ManuallyDrop::new(None),
+            recording: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            kept: Mutex::default(),
+            held: AtomicU64::new(0),
+            imagined: None,
+        }
+    }
+
     /// Makes the context the calling thread's own.
     fn bind(&self) -> Result<(), DriverError> {
+        if self.imagined.is_some() {
+            return Ok(());
+        }
         // SAFETY: the context is retained until `self` is dropped.
         unsafe { result::ctx::set_current(self.context) }
     }
 
     /// Frees memory that nothing names any more.
     fn free(&self, pointer: CUdeviceptr) {
-        if self.bind().is_ok() {
+        if self.imagined.is_none() && self.bind().is_ok() {
             // SAFETY: allocated once by `Device::buffer` and given up once by its buffer; the driver waits for work that
             // uses it. Nobody can be told of an error, which a broken context gives for every call.
             let _ = unsafe { result::free_sync(pointer) };
@@ -274,14 +344,21 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.imagined.is_some() {
+            return;
+        }
         // Nobody can be told of an error here, and a broken context gives one for every call.
         if self.bind().is_ok() {
             if !self.stream.is_null() {
                 // SAFETY: the stream is this device's and nothing is put on it any more.
                 let _ = unsafe { result::stream::synchronize(self.stream) };
             }
-            // SAFETY: dropped once, here, while the context is current and no kernel runs.
-            unsafe { ManuallyDrop::drop(&mut self.kernels) };
+            // SAFETY: dropped once, here, while the context is current and nothing runs.
+            unsafe {
+                ManuallyDrop::drop(&mut self.kernels);
+                ManuallyDrop::drop(&mut self.staging);
+                ManuallyDrop::drop(&mut self.blas);
+            }
             if !self.stream.is_null() {
                 // SAFETY: created once and destroyed once, here.
                 let _ = unsafe { result::stream::destroy(self.stream) };

@@ -2,6 +2,7 @@
 //!
 //! Nothing that is missing panics: a library is looked for before its first call, and so is every symbol of it.
 
+use super::ranks::Ranks;
 use super::{Device, Precision, Stop};
 use crate::options;
 use cudarc::driver::{result, sys as driver};
@@ -25,6 +26,12 @@ const DRIVER: &[&str] = &[
     "cuStreamDestroy_v2",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventDestroy_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
     "cuMemAlloc_v2",
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
@@ -75,7 +82,8 @@ pub fn choose(asked: options::Device, precision: Option<Precision>) -> Result<Ch
     if asked == options::Device::Cpu {
         return Ok(Chosen::Cpu(None));
     }
-    match (open(precision.unwrap_or(Precision::Bf16)), asked) {
+    let local = Ranks::from_environment()?.map_or(0, |ranks| ranks.local);
+    match (open(precision.unwrap_or(Precision::Bf16), local), asked) {
         (Ok(device), _) => Ok(Chosen::Cuda(device)),
         (Err(stop @ Stop::Bug(_)), _) | (Err(stop), options::Device::Cuda) => Err(stop.into()),
         (Err(stop), _) if precision == Some(Precision::Bf16) => {
@@ -86,14 +94,14 @@ pub fn choose(asked: options::Device, precision: Option<Precision>) -> Result<Ch
     }
 }
 
-/// The device of this process, or why there is none.
-pub fn open(precision: Precision) -> Result<Device, Stop> {
+/// The device of this process, or why there is none; `local` is the process's number on this machine.
+pub fn open(precision: Precision, local: usize) -> Result<Device, Stop> {
     driver_library()?;
     // Every library and symbol is looked for before its first call. Should one panic all the same, as the bindings do where
     // something is missing, that is one more reason and no crash.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| {}));
-    let opened = panic::catch_unwind(|| open_with_driver(precision));
+    let opened = panic::catch_unwind(|| open_with_driver(precision, local));
     panic::set_hook(hook);
     opened.unwrap_or_else(|panic| {
         let said =
@@ -102,14 +110,15 @@ pub fn open(precision: Precision) -> Result<Device, Stop> {
     })
 }
 
-fn open_with_driver(precision: Precision) -> Result<Device, Stop> {
+fn open_with_driver(precision: Precision, local: usize) -> Result<Device, Stop> {
     result::init().map_err(|error| Stop::of_driver("cuInit", error))?;
     let count = result::device::get_count().map_err(|error| Stop::of_driver("cuDeviceGetCount", error))?;
     if count < 1 {
         return Err(Stop::Driver("the driver knows no device".to_owned()));
     }
     compiler_library()?;
-    Device::start(0, precision)
+    // Where each process sees one device of its own, that is the one.
+    Device::start((local % count as usize) as i32, precision)
 }
 
 /// Whether the driver's library is there with every call we make.
@@ -126,7 +135,7 @@ fn driver_library() -> Result<(), Stop> {
 }
 
 /// Whether the compiler's library is there with every call we make.
-fn compiler_library() -> Result<(), Stop> {
+pub(super) fn compiler_library() -> Result<(), Stop> {
     // SAFETY: as above.
     if !unsafe { nvrtc::is_culib_present() } {
         return Err(Stop::Library("no NVRTC (libnvrtc.so.13 is not found on the loader's path)".to_owned()));

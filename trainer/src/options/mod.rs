@@ -38,7 +38,7 @@ const MAX_STEP_TOKENS: u64 = 1 << 31;
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Where a run computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Device {
     /// The fastest there is.

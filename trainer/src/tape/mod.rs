@@ -336,6 +336,11 @@ impl Program {
         self.forward.get(index).unwrap_or_else(|| &self.again[index - self.forward.len()])
     }
 
+    /// Width of an activation's rows.
+    pub fn width(&self, act: Act) -> usize {
+        self.widths[act.index()]
+    }
+
     /// Length of what its routers are asked, all together.
     pub fn loads(&self) -> usize {
         self.routers.iter().map(Router::load).sum()

@@ -3,9 +3,9 @@
 //! Buffers are made once; an output is taken out of its slot, written and put back, so two live tensors in one
 //! slot would be a panic that names the operation, not a silent overwrite.
 
-use super::record::{classes, heads, stretches};
+use super::record::{classes, embed, heads, stretches};
 use super::{Act, Mode, Op, Program, Step};
-use crate::backend::{Backend, Embed, Rows, Write};
+use crate::backend::{Backend, Rows, Write};
 use crate::ops::dropout::{Mask, Noise};
 use crate::ops::rotary;
 use crate::ops::route::{Disturbance, Router};
@@ -188,11 +188,6 @@ impl<B: Backend> Replay<B> {
         self.scratch = scratch;
     }
 
-    fn embed_shape(&self) -> Embed {
-        let Program { shape, config, .. } = &self.program;
-        Embed { rows: shape.rows(), block: shape.block, width: config.width }
-    }
-
     fn rows_shape(&self, act: Act) -> Rows {
         let Program { shape, config, widths, .. } = &self.program;
         Rows { rows: shape.rows(), width: widths[act.index()], eps: config.norm_eps, kind: config.norm }
@@ -201,7 +196,7 @@ impl<B: Backend> Replay<B> {
     /// The mask of a site over rows of the residual stream.
     fn row_mask(&self, place: Place<'_>, site: usize, act: Act) -> Mask {
         let first_row = place.first_sequence * self.program.shape.block;
-        place.noise.and_then(|noise| noise.at(site, first_row, self.program.widths[act.index()]))
+        place.noise.and_then(|noise| noise.at(site, first_row, self.program.width(act)))
     }
 
     /// The mask of a site over attention weights.
@@ -213,7 +208,7 @@ impl<B: Backend> Replay<B> {
 
     /// The mask of a site over the hidden rows of experts.
     fn hidden_mask(&self, place: Place<'_>, site: Option<usize>, out: Act, width: usize) -> Mask {
-        let rows = self.program.widths[out.index()] / width * self.program.shape.block;
+        let rows = self.program.width(out) / width * self.program.shape.block;
         let noise = place.noise.map(|noise| noise.with(self.program.mixing.expert_dropout));
         noise.zip(site).and_then(|(noise, site)| noise.at(site, place.first_sequence * rows, width))
     }
@@ -244,7 +239,8 @@ impl<B: Backend> Replay<B> {
         let training = !self.program.backward.is_empty();
         match *self.program.op(index) {
             Op::Embed { out, site } => {
-                let (shape, mask) = (self.embed_shape(), self.row_mask(place, site, out));
+                let shape = embed(&self.program.config, self.program.shape);
+                let mask = self.row_mask(place, site, out);
                 self.make(out, |this, out| {
                     backend.embed(&shape, place.windows, &this.inputs, params, mask, out)
                 });
@@ -345,7 +341,8 @@ impl<B: Backend> Replay<B> {
             };
             match *self.program.op(op) {
                 Op::Embed { out, site } => {
-                    let (shape, mask) = (self.embed_shape(), self.row_mask(place, site, out));
+                    let (shape, mask) =
+                        (embed(&self.program.config, self.program.shape), self.row_mask(place, site, out));
                     let mut scratch = std::mem::take(&mut self.scratch);
                     let (ids, d_out) = (&self.inputs, self.gradient(out));
                     backend.embed_backward(&shape, ids, &params.layout, mask, d_out, grads, &mut scratch);

@@ -11,37 +11,13 @@
 
 constexpr u32 PLAIN_ROWS = 16, PLAIN_LINES = 64, PLAIN_PART = 32;
 
-// What all three kernels are told.
-struct PlainHeads {
-    u32 sequences, block, heads, kv_heads, size;
-    float scale;
-
-    __device__ u64 row() const { return u64(heads + 2 * kv_heads) * size; }
-    __device__ u64 width() const { return u64(heads) * size; }
-    __device__ u64 key_column(u32 head) const { return width() + u64(head) * size; }
-    __device__ u64 value_column(u32 head) const { return width() + u64(kv_heads + head) * size; }
-
-    // One head's rows of one window in a matrix of `stride`, beginning at `column`.
-    __device__ Lines lines(const value* matrix, u64 stride, u32 sequence, u64 column) const {
-        return Lines(matrix + u64(sequence) * block * stride + column, stride, block, size);
-    }
-};
-
-// The noise of this site and step; none if `threshold` is zero.
-struct PlainNoise {
-    const Clock* clock;
-    u64 seed, site, first_row;
-    u32 threshold;
-    float scale;
-
-    // The factor of one weight; `row` counts queries of all heads.
-    __device__ float factor(u64 row, u32 width, u32 key) const {
-        if (threshold == 0) return 1.0f;
-        words4 words = dropout_words(seed, clock->step, site, first_row + row, width, key / 4);
-        u32 low = key % 2 == 0 ? words.at[0] : words.at[1], high = key % 2 == 0 ? words.at[2] : words.at[3];
-        return (key % 4 < 2 ? low : high) < threshold ? 0.0f : scale;
-    }
-};
+// The factor of one weight.
+__device__ inline float plain_factor(const Noise& noise, u64 row, u32 width, u32 key) {
+    if (noise.threshold == 0) return 1.0f;
+    words4 words = noise.words(row, width, key / 4);
+    u32 low = key % 2 == 0 ? words.at[0] : words.at[1], high = key % 2 == 0 ? words.at[2] : words.at[3];
+    return noise.factor(key % 4 < 2 ? low : high);
+}
 
 // Scores of the block's rows against the lines at hand, and room for parts of both.
 struct PlainScores {
@@ -101,15 +77,15 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_plain(
     const value* __restrict__ qkv, value* out, float* kept,
     const Clock* clock, u64 seed, u64 site, u64 first_row, u32 threshold, float dropout_scale,
     u32 sequences, u32 block, u32 heads, u32 kv_heads, u32 size, float scale) {
-    PlainHeads s{sequences, block, heads, kv_heads, size, scale};
-    PlainNoise noise{clock, seed, site, first_row, threshold, dropout_scale};
+    Heads s{sequences, block, heads, kv_heads, size, scale};
+    Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
     __shared__ PlainScores scores;
     __shared__ PlainParts parts;
     __shared__ float maxima[PLAIN_ROWS], totals[PLAIN_ROWS], corrections[PLAIN_ROWS];
     u32 all = sequences * heads, place = blockIdx.x % all, first = blockIdx.x / all * PLAIN_ROWS;
     u32 sequence = place / heads, head = place % heads, shared_head = head / (heads / kv_heads);
     u32 column = blockIdx.y * TILE_THREADS + threadIdx.x;
-    Lines q = s.lines(qkv, s.row(), sequence, u64(head) * size);
+    Lines q = s.lines(qkv, s.row(), sequence, s.query_column(head));
     Lines k = s.lines(qkv, s.row(), sequence, s.key_column(shared_head));
     Lines v = s.lines(qkv, s.row(), sequence, s.value_column(shared_head));
     if (threadIdx.x < PLAIN_ROWS) {
@@ -136,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_plain(
                 u32 key = lane() + i * 32;
                 float weight = expf(fmaf(seen[i], scale, -base));
                 total += weight;
-                scores.at[row][key] = weight * noise.factor(u64(place) * block + first + row, block, first_key + key);
+                scores.at[row][key] = weight * plain_factor(noise, u64(place) * block + first + row, block, first_key + key);
             }
             total = warp_sum(total);
             float correction = expf(maxima[row] * scale - base);
@@ -155,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_plain(
     }
 #pragma unroll
     for (u32 row = 0; row < PLAIN_ROWS; row++) sums[row] *= 1.0f / totals[row];
-    plain_store(sums, s.lines(out, s.width(), sequence, u64(head) * size), first, column);
+    plain_store(sums, s.lines(out, s.width(), sequence, s.query_column(head)), first, column);
     u32 query = first + threadIdx.x;
     if (blockIdx.y == 0 && threadIdx.x < PLAIN_ROWS && query < block) {
         kept[u64(place) * block + query] = fmaf(maxima[threadIdx.x], scale, logf(totals[threadIdx.x]));
@@ -169,19 +145,19 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_backward_queries_
     const float* __restrict__ kept, float* products, value* d_qkv,
     const Clock* clock, u64 seed, u64 site, u64 first_row, u32 threshold, float dropout_scale,
     u32 sequences, u32 block, u32 heads, u32 kv_heads, u32 size, float scale) {
-    PlainHeads s{sequences, block, heads, kv_heads, size, scale};
-    PlainNoise noise{clock, seed, site, first_row, threshold, dropout_scale};
+    Heads s{sequences, block, heads, kv_heads, size, scale};
+    Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
     __shared__ PlainScores scores, d_scores;
     __shared__ PlainParts parts;
     __shared__ float means[PLAIN_ROWS], bases[PLAIN_ROWS];
     u32 all = sequences * heads, place = blockIdx.x % all, first = blockIdx.x / all * PLAIN_ROWS;
     u32 sequence = place / heads, head = place % heads, shared_head = head / (heads / kv_heads);
     u32 column = blockIdx.y * TILE_THREADS + threadIdx.x;
-    Lines q = s.lines(qkv, s.row(), sequence, u64(head) * size);
+    Lines q = s.lines(qkv, s.row(), sequence, s.query_column(head));
     Lines k = s.lines(qkv, s.row(), sequence, s.key_column(shared_head));
     Lines v = s.lines(qkv, s.row(), sequence, s.value_column(shared_head));
-    Lines o = s.lines(out, s.width(), sequence, u64(head) * size);
-    Lines d_o = s.lines(d_out, s.width(), sequence, u64(head) * size);
+    Lines o = s.lines(out, s.width(), sequence, s.query_column(head));
+    Lines d_o = s.lines(d_out, s.width(), sequence, s.query_column(head));
     for (u32 row = warp(); row < PLAIN_ROWS; row += TILE_THREADS / 32) {
         const value* left = d_o.line(first + row);
         const value* right = o.line(first + row);
@@ -208,7 +184,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_backward_queries_
             float d_score = 0.0f;
             if (key <= query && query < block) {
                 float weight = expf(fmaf(scores.at[row][line], scale, -bases[row]));
-                float factor = noise.factor(u64(place) * block + query, block, key);
+                float factor = plain_factor(noise, u64(place) * block + query, block, key);
                 d_score = scale * weight * (d_scores.at[row][line] * factor - means[row]);
             }
             scores.at[row][line] = d_score;
@@ -217,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_backward_queries_
         plain_mix(sums, scores, k, first_key, column);
         __syncthreads();
     }
-    plain_store(sums, s.lines(d_qkv, s.row(), sequence, u64(head) * size), first, column);
+    plain_store(sums, s.lines(d_qkv, s.row(), sequence, s.query_column(head)), first, column);
 }
 
 // The gradients of keys and values, over the queries of all heads that share them.
@@ -227,8 +203,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_backward_keys_pla
     const float* __restrict__ products, value* d_qkv,
     const Clock* clock, u64 seed, u64 site, u64 first_row, u32 threshold, float dropout_scale,
     u32 sequences, u32 block, u32 heads, u32 kv_heads, u32 size, float scale) {
-    PlainHeads s{sequences, block, heads, kv_heads, size, scale};
-    PlainNoise noise{clock, seed, site, first_row, threshold, dropout_scale};
+    Heads s{sequences, block, heads, kv_heads, size, scale};
+    Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
     __shared__ PlainScores scores, d_scores;
     __shared__ PlainParts parts;
     u32 all = sequences * kv_heads, group = heads / kv_heads, place = blockIdx.x % all, first = blockIdx.x / all * PLAIN_ROWS;
@@ -238,8 +214,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_backward_keys_pla
     Lines v = s.lines(qkv, s.row(), sequence, s.value_column(shared_head));
     float d_keys[PLAIN_ROWS] = {}, d_values[PLAIN_ROWS] = {};
     for (u32 head = shared_head * group; head < (shared_head + 1) * group; head++) {
-        Lines q = s.lines(qkv, s.row(), sequence, u64(head) * size);
-        Lines d_o = s.lines(d_out, s.width(), sequence, u64(head) * size);
+        Lines q = s.lines(qkv, s.row(), sequence, s.query_column(head));
+        Lines d_o = s.lines(d_out, s.width(), sequence, s.query_column(head));
         u64 rows = (u64(sequence) * heads + head) * block;
         for (u32 first_query = first; first_query < block; first_query += PLAIN_LINES) {
             plain_dots(scores, parts, k, first, q, first_query);
@@ -250,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_backward_keys_pla
                 float weight = 0.0f, d_score = 0.0f;
                 if (key <= query && query < block) {
                     float whole = expf(fmaf(scores.at[row][line], scale, -kept[rows + query]));
-                    float factor = noise.factor(rows + query, block, key);
+                    float factor = plain_factor(noise, rows + query, block, key);
                     weight = whole * factor;
                     d_score = scale * whole * (d_scores.at[row][line] * factor - products[rows + query]);
                 }

@@ -18,33 +18,6 @@
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// What all three kernels are told.
-struct Heads {
-    u32 sequences, block, heads, kv_heads, size;
-    float scale;
-
-    __device__ u64 row() const { return u64(heads + 2 * kv_heads) * size; }
-    __device__ u64 width() const { return u64(heads) * size; }
-};
-
-// The noise of this site and step; none if `threshold` is zero.
-struct Noise {
-    u64 seed, step, site, first_row;
-    u32 threshold;
-    float scale;
-
-    __device__ Noise(const Clock* clock, u64 seed, u64 site, u64 first_row, u32 threshold, float scale)
-        : seed(seed), step(threshold != 0 ? clock->step : 0), site(site), first_row(first_row), threshold(threshold),
-          scale(scale) {}
-
-    __device__ float factor(u32 word) const { return word < threshold ? 0.0f : scale; }
-};
-
-// Rows of one head in a matrix of `stride`: those of the window.
-__device__ inline Lines rows_of(const value* matrix, u64 stride, const Heads& s, u32 sequence, u64 column) {
-    return Lines(matrix + u64(sequence) * s.block * stride + column, stride, s.block, s.size);
-}
-
 // Where a chunk of a row stands in a tile: turned about so that eight neighbouring rows lie in different banks.
 template <u32 SIZE>
 __device__ inline u32 spot(u32 row, u32 chunk) {
@@ -167,8 +140,7 @@ __device__ inline void store_rows(const float (&sums)[TALL][SIZE / 8][4], const 
 // two lanes need: the even one draws for the upper row, the odd one for the lower, and they exchange halves.
 __device__ inline void drop_keys(const Noise& noise, u32 width, u64 row, u32 key, float (&factors)[4]) {
     bool even = lane() % 2 == 0;
-    words4 words = dropout_words(noise.seed, noise.step, noise.site, noise.first_row + row + (even ? 0 : 8), width,
-                                 key / 4 + lane() % 4 / 2);
+    words4 words = noise.words(row + (even ? 0 : 8), width, key / 4 + lane() % 4 / 2);
     u32 left = __shfl_xor_sync(0xffffffffu, even ? words.at[2] : words.at[0], 1);
     u32 right = __shfl_xor_sync(0xffffffffu, even ? words.at[3] : words.at[1], 1);
     factors[0] = noise.factor(even ? words.at[0] : left);
@@ -181,8 +153,7 @@ __device__ inline void drop_keys(const Noise& noise, u32 width, u64 row, u32 key
 // lower; each draws for one of the four pairs and a transposition deals the words out.
 __device__ inline void drop_queries(const Noise& noise, u32 width, u64 row, u32 key, float (&factors)[4]) {
     u32 mine = lane() / 4 % 4, column = lane() % 4 * 2;
-    words4 words = dropout_words(noise.seed, noise.step, noise.site, noise.first_row + row + column + mine % 2, width,
-                                 key / 4 + lane() / 16 + mine / 2 * 2);
+    words4 words = noise.words(row + column + mine % 2, width, key / 4 + lane() / 16 + mine / 2 * 2);
     bool odd = mine % 2 == 1, late = mine / 2 == 1;
 #pragma unroll
     for (u32 i = 0; i < 4; i += 2) {
@@ -222,9 +193,9 @@ __device__ inline void forward(const Heads& s, const Noise& noise, const value* 
     u32 all = s.sequences * s.heads, tiles = (s.block + queries - 1) / queries;
     u32 place = blockIdx.x % all, first = (tiles - 1 - blockIdx.x / all) * queries;
     u32 sequence = place / s.heads, head = place % s.heads, shared_head = head / (s.heads / s.kv_heads);
-    Lines q = rows_of(qkv, s.row(), s, sequence, u64(head) * s.size);
-    Lines k = rows_of(qkv, s.row(), s, sequence, s.width() + u64(shared_head) * s.size);
-    Lines v = rows_of(qkv, s.row(), s, sequence, s.width() + u64(s.kv_heads + shared_head) * s.size);
+    Lines q = s.lines(qkv, s.row(), sequence, s.query_column(head));
+    Lines k = s.lines(qkv, s.row(), sequence, s.key_column(shared_head));
+    Lines v = s.lines(qkv, s.row(), sequence, s.value_column(shared_head));
 
     copy_rows<SIZE, queries>(query_tile, q, first);
     copy_rows<SIZE, KEYS>(key_tiles, k, 0);
@@ -278,13 +249,13 @@ __device__ inline void forward(const Heads& s, const Noise& noise, const value* 
                     maximum = fmaxf(maximum, fmaxf(scores[i][j][half * 2], scores[i][j][half * 2 + 1]));
                 }
                 maximum = row_max(maximum);
-                float correction = exp2f((maxima[i][half] - maximum) * factor), base = maximum * factor, total = 0.0f;
+                float correction = exp2_near((maxima[i][half] - maximum) * factor), base = maximum * factor, total = 0.0f;
                 maxima[i][half] = maximum;
 #pragma unroll
                 for (u32 j = 0; j < wide; j++) {
 #pragma unroll
                     for (u32 e = half * 2; e < half * 2 + 2; e++) {
-                        scores[i][j][e] = exp2f(fmaf(scores[i][j][e], factor, -base));
+                        scores[i][j][e] = exp2_near(fmaf(scores[i][j][e], factor, -base));
                         total += scores[i][j][e];
                     }
                 }
@@ -323,7 +294,7 @@ __device__ inline void forward(const Heads& s, const Noise& noise, const value* 
             }
         }
     }
-    Lines to = rows_of(out, s.width(), s, sequence, u64(head) * s.size);
+    Lines to = s.lines(out, s.width(), sequence, s.query_column(head));
     store_rows<SIZE>(sums, inverses, query_tile, own, to, first);
 }
 
@@ -370,11 +341,11 @@ __device__ inline void backward_queries(const Heads& s, const Noise& noise, cons
     u32 all = s.sequences * s.heads, tiles = (s.block + queries - 1) / queries;
     u32 place = blockIdx.x % all, first = (tiles - 1 - blockIdx.x / all) * queries;
     u32 sequence = place / s.heads, head = place % s.heads, shared_head = head / (s.heads / s.kv_heads);
-    Lines q = rows_of(qkv, s.row(), s, sequence, u64(head) * s.size);
-    Lines k = rows_of(qkv, s.row(), s, sequence, s.width() + u64(shared_head) * s.size);
-    Lines v = rows_of(qkv, s.row(), s, sequence, s.width() + u64(s.kv_heads + shared_head) * s.size);
-    Lines o = rows_of(out, s.width(), s, sequence, u64(head) * s.size);
-    Lines d_o = rows_of(d_out, s.width(), s, sequence, u64(head) * s.size);
+    Lines q = s.lines(qkv, s.row(), sequence, s.query_column(head));
+    Lines k = s.lines(qkv, s.row(), sequence, s.key_column(shared_head));
+    Lines v = s.lines(qkv, s.row(), sequence, s.value_column(shared_head));
+    Lines o = s.lines(out, s.width(), sequence, s.query_column(head));
+    Lines d_o = s.lines(d_out, s.width(), sequence, s.query_column(head));
 
     copy_rows<SIZE, queries>(query_tile, q, first);
     copy_rows<SIZE, queries>(d_tile, d_o, first);
@@ -428,7 +399,7 @@ __device__ inline void backward_queries(const Heads& s, const Noise& noise, cons
                     }
 #pragma unroll
                     for (u32 e = 0; e < 4; e++) {
-                        float weight = exp2f(fmaf(weights[i][j][e], factor, -bases[i][e / 2]));
+                        float weight = exp2_near(fmaf(weights[i][j][e], factor, -bases[i][e / 2]));
                         if (edge && key + j * 8 + e % 2 > query + i * 16 + e / 2 * 8) weight = 0.0f;
                         d_weights[i][j][e] = weight * (d_weights[i][j][e] - means[i][e / 2]);
                     }
@@ -440,7 +411,7 @@ __device__ inline void backward_queries(const Heads& s, const Noise& noise, cons
     float scales[TALL][2];
 #pragma unroll
     for (u32 i = 0; i < TALL; i++) scales[i][0] = scales[i][1] = s.scale;
-    Lines to = rows_of(d_qkv, s.row(), s, sequence, u64(head) * s.size);
+    Lines to = s.lines(d_qkv, s.row(), sequence, s.query_column(head));
     store_rows<SIZE>(sums, scales, query_tile, own, to, first);
 }
 
@@ -459,15 +430,15 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
     u32 all = s.sequences * s.kv_heads, group = s.heads / s.kv_heads;
     u32 place = blockIdx.x % all, first = blockIdx.x / all * keys;
     u32 sequence = place / s.kv_heads, shared_head = place % s.kv_heads;
-    u64 key_column = s.width() + u64(shared_head) * s.size, value_column = key_column + u64(s.kv_heads) * s.size;
+    u64 key_column = s.key_column(shared_head), value_column = s.value_column(shared_head);
     // Tiles of queries that see one of these keys, for each head.
     u32 begin = first / queries, tiles = (s.block + queries - 1) / queries - begin, steps = group * tiles;
 
     // Starts the copy of a step's queries; what it returns belongs into its row tiles.
     auto fetch_step = [&](u32 step, u32 stage) {
         u32 head = shared_head * group + step / tiles, from = (begin + step % tiles) * queries;
-        copy_rows<SIZE, queries>(query_tiles + stage * queries * SIZE, rows_of(qkv, s.row(), s, sequence, u64(head) * s.size), from);
-        copy_rows<SIZE, queries>(d_tiles + stage * queries * SIZE, rows_of(d_out, s.width(), s, sequence, u64(head) * s.size), from);
+        copy_rows<SIZE, queries>(query_tiles + stage * queries * SIZE, s.lines(qkv, s.row(), sequence, s.query_column(head)), from);
+        copy_rows<SIZE, queries>(d_tiles + stage * queries * SIZE, s.lines(d_out, s.width(), sequence, s.query_column(head)), from);
         u32 row = from + threadIdx.x % queries;
         bool base = threadIdx.x < queries;
         // A row beyond the window has no weights.
@@ -475,8 +446,8 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
         u64 at = (u64(sequence) * s.heads + head) * s.block + row;
         return base ? kept[at] * LOG2_E : products[at];
     };
-    copy_rows<SIZE, keys>(key_tile, rows_of(qkv, s.row(), s, sequence, key_column), first);
-    copy_rows<SIZE, keys>(value_tile, rows_of(qkv, s.row(), s, sequence, value_column), first);
+    copy_rows<SIZE, keys>(key_tile, s.lines(qkv, s.row(), sequence, key_column), first);
+    copy_rows<SIZE, keys>(value_tile, s.lines(qkv, s.row(), sequence, value_column), first);
     row_tiles[0][threadIdx.x / queries][threadIdx.x % queries] = fetch_step(0, 0);
     copy_async_commit();
 
@@ -516,7 +487,7 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
                     }
 #pragma unroll
                     for (u32 e = 0; e < 4; e++) {
-                        float weight = exp2f(fmaf(weights[i][j][e], factor, -bases[e % 2]));
+                        float weight = exp2_near(fmaf(weights[i][j][e], factor, -bases[e % 2]));
                         if (edge && key + i * 16 + e / 2 * 8 > query + j * 8 + e % 2) weight = 0.0f;
                         weights[i][j][e] = weight * factors[e];
                         d_weights[i][j][e] = weight * fmaf(d_weights[i][j][e], factors[e], -means[e % 2]);
@@ -534,8 +505,8 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
         scales[i][0] = scales[i][1] = s.scale;
         ones[i][0] = ones[i][1] = 1.0f;
     }
-    store_rows<SIZE>(d_keys, scales, key_tile, own, rows_of(d_qkv, s.row(), s, sequence, key_column), first);
-    store_rows<SIZE>(d_values, ones, value_tile, own, rows_of(d_qkv, s.row(), s, sequence, value_column), first);
+    store_rows<SIZE>(d_keys, scales, key_tile, own, s.lines(d_qkv, s.row(), sequence, key_column), first);
+    store_rows<SIZE>(d_values, ones, value_tile, own, s.lines(d_qkv, s.row(), sequence, value_column), first);
 }
 
 // Heads of up to 32.
@@ -651,7 +622,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys_64(
     u32 sequences, u32 block, u32 heads, u32 kv_heads, u32 size, float scale) {
     Heads s{sequences, block, heads, kv_heads, size, scale};
     Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
-    backward_keys<64, 2, 16>(s, noise, qkv, d_out, kept, products, d_qkv);
+    backward_keys<64, 2, 32>(s, noise, qkv, d_out, kept, products, d_qkv);
 }
 
 // Heads of up to 96.

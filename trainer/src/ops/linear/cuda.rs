@@ -1,6 +1,6 @@
 //! The products of the affine map on a GPU: which kernel multiplies, and over how many tiles.
 
-use crate::device::{Device, Grid, Precision, View, ViewMut};
+use crate::device::{Device, Element, Factor, Grid, Precision, Product, View, ViewMut};
 use crate::launch;
 use crate::ops::columns;
 use formats::layout::Linear;
@@ -74,15 +74,50 @@ impl Tile {
     }
 }
 
+/// A bias as it is kept.
+#[derive(Clone, Copy)]
+pub struct Bias<'a> {
+    /// Among the master weights.
+    pub floats: View<'a>,
+    /// Among the working weights, which cuBLASLt adds; without, it leaves the product to our own kernel.
+    pub values: Option<View<'a>>,
+}
+
+impl<'a> From<View<'a>> for Bias<'a> {
+    fn from(floats: View<'a>) -> Bias<'a> {
+        Bias { floats, values: None }
+    }
+}
+
 /// `y = x W^T + b`.
-pub fn forward(
+pub fn forward<'a>(
     device: &Device,
     s: &Shape,
     x: View<'_>,
     weight: View<'_>,
-    bias: Option<View<'_>>,
+    bias: Option<impl Into<Bias<'a>>>,
     out: ViewMut<'_>,
 ) {
+    let bias = bias.map(Into::into);
+    let values = bias.map(|bias: Bias| match device.precision() {
+        Precision::Bf16 => bias.values,
+        Precision::F32 => Some(bias.floats.cast(Element::Value)),
+    });
+    let mut product = Product {
+        rows: s.rows,
+        columns: s.outputs,
+        inner: s.inputs,
+        a: Factor { values: x, stride: s.inputs, transposed: false },
+        b: Factor { values: weight, stride: s.inputs, transposed: true },
+        bias: values.flatten(),
+        out,
+        stride: s.out_stride,
+        write: Write::Set,
+    };
+    if !matches!(values, Some(None)) && device.multiply(&mut product) {
+        return;
+    }
+    let (bias, out) = (bias.map(|bias| bias.floats), product.out);
     let tile = Tile::of(device, s.rows, s.outputs);
     let name = match tile {
         Tile::Large => "product_outputs_large",
@@ -115,6 +150,21 @@ pub fn backward_input(
     weight: View<'_>,
     (d_x, write): (ViewMut<'_>, Write),
 ) {
+    let mut product = Product {
+        rows: s.rows,
+        columns: s.inputs,
+        inner: s.outputs,
+        a: Factor { values: d_out, stride: s.out_stride, transposed: false },
+        b: Factor { values: weight, stride: s.inputs, transposed: false },
+        bias: None,
+        out: d_x,
+        stride: s.inputs,
+        write,
+    };
+    if device.multiply(&mut product) {
+        return;
+    }
+    let d_x = product.out;
     let tile = Tile::of(device, s.rows, s.inputs);
     let name = match tile {
         Tile::Large => "product_inputs_large",
@@ -141,6 +191,21 @@ pub fn backward_input(
 
 /// `d_W += d_y^T x`; `d_weight` is f32.
 pub fn backward_weight(device: &Device, s: &Shape, x: View<'_>, d_out: View<'_>, d_weight: ViewMut<'_>) {
+    let mut product = Product {
+        rows: s.outputs,
+        columns: s.inputs,
+        inner: s.rows,
+        a: Factor { values: d_out, stride: s.out_stride, transposed: true },
+        b: Factor { values: x, stride: s.inputs, transposed: false },
+        bias: None,
+        out: d_weight,
+        stride: s.inputs,
+        write: Write::Accumulate,
+    };
+    if device.multiply(&mut product) {
+        return;
+    }
+    let d_weight = product.out;
     let tile = Tile::of(device, s.outputs, s.inputs);
     let name = match tile {
         Tile::Large => "product_weights_large",

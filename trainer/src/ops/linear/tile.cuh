@@ -274,18 +274,19 @@ __device__ inline void multiply(T& tile, const A& a, const B& b, u32 first_row, 
         __syncthreads();
 #pragma unroll 2
         for (u32 k = 0; k < depth; k++) {
-            float left[T::tall][4], right[T::wide][4];
+            Pack<float> left[T::tall], right[T::wide];
 #pragma unroll
-            for (u32 i = 0; i < T::tall * 4; i++) left[i / 4][i % 4] = rows[k * tall + row + i / 4 * 64 + i % 4];
+            for (u32 i = 0; i < T::tall; i++) left[i] = load16(rows + k * tall + row + i * 64);
 #pragma unroll
-            for (u32 j = 0; j < T::wide * 4; j++) right[j / 4][j % 4] = columns[k * wide + column + j / 4 * 32 + j % 4];
+            for (u32 j = 0; j < T::wide; j++) right[j] = load16(columns + k * wide + column + j * 32);
 #pragma unroll
             for (u32 i = 0; i < T::tall; i++) {
 #pragma unroll
                 for (u32 j = 0; j < T::wide; j++) {
 #pragma unroll
                     for (u32 e = 0; e < 16; e++) {
-                        tile.sums[i][j][e / 4][e % 4] = fmaf(left[i][e / 4], right[j][e % 4], tile.sums[i][j][e / 4][e % 4]);
+                        float& sum = tile.sums[i][j][e / 4][e % 4];
+                        sum = fmaf(left[i].at[e / 4], right[j].at[e % 4], sum);
                     }
                 }
             }

@@ -137,3 +137,9 @@ fn judge(
 pub fn total(device: &Device, losses: View<'_>, rows: usize, into: ViewMut<'_>) {
     launch!(device, "loss_total", Grid::line(1, TOTAL_THREADS), losses, rows, into);
 }
+
+/// Adds sums to sums.
+pub fn tally(device: &Device, from: View<'_>, into: ViewMut<'_>) {
+    let count = from.len();
+    launch!(device, "sums_tally", Grid::line(count.div_ceil(256), 256), from, into, count);
+}

@@ -17,7 +17,7 @@ const CHUNK: usize = 32;
 /// Rows of one part of a load.
 const PART: usize = 256;
 /// Rows of one slice of a parameter's gradient, at least.
-const SLICE: usize = 128;
+const SLICE: usize = 64;
 
 /// Which rows go to which expert, on the device; see [`super::Routing`].
 #[derive(Default)]

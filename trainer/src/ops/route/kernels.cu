@@ -432,6 +432,7 @@ extern "C" __global__ void __launch_bounds__(128)
     const bool aligned = aligned16(x, width);
     const u32 begin = blockIdx.y * slice, end = smaller(begin + slice, rows);
     float sums[8][8] = {};
+#pragma unroll 4
     for (u32 row = begin; row < end; ++row) {
         octet xs = read8(x + u64(row) * width, column, width, aligned);
         if (reach > 0.0f) jitter8(seed, step, site, first_row + row, width, column, reach, xs);
