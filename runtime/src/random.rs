@@ -44,6 +44,11 @@ impl Stream {
         Stream { key: [seed as u32, (seed >> 32) as u32], purpose }
     }
 
+    /// What [`Stream::new`] was given.
+    pub fn seed(&self) -> u64 {
+        u64::from(self.key[1]) << 32 | u64::from(self.key[0])
+    }
+
     /// Word `index` of `step`: word `index % 4` of block `index / 4`.
     pub fn draw(&self, step: u64, index: u64) -> u32 {
         self.draws(step, index / 4)[(index % 4) as usize]

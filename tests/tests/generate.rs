@@ -72,7 +72,7 @@ fn trained() -> &'static (Written, Reference, Vec<u32>) {
             let rates = Rates { learning_rate: 3e-3, step, seed: 1 };
             learner.step(&inputs, &targets, rates).expect("a step");
         }
-        let weights = learner.weights();
+        let weights = learner.weights().expect("weights");
         let written = models::write(&config, &weights, Dtype::F32);
         let reference = Reference::new(&config, &weights);
         let expected = reference.greedy(&[0], TOKENS);

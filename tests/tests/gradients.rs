@@ -10,6 +10,8 @@ use tests::Chance;
 use tests::models::{self, lecture};
 use tests::reference::Reference;
 use tests::training::{learner, mixing_learner};
+use trainer::backend::Backend;
+use trainer::backend::cpu::Cpu;
 use trainer::learner::BatchShape;
 use trainer::mixing::Mixing;
 
@@ -133,7 +135,7 @@ fn the_balancing_loss_is_that_of_all_shards_together() {
         let weights = models::random_weights(&config, seed);
         let mut chance = Chance::new(seed);
         let shape = BatchShape { sequences: 16, block: BLOCK };
-        assert_eq!(shape.cut().shards, 2, "the loss must meet more than one shard");
+        assert_eq!(shape.cut_for(1, Cpu::LIMITS).shards, 2, "the loss must meet more than one shard");
         let [inputs, targets] = [0, 1].map(|_| chance.ids(shape.rows(), config.vocabulary));
         let gradients = |balance: f32| {
             let mixing = Mixing { balance, ..Mixing::default() };

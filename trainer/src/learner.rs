@@ -7,34 +7,27 @@
 //! A step may have several micro-batches, one after the other: their cross-entropies are summed over all tokens and
 //! divided once, so that they are the large batch. The balancing terms of mixtures are each micro-batch's own.
 
-use crate::backend::Backend;
+mod evaluation;
+
+use crate::backend::{Backend, Held, Limits, Phase, Seen};
 use crate::memory::MemoryPlan;
 use crate::mixing::{Load, Mixing};
+use crate::ops::adamw::{DIVERGED, LOSS, NORM, RECORD};
 use crate::ops::dropout::Noise;
-use crate::ops::hands::Crowd;
-use crate::ops::route::Router;
 use crate::optimizer::{Optimizer, OptimizerOptions};
 use crate::params::Params;
 use crate::tape::recompute::Recompute;
 use crate::tape::record::record;
 use crate::tape::replay::{Place, Replay};
-use crate::tape::{Mode, Shape};
+use crate::tape::{Mode, Program, Shape};
+use evaluation::{Lane, evaluation_sequences};
 use formats::layout::FeedForward;
 use formats::{Config, Error, Layout, Result};
-use std::cmp::Ordering;
-use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
-/// Most shards of a batch: each has a gradient of its own, which must be summed.
-const MAX_SHARDS: usize = 4;
 /// Fewest rows of a shard; smaller products waste their packing.
 const MIN_SHARD_ROWS: usize = 64;
 /// Most parameters of a model that is cut into shards: of more, several gradients cost more than they save.
 const MAX_SHARD_PARAMETERS: usize = 1 << 24;
-/// Most rows a shard computes at once, unless one window is longer: what it saves stays near the caches.
-const MAX_PASS_ROWS: usize = 1024;
-/// Rows of one evaluation pass, unless one window is longer.
-const EVALUATION_ROWS: usize = 128;
 
 /// The shape of a training batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,29 +49,29 @@ pub struct Cut {
     pub sequences: usize,
 }
 
+impl Cut {
+    /// Where a shard's windows of one pass begin in the batch; passes are counted on over the micro-batches.
+    fn first_sequence(&self, shape: BatchShape, shard: usize, pass: usize) -> usize {
+        let (micro, pass) = (pass / self.passes, pass % self.passes);
+        micro * shape.sequences + (shard * self.passes + pass) * self.sequences
+    }
+}
+
 impl BatchShape {
     /// Rows in all.
     pub fn rows(&self) -> usize {
         self.sequences * self.block
     }
 
-    /// The cut of this batch for a model of so many parameters, a function of these sizes alone.
-    pub fn cut_for(&self, parameters: usize) -> Cut {
-        if parameters > MAX_SHARD_PARAMETERS { self.cut_into(1) } else { self.cut() }
-    }
-
-    /// The cut of this batch for a small model.
-    pub fn cut(&self) -> Cut {
-        self.cut_into((self.rows() / MIN_SHARD_ROWS).clamp(1, MAX_SHARDS))
-    }
-
-    /// Into at most so many shards.
-    fn cut_into(&self, most: usize) -> Cut {
+    /// The cut of this batch for a model of so many parameters on a device with such limits: a function of these alone.
+    pub fn cut_for(&self, parameters: usize, limits: Limits) -> Cut {
+        let shards = if parameters > MAX_SHARD_PARAMETERS { 1 } else { limits.shards };
+        let most = (self.rows() / MIN_SHARD_ROWS).clamp(1, shards);
         let divides = |count: &usize| self.sequences.is_multiple_of(*count);
         let shards = (1..=most).rev().find(divides).unwrap_or(1);
         let each = self.sequences / shards;
         let fits =
-            |passes: &usize| each.is_multiple_of(*passes) && each / passes * self.block <= MAX_PASS_ROWS;
+            |passes: &usize| each.is_multiple_of(*passes) && each / passes * self.block <= limits.pass_rows;
         let passes = (1..=each).find(fits).unwrap_or(each);
         Cut { shards, passes, sequences: each / passes }
     }
@@ -96,7 +89,7 @@ pub struct Rates {
 }
 
 /// What an update saw.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// Mean loss of the batch before the update, nats a token.
     pub loss: f64,
@@ -108,53 +101,41 @@ pub struct Outcome {
 struct Shard<B: Backend> {
     replay: Replay<B>,
     grads: B::Floats,
-    losses: Vec<f32>,
-    /// What its rows of one pass asked of each router.
-    loads: Vec<Vec<f64>>,
-    loss: f64,
-    outcome: Result<()>,
+    /// The sum of its rows' losses.
+    loss: B::Sums,
+    /// What its rows of one pass asked of the routers.
+    loads: B::Sums,
 }
 
-/// One lane of evaluation.
-struct Lane<B: Backend> {
-    replay: Replay<B>,
-    losses: Vec<f32>,
-    inputs: Vec<u32>,
-    targets: Vec<u32>,
-    outcome: Result<()>,
+/// What a step's shards sum to.
+struct Totals<B: Backend> {
+    /// Of the rows' losses.
+    loss: B::Sums,
+    /// What the rows of the step asked of the routers.
+    loads: B::Sums,
+    /// The same of all steps since it was last read.
+    seen: B::Sums,
+    /// The gradient's squared norm.
+    squared: B::Sums,
+    /// See [`crate::ops::adamw::judge`].
+    record: B::Sums,
+    /// What the rows of all shards' present pass asked of the routers.
+    whole: B::Sums,
+    /// Rows since `seen` was last read.
+    rows: usize,
 }
 
-/// Some windows of an evaluation, and what came of them.
-struct Pass {
-    /// Which of the ids.
-    ids: Range<usize>,
-    /// Sum over its rows.
-    loss: f64,
-    /// What its rows asked of each router.
-    loads: Vec<Vec<f64>>,
-}
-
-impl<B: Backend> Lane<B> {
-    fn carry_out(
-        &mut self,
-        backend: &B,
-        params: &Params<B>,
-        inputs: &[u32],
-        targets: &[u32],
-        pass: &mut Pass,
-    ) -> Result<()> {
-        let filled = pass.ids.len();
-        self.inputs[..filled].copy_from_slice(&inputs[pass.ids.clone()]);
-        self.targets[..filled].copy_from_slice(&targets[pass.ids.clone()]);
-        // The last pass may be short; its missing windows repeat id 0 and are not counted.
-        self.inputs[filled..].fill(0);
-        self.targets[filled..].fill(0);
-        self.replay.upload(backend, &self.inputs, &self.targets);
-        self.replay.forward(backend, params, Place::default())?;
-        self.replay.losses(backend, &mut self.losses);
-        pass.loss = self.losses[..filled].iter().map(|loss| f64::from(*loss)).sum();
-        self.replay.load(backend, filled, &mut pass.loads);
-        Ok(())
+impl<B: Backend> Totals<B> {
+    fn new(backend: &B, loads: usize) -> Result<Totals<B>> {
+        Ok(Totals {
+            loss: backend.sums(1)?,
+            loads: backend.sums(loads)?,
+            seen: backend.sums(loads)?,
+            squared: backend.sums(1)?,
+            record: backend.sums(RECORD)?,
+            whole: backend.sums(loads)?,
+            rows: 0,
+        })
     }
 }
 
@@ -167,9 +148,12 @@ pub struct Learner<B: Backend> {
     params: Params<B>,
     optimizer: Optimizer<B>,
     mixing: Mixing,
-    /// What the last step's rows, or the last evaluation's, asked of each router.
+    /// What the rows of the steps since the last outcome but one, or of the last evaluation, asked of each router.
     loads: Vec<Load>,
     shards: Vec<Shard<B>>,
+    totals: Totals<B>,
+    /// What all routers were asked, on its way from the device.
+    asked: Vec<f64>,
     lanes: Vec<Lane<B>>,
 }
 
@@ -195,9 +179,10 @@ impl<B: Backend> Learner<B> {
     ) -> Result<Learner<B>> {
         let layout = Layout::new(config);
         let parameters = layout.parameters();
-        let cut = shape.cut_for(parameters);
+        let cut = shape.cut_for(parameters, B::LIMITS);
         let windows = Shape { sequences: cut.sequences, block: shape.block };
         let program = record(config, &layout, windows, Mode::Train, mixing, recompute);
+        let asked = program.loads();
         let loads = program.routers.iter().map(|router| Load::new(router.layer, router.active, router.count));
         let loads = loads.collect();
         let shards = (0..cut.shards)
@@ -205,10 +190,8 @@ impl<B: Backend> Learner<B> {
                 Ok(Shard {
                     replay: Replay::new(&backend, program.clone())?,
                     grads: backend.floats(parameters)?,
-                    losses: vec![0.0; program.shape.rows()],
-                    loads: empty_loads(&program.routers),
-                    loss: 0.0,
-                    outcome: Ok(()),
+                    loss: backend.sums(1)?,
+                    loads: backend.sums(asked)?,
                 })
             })
             .collect::<Result<_>>()?;
@@ -221,37 +204,34 @@ impl<B: Backend> Learner<B> {
             mixing: *mixing,
             loads,
             shards,
+            totals: Totals::new(&backend, asked)?,
+            asked: vec![0.0; asked],
             lanes: vec![],
             backend,
         })
     }
 
-    /// What [`Learner::new`] and evaluation will take with `lanes` lanes.
-    pub fn memory(config: &Config, shape: BatchShape, lanes: usize, recompute: Recompute) -> MemoryPlan {
+    /// What [`Learner::with`] and evaluation will take on a device; refused if it does not fit there.
+    pub fn require_memory(
+        backend: &B,
+        config: &Config,
+        shape: BatchShape,
+        recompute: Recompute,
+    ) -> Result<MemoryPlan> {
         let layout = Layout::new(config);
-        let cut = shape.cut_for(layout.parameters());
-        let parameters = layout.parameters() as u64;
-        let bytes = |sequences: usize, mode: Mode| {
-            record(
-                config,
-                &layout,
-                Shape { sequences, block: shape.block },
-                mode,
-                &Mixing::default(),
-                recompute,
-            )
-            .bytes()
+        let cut = shape.cut_for(layout.parameters(), B::LIMITS);
+        let program = |sequences: usize, mode: Mode| {
+            let shape = Shape { sequences, block: shape.block };
+            record(config, &layout, shape, mode, &Mixing::default(), recompute)
         };
-        let evaluation = bytes(evaluation_sequences(shape.block), Mode::Evaluate);
-        MemoryPlan {
-            weights: 2 * 4 * parameters,
-            gradients: 4 * parameters * cut.shards as u64,
-            moments: 2 * 4 * parameters,
-            activations: bytes(cut.sequences, Mode::Train) * cut.shards as u64
-                + evaluation * lanes as u64
-                + if cut.shards == 1 { Crowd::BYTES } else { 0 },
-            copies: 3 * 4 * parameters,
-        }
+        let plan = backend.plan(&Held {
+            parameters: layout.parameters(),
+            program: &program(cut.sequences, Mode::Train),
+            shards: cut.shards,
+            evaluation: &program(evaluation_sequences::<B>(shape.block), Mode::Evaluate),
+        });
+        plan.require(backend.available().unwrap_or(u64::MAX))?;
+        Ok(plan)
     }
 
     /// The model's parameters.
@@ -281,143 +261,138 @@ impl<B: Backend> Learner<B> {
     }
 
     /// Every weight, in the layout's order.
-    pub fn weights(&self) -> Vec<f32> {
+    pub fn weights(&self) -> Result<Vec<f32>> {
         self.arena(&self.params.master)
     }
 
     /// Every first moment.
-    pub fn first_moment(&self) -> Vec<f32> {
+    pub fn first_moment(&self) -> Result<Vec<f32>> {
         self.arena(&self.optimizer.first)
     }
 
     /// Every second moment.
-    pub fn second_moment(&self) -> Vec<f32> {
+    pub fn second_moment(&self) -> Result<Vec<f32>> {
         self.arena(&self.optimizer.second)
     }
 
-    fn arena(&self, values: &B::Floats) -> Vec<f32> {
+    fn arena(&self, values: &B::Floats) -> Result<Vec<f32>> {
         let mut host = vec![0.0; self.params.layout.parameters()];
-        self.backend.download(values, &mut host);
-        host
+        self.backend.download(values, &mut host)?;
+        Ok(host)
     }
 
-    /// One update from one or more micro-batches of `sequences x block` ids and their successors. A loss or gradient that is not finite
-    /// changes nothing and is [`Error::Diverged`].
-    pub fn step(&mut self, inputs: &[u32], targets: &[u32], rates: Rates) -> Result<Outcome> {
+    /// One update from one or more micro-batches of `sequences x block` ids and their successors, which may still be under way
+    /// when this returns. A loss or gradient that is not finite changes nothing, now or later, until [`Learner::outcome`] says
+    /// so.
+    pub fn step(&mut self, inputs: &[u32], targets: &[u32], rates: Rates) -> Result<()> {
         let noise = Noise::new(rates.seed, rates.step, self.config.dropout);
-        let outcome = self.accumulate(inputs, targets, Some(noise))?;
-        if !(outcome.loss.is_finite() && outcome.gradient_norm.is_finite()) {
-            self.clear();
-            return Err(Error::Diverged(format!(
-                "step {}: the loss is {} and the gradient's norm {}; nothing was updated\n  help: resume from the \
-                 last checkpoint with a smaller --learning-rate, or set --clip",
-                rates.step, outcome.loss, outcome.gradient_norm
-            )));
+        let passes = self.passes(inputs, targets)?;
+        let adam = self.optimizer.adam(rates.learning_rate, rates.step);
+        let rows = inputs.len();
+        // Passes that draw no noise differ in nothing but their ids.
+        let noisy = self.config.experts.as_ref().is_some_and(|experts| experts.noise);
+        let disturbed = self.config.dropout > 0.0 || self.mixing.disturbs() || noisy;
+        for pass in 0..passes {
+            self.upload(inputs, targets, pass);
+            let last = pass + 1 == passes;
+            let place = if disturbed { pass } else { pass.min(1) };
+            let phase = Phase::Train { seed: rates.seed, pass: place, passes, last };
+            let Learner { backend, params, optimizer, cut, shape, mixing, shards, totals, .. } = self;
+            backend.replayed(phase, Some(&adam), || {
+                let work = Work { backend, params, cut: *cut, shape: *shape, mixing, rows };
+                work.pass(shards, totals, Some(noise), pass);
+                if !last {
+                    return;
+                }
+                work.finish(shards, totals);
+                let Totals { loss, loads, seen, squared, record, .. } = totals;
+                if let Some(shard) = shards.first_mut() {
+                    let seen = Seen { rows, loss, squared, record };
+                    let Optimizer { first, second, .. } = optimizer;
+                    backend.adamw(&adam, seen, params, first, second, &mut shard.grads);
+                    if mixing.bias_rate > 0.0 {
+                        shift_selection(
+                            backend,
+                            params,
+                            shard.replay.program(),
+                            mixing.bias_rate,
+                            loads,
+                            record,
+                        );
+                    }
+                }
+                backend.tally(loads, seen);
+            })?;
         }
-        if let Some(shard) = self.shards.first_mut() {
-            self.optimizer.update(
-                &self.backend,
-                &mut self.params,
-                &mut shard.grads,
-                outcome.gradient_norm,
-                rates.learning_rate,
-                rates.step,
-            );
+        self.totals.rows += rows;
+        Ok(())
+    }
+
+    /// What the last step saw; [`Learner::loads`] are then those of the steps since this was last asked. Waits for the
+    /// device. Steps that were not made, because a loss or gradient was not finite, are [`Error::Diverged`].
+    pub fn outcome(&mut self) -> Result<Outcome> {
+        let Learner { backend, totals, loads, asked, .. } = self;
+        let mut record = [0.0; RECORD];
+        backend.read(&totals.record, &mut record)?;
+        backend.read(&totals.seen, asked)?;
+        backend.clear(&mut totals.seen);
+        count_loads(loads, asked, std::mem::take(&mut totals.rows));
+        let outcome = Outcome { loss: record[LOSS], gradient_norm: record[NORM] };
+        if record[DIVERGED] == 0.0 {
+            return Ok(outcome);
         }
-        self.shift_selection();
-        Ok(outcome)
+        backend.clear(&mut totals.record);
+        Err(Error::Diverged(format!(
+            "step {}: the loss is {} and the gradient's norm {}; nothing was updated\n  help: resume from the last \
+             checkpoint with a smaller --learning-rate, or set --clip",
+            record[DIVERGED], outcome.loss, outcome.gradient_norm
+        )))
     }
 
     /// Mean loss and the gradient of every parameter over as many, with no update and no noise.
     pub fn gradients(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(f64, Vec<f32>)> {
-        let outcome = self.accumulate(inputs, targets, None)?;
-        let grads = self.shards.first().map(|shard| self.arena(&shard.grads)).unwrap_or_default();
-        self.clear();
-        Ok((outcome.loss, grads))
+        let (passes, rows) = (self.passes(inputs, targets)?, inputs.len());
+        for pass in 0..passes {
+            self.upload(inputs, targets, pass);
+            let Learner { backend, params, cut, shape, mixing, shards, totals, .. } = self;
+            Work { backend, params, cut: *cut, shape: *shape, mixing, rows }.pass(shards, totals, None, pass);
+        }
+        let Learner { backend, params, cut, shape, mixing, shards, totals, .. } = self;
+        Work { backend, params, cut: *cut, shape: *shape, mixing, rows }.finish(shards, totals);
+        let mut loss = 0.0;
+        backend.read(&totals.loss, std::slice::from_mut(&mut loss))?;
+        let grads =
+            self.shards.first().map(|shard| self.arena(&shard.grads)).transpose()?.unwrap_or_default();
+        if let Some(shard) = self.shards.first_mut() {
+            self.backend.upload(&vec![0.0; grads.len()], &mut shard.grads);
+        }
+        Ok((loss / rows as f64, grads))
     }
 
-    /// Forward and backward over every micro-batch and every shard; the summed gradient is left with the first.
-    fn accumulate(&mut self, inputs: &[u32], targets: &[u32], noise: Option<Noise>) -> Result<Outcome> {
+    /// In how many passes a step over so many ids is made.
+    fn passes(&self, inputs: &[u32], targets: &[u32]) -> Result<usize> {
         self.check(inputs, targets)?;
         let (total, batch) = (inputs.len(), self.shape.rows());
         if total == 0 || !total.is_multiple_of(batch) {
             return Err(Error::Internal(format!("{total} ids are no whole batches of {batch} rows")));
         }
-        self.loads.iter_mut().for_each(Load::clear);
-        let Learner { backend, params, shards, cut, shape, loads, mixing, .. } = self;
-        shards.iter_mut().for_each(|shard| shard.loss = 0.0);
-        let rows = cut.sequences * shape.block;
-        let passes = (0..total / batch).flat_map(|micro| (0..cut.passes).map(move |pass| (micro, pass)));
-        for (micro, pass) in passes {
-            let first_sequence =
-                |index: usize| micro * shape.sequences + (index * cut.passes + pass) * cut.sequences;
-            let ahead = |index: usize, shard: &mut Shard<B>| {
-                let first_sequence = first_sequence(index);
-                let at = first_sequence * shape.block..(first_sequence + cut.sequences) * shape.block;
-                shard.replay.upload(backend, &inputs[at.clone()], &targets[at]);
-                shard.outcome = shard.replay.forward(backend, params, Place { noise, first_sequence });
-                shard.loads.iter_mut().for_each(|load| load.fill(0.0));
-                shard.replay.load(backend, rows, &mut shard.loads);
-            };
-            let back = |index: usize, shard: &mut Shard<B>| {
-                let place = Place { noise, first_sequence: first_sequence(index) };
-                if shard.outcome.is_ok() {
-                    shard.outcome = shard.replay.backward(backend, params, place, total, &mut shard.grads);
-                }
-                shard.replay.losses(backend, &mut shard.losses);
-                shard.loss += shard.losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-            };
-            if mixing.needs_load() && !loads.is_empty() {
-                // The balancing loss is that of the whole micro-batch: its shards meet between the two passes.
-                backend.each(shards, ahead);
-                balance(backend, shards, loads);
-                backend.each(shards, back);
-            } else {
-                backend.each(shards, |index, shard| {
-                    ahead(index, shard);
-                    back(index, shard);
-                });
-            }
-            for shard in shards.iter_mut() {
-                std::mem::replace(&mut shard.outcome, Ok(()))?;
-                for (total, load) in loads.iter_mut().zip(&shard.loads) {
-                    total.add(rows, load);
-                }
-            }
-        }
-        let loss = shards.iter().map(|shard| shard.loss).sum::<f64>() / total as f64;
-        let norm_squared = backend.gather(shards, |shard| &mut shard.grads);
-        Ok(Outcome { loss, gradient_norm: norm_squared.sqrt() })
+        Ok(total / batch * self.cut.passes)
     }
 
-    /// Moves the selection biases against the load of the step (Wang et al. 2024, algorithm 1).
-    fn shift_selection(&mut self) {
-        if self.mixing.bias_rate == 0.0 {
-            return;
-        }
-        let mut loads = self.loads.iter();
-        for layer in 0..self.params.layout.layers.len() {
-            let FeedForward::Experts(bank) = self.params.layout.layers[layer].feed_forward else { continue };
-            let (Some(load), Some(id)) = (loads.next(), bank.selection_bias) else { continue };
-            let mean = load.counts.iter().sum::<f64>() / load.counts.len() as f64;
-            let shift = load.counts.iter().map(|count| match count.total_cmp(&mean) {
-                Ordering::Less => self.mixing.bias_rate,
-                Ordering::Equal => 0.0,
-                Ordering::Greater => -self.mixing.bias_rate,
-            });
-            self.backend.nudge(&mut self.params, id, &shift.collect::<Vec<_>>());
+    /// Gives every shard its ids of one pass.
+    fn upload(&mut self, inputs: &[u32], targets: &[u32], pass: usize) {
+        let Learner { backend, shards, cut, shape, .. } = self;
+        for (index, shard) in shards.iter_mut().enumerate() {
+            let first = cut.first_sequence(*shape, index, pass) * shape.block;
+            let at = first..first + cut.sequences * shape.block;
+            shard.replay.upload(backend, &inputs[at.clone()], &targets[at]);
         }
     }
 
-    /// What the rows of the last step, or of the last evaluation, asked of each router, layer by layer.
+    /// What the rows that [`Learner::outcome`] tells of, or those of the last evaluation, asked of each router, layer by
+    /// layer.
     pub fn loads(&self) -> &[Load] {
         &self.loads
-    }
-
-    fn clear(&mut self) {
-        for shard in &mut self.shards {
-            self.backend.clear(&mut shard.grads);
-        }
     }
 
     /// Ids are numbers from outside: none may reach a table unchecked.
@@ -430,48 +405,6 @@ impl<B: Backend> Learner<B> {
             Some(id) => Err(Error::Usage(format!("token {id} is beyond the vocabulary of {vocabulary}"))),
             None => Ok(()),
         }
-    }
-
-    /// Mean loss of any number of windows, without noise, nats a token.
-    pub fn evaluate(&mut self, inputs: &[u32], targets: &[u32]) -> Result<f64> {
-        self.check(inputs, targets)?;
-        let block = self.shape.block;
-        if inputs.is_empty() || !inputs.len().is_multiple_of(block) {
-            return Err(Error::Internal(format!("{} ids are no whole windows of {block}", inputs.len())));
-        }
-        self.make_lanes()?;
-        let rows = evaluation_sequences(block) * block;
-        let Learner { backend, params, lanes, loads, .. } = self;
-        let mut passes: Vec<Pass> = (0..inputs.len().div_ceil(rows))
-            .map(|pass| Pass {
-                ids: pass * rows..inputs.len().min((pass + 1) * rows),
-                loss: 0.0,
-                loads: lanes
-                    .first()
-                    .map(|lane| empty_loads(&lane.replay.program().routers))
-                    .unwrap_or_default(),
-            })
-            .collect();
-        // Whoever is free takes the next pass; what they give is summed in order.
-        let waiting = Mutex::new(passes.iter_mut());
-        backend.each(lanes, |_, lane| {
-            loop {
-                let pass = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some(pass) = pass else { return };
-                lane.outcome = lane.carry_out(backend, params, inputs, targets, pass);
-                if lane.outcome.is_err() {
-                    return;
-                }
-            }
-        });
-        for lane in lanes.iter_mut() {
-            std::mem::replace(&mut lane.outcome, Ok(()))?;
-        }
-        loads.iter_mut().for_each(Load::clear);
-        for pass in &passes {
-            loads.iter_mut().zip(&pass.loads).for_each(|(total, load)| total.add(pass.ids.len(), load));
-        }
-        Ok(passes.iter().map(|pass| pass.loss).sum::<f64>() / inputs.len() as f64)
     }
 
     /// The logits of every row of any number of windows, `[ids, vocabulary]`.
@@ -489,77 +422,123 @@ impl<B: Backend> Learner<B> {
             record(&self.config, &self.params.layout, shape, Mode::Logits, &self.mixing, Recompute::Nothing);
         let mut replay = Replay::new(&self.backend, program)?;
         replay.upload(&self.backend, inputs, &[]);
-        replay.forward(&self.backend, &self.params, Place::default())?;
+        replay.forward(&self.backend, &self.params, Place::default());
         let mut logits = vec![0.0; inputs.len() * self.config.vocabulary];
-        replay.result(&self.backend, &mut logits);
+        replay.result(&self.backend, &mut logits)?;
         Ok(logits)
     }
+}
 
-    fn make_lanes(&mut self) -> Result<()> {
-        let shape = Shape { sequences: evaluation_sequences(self.shape.block), block: self.shape.block };
-        while self.lanes.len() < self.backend.lanes() {
-            let program = record(
-                &self.config,
-                &self.params.layout,
-                shape,
-                Mode::Evaluate,
-                &self.mixing,
-                Recompute::Nothing,
-            );
-            self.lanes.push(Lane {
-                losses: vec![0.0; shape.rows()],
-                inputs: vec![0; shape.rows()],
-                targets: vec![0; shape.rows()],
-                replay: Replay::new(&self.backend, program)?,
-                outcome: Ok(()),
+/// What the passes of one step have in common.
+struct Work<'a, B: Backend> {
+    backend: &'a B,
+    params: &'a Params<B>,
+    cut: Cut,
+    shape: BatchShape,
+    mixing: &'a Mixing,
+    /// Rows of the step.
+    rows: usize,
+}
+
+impl<B: Backend> Work<'_, B> {
+    /// Forward and backward over every shard's uploaded ids; gradients and losses are added to what is there.
+    fn pass(&self, shards: &mut [Shard<B>], totals: &mut Totals<B>, noise: Option<Noise>, pass: usize) {
+        let Work { backend, params, cut, shape, mixing, rows } = *self;
+        if pass == 0 {
+            shards.iter_mut().for_each(|shard| backend.clear(&mut shard.loss));
+            backend.clear(&mut totals.loads);
+        }
+        let place = |index| {
+            let first_sequence = cut.first_sequence(shape, index, pass);
+            Place { noise, first_sequence, ..Place::default() }
+        };
+        let each = cut.sequences * shape.block;
+        let ahead = |index: usize, shard: &mut Shard<B>| {
+            shard.replay.forward(backend, params, place(index));
+            backend.clear(&mut shard.loads);
+            shard.replay.load(backend, each, &mut shard.loads);
+        };
+        let back = |index: usize, shard: &mut Shard<B>| {
+            shard.replay.backward(backend, params, place(index), rows, &mut shard.grads);
+            shard.replay.total(backend, each, &mut shard.loss);
+        };
+        if mixing.needs_load() && shards.first().is_some_and(|shard| shard.replay.program().loads() > 0) {
+            // The balancing loss is that of the whole micro-batch: its shards meet between the two passes.
+            backend.each(shards, ahead);
+            balance(backend, shards, &mut totals.whole);
+            backend.each(shards, back);
+        } else {
+            backend.each(shards, |index, shard| {
+                ahead(index, shard);
+                back(index, shard);
             });
         }
-        Ok(())
+        shards.iter().for_each(|shard| backend.tally(&shard.loads, &mut totals.loads));
+    }
+
+    /// Sums what the passes left: the losses, and with the first shard the gradient.
+    fn finish(&self, shards: &mut [Shard<B>], totals: &mut Totals<B>) {
+        self.backend.clear(&mut totals.loss);
+        shards.iter().for_each(|shard| self.backend.tally(&shard.loss, &mut totals.loss));
+        self.backend.gather(shards, |shard| &mut shard.grads, &mut totals.squared);
     }
 }
 
-/// Room for what each router is asked.
-fn empty_loads(routers: &[Router]) -> Vec<Vec<f64>> {
-    routers.iter().map(|router| vec![0.0; router.load()]).collect()
+/// Tells every shard what share of the micro-batch's choices each expert had; `whole` is what they all were asked.
+fn balance<B: Backend>(backend: &B, shards: &mut [Shard<B>], whole: &mut B::Sums) {
+    backend.clear(whole);
+    shards.iter().for_each(|shard| backend.tally(&shard.loads, whole));
+    shards.iter_mut().for_each(|shard| shard.replay.balance(backend, whole));
 }
 
-/// Tells every shard what share of the micro-batch's choices each expert had.
-fn balance<B: Backend>(backend: &B, shards: &mut [Shard<B>], loads: &[Load]) {
-    for (router, load) in loads.iter().enumerate() {
-        let mut whole = Load::new(load.layer, load.active, load.counts.len());
-        shards.iter().for_each(|shard| whole.add(0, &shard.loads[router]));
-        let shares: Vec<f32> = whole.shares().map(|share| share as f32).collect();
-        shards.iter_mut().for_each(|shard| shard.replay.balance(backend, router, &shares));
+/// Moves every selection bias against the load of the step.
+fn shift_selection<B: Backend>(
+    backend: &B,
+    params: &mut Params<B>,
+    program: &Program,
+    rate: f32,
+    loads: &B::Sums,
+    record: &B::Sums,
+) {
+    for (router, at) in program.routers.iter().zip(program.loads_at()) {
+        let FeedForward::Experts(bank) = params.layout.layers[router.layer].feed_forward else { continue };
+        if let Some(id) = bank.selection_bias {
+            backend.shift(params, id, rate, (loads, at), record);
+        }
     }
 }
 
-/// Windows of one evaluation pass.
-fn evaluation_sequences(block: usize) -> usize {
-    (EVALUATION_ROWS / block).max(1)
+/// Takes what each router was asked from all of their sums.
+fn count_loads(loads: &mut [Load], asked: &[f64], rows: usize) {
+    let mut rest = asked;
+    for load in loads {
+        let (own, after) = rest.split_at(2 * load.counts.len() + 2);
+        load.clear();
+        load.add(rows, own);
+        rest = after;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::Cpu;
 
     #[test]
     fn a_cut_covers_the_batch_whatever_its_size() {
+        let (cpu, device) = (Cpu::LIMITS, Limits { shards: 1, pass_rows: usize::MAX, evaluation_rows: 1 });
         for sequences in 1..=70 {
             for block in [1, 8, 64, 256, 1024, 2000] {
                 let shape = BatchShape { sequences, block };
-                let cut = shape.cut();
+                let cut = shape.cut_for(1, cpu);
                 assert_eq!(cut.shards * cut.passes * cut.sequences, sequences, "{shape:?}");
-                assert!(cut.sequences * block <= MAX_PASS_ROWS.max(block), "{shape:?} {cut:?}");
+                assert!(cut.sequences * block <= cpu.pass_rows.max(block), "{shape:?} {cut:?}");
+                assert_eq!(shape.cut_for(1, device), Cut { shards: 1, passes: 1, sequences });
             }
         }
-        assert_eq!(BatchShape { sequences: 16, block: 8 }.cut(), Cut { shards: 2, passes: 1, sequences: 8 });
-        assert_eq!(
-            BatchShape { sequences: 64, block: 256 }.cut_for(MAX_SHARD_PARAMETERS),
-            Cut { shards: 4, passes: 4, sequences: 4 }
-        );
-        assert_eq!(
-            BatchShape { sequences: 64, block: 256 }.cut_for(MAX_SHARD_PARAMETERS + 1),
-            Cut { shards: 1, passes: 16, sequences: 4 }
-        );
+        let cut = |sequences, block, parameters| BatchShape { sequences, block }.cut_for(parameters, cpu);
+        assert_eq!(cut(16, 8, 1), Cut { shards: 2, passes: 1, sequences: 8 });
+        assert_eq!(cut(64, 256, MAX_SHARD_PARAMETERS), Cut { shards: 4, passes: 4, sequences: 4 });
+        assert_eq!(cut(64, 256, MAX_SHARD_PARAMETERS + 1), Cut { shards: 1, passes: 16, sequences: 4 });
     }
 }

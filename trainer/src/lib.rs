@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod data;
+pub mod device;
 pub mod export;
 pub mod finetune;
 pub mod learner;
@@ -18,6 +19,7 @@ pub mod report;
 pub mod run;
 pub mod sample;
 pub mod schedule;
+pub mod selfcheck;
 pub mod signals;
 mod start;
 pub mod state;
@@ -26,3 +28,4 @@ pub mod tokenizer;
 pub mod train;
 pub mod upcycle;
 pub mod weights;
+pub mod windows;

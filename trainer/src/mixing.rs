@@ -52,6 +52,13 @@ impl Mixing {
         self.balance > 0.0
     }
 
+    /// Whether a step draws noise for them.
+    pub fn disturbs(&self) -> bool {
+        [self.jitter, self.expert_dropout, self.output_dropout, self.router_dropout]
+            .iter()
+            .any(|size| *size > 0.0)
+    }
+
     /// Most rows one of `count` experts takes of `rows` that choose `active` each.
     pub fn capacity_of(&self, rows: usize, active: usize, count: usize) -> Option<usize> {
         let even = rows as f64 * active as f64 / count as f64;

@@ -2,13 +2,9 @@
 
 use crate::backend::Backend;
 use crate::ops::adamw::Adam;
-use crate::params::Params;
 use formats::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
-
-/// Added to the norm that divides when clipping, as PyTorch does.
-const CLIP_EPS: f64 = 1e-6;
 
 /// How weights are updated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,19 +107,9 @@ impl<B: Backend> Optimizer<B> {
         Ok(Optimizer { first: backend.floats(len)?, second: backend.floats(len)?, options: options.clone() })
     }
 
-    /// Update number `step`, from 1; `norm` is the gradient's.
-    pub fn update(
-        &mut self,
-        backend: &B,
-        params: &mut Params<B>,
-        grads: &mut B::Floats,
-        norm: f64,
-        learning_rate: f32,
-        step: u64,
-    ) {
-        let clip = f64::from(self.options.clip);
-        let gradient_scale = if clip > 0.0 { (clip / (norm + CLIP_EPS)).min(1.0) as f32 } else { 1.0 };
-        let adam = Adam {
+    /// What update number `step`, from 1, is made with.
+    pub fn adam(&self, learning_rate: f32, step: u64) -> Adam {
+        Adam {
             learning_rate: decimal(learning_rate),
             beta1: decimal(self.options.beta1),
             beta2: decimal(self.options.beta2),
@@ -132,9 +118,9 @@ impl<B: Backend> Optimizer<B> {
             decay_vectors: self.options.decay == Decay::Everything,
             coupled: self.options.kind == OptimizerKind::Adam,
             step,
-            gradient_scale,
-        };
-        backend.adamw(&adam, params, &mut self.first, &mut self.second, grads);
+            clip: f64::from(self.options.clip),
+            gradient_scale: 1.0,
+        }
     }
 }
 

@@ -169,6 +169,7 @@ fn gpt_zero() -> Options {
         seed: 1337,
         rng: RngKind::Counter,
         device: crate::options::Device::Auto,
+        precision: None,
         threads: None,
         recompute: Recompute::Nothing,
         dtype: Dtype::F16,

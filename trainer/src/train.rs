@@ -4,13 +4,13 @@
 //! what is shown and the seconds in `metrics.jsonl`.
 
 use crate::backend::Backend;
-use crate::backend::cpu::Cpu;
+use crate::backend::choice::{self, Job};
 use crate::data::{self, Batch, Data, Side, TokenizerSource};
 use crate::finetune::Begun;
-use crate::learner::{BatchShape, Learner, Rates};
-use crate::memory;
+use crate::learner::{BatchShape, Learner, Outcome, Rates};
+use crate::memory::{self, MemoryPlan};
 use crate::mixing::{Load, Worst};
-use crate::options::{Device, Options, Recipe, Request};
+use crate::options::{Options, Recipe, Request};
 use crate::progress::{Progress, StepReport};
 use crate::random::{Generator, RngKind};
 use crate::report::{self, ReportInput};
@@ -29,8 +29,23 @@ use std::time::{Duration, Instant};
 /// On a terminal the live line follows as fast as one can read; elsewhere a line is kept, so it comes rarely.
 const LIVE_EVERY: Duration = Duration::from_millis(100);
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
-/// Tokens of an evaluation between two looks at whether a signal came; fixed, because it orders a sum.
-const EVALUATED_AT_ONCE: u64 = 1 << 16;
+/// Tokens of an evaluation that are gathered before they are judged; a signal waits no longer.
+const EVALUATED_AT_ONCE: usize = 1 << 16;
+
+/// Adds the losses of the batch's windows to those of the splits they are from, so many of each, and empties it. Both
+/// splits are judged at once, since their windows may begin alike.
+fn judge<B: Backend>(
+    learner: &mut Learner<B>,
+    batch: &mut Batch,
+    windows: &mut [usize; 2],
+    losses: &mut [f64; 2],
+) -> Result<()> {
+    let judged = learner.evaluate_stretches(&batch.inputs, &batch.targets, windows)?;
+    losses.iter_mut().zip(judged).for_each(|(total, loss)| *total += loss);
+    *windows = [0; 2];
+    batch.clear();
+    Ok(())
+}
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,31 +88,38 @@ pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
         return Err(Error::config("options", "rng", "torch", expected));
     }
     let config = options.model(begun.vocabulary(&tokenizer)?)?;
-    let backend = cpu(options)?;
-    let plan = Learner::<Cpu>::memory(&config, shape(options), backend.lanes(), options.recompute);
-    plan.require(memory::available().unwrap_or(u64::MAX))?;
-    let run = match run {
-        Some(run) => run,
-        None => Run::lock(out)?,
-    };
-    let device = format!("cpu ({}, {} threads)", backend.simd().name, backend.threads());
     let sampled = (begun.generation(&tokenizer), tokenizer);
-    Trainer::begin(backend, device, run, recipe, (newest, problems), config, sampled, data)?.carry_out()
+    let Options { device, precision, threads, .. } = recipe.options;
+    let plan = Plan { recipe, newest, problems, config, sampled, data, run, out };
+    choice::carry_out(plan, device, precision, threads)
 }
 
-/// The CPU, unless another device is asked for.
-pub fn cpu(options: &Options) -> Result<Cpu> {
-    match options.device {
-        Device::Auto | Device::Cpu => Cpu::new(threads(options)),
-        Device::Cuda => {
-            Err(Error::Device("this build has no CUDA backend\n  help: train with --device cpu".to_owned()))
-        }
+/// All that is known of a run before it takes its directory.
+struct Plan<'a> {
+    recipe: Recipe,
+    /// The newest checkpoint that verifies, and what was wrong with newer ones.
+    newest: Option<(u64, PathBuf)>,
+    problems: Vec<Error>,
+    config: Config,
+    sampled: (GenerationConfig, Tokenizer),
+    data: Data,
+    /// Its directory, if it is there.
+    run: Option<Run>,
+    out: &'a Path,
+}
+
+impl Job for Plan<'_> {
+    type Output = End;
+
+    fn on<B: Backend>(mut self, backend: B, device: &str) -> Result<End> {
+        let options = &self.recipe.options;
+        let memory = Learner::require_memory(&backend, &self.config, shape(options), options.recompute)?;
+        let run = match self.run.take() {
+            Some(run) => run,
+            None => Run::lock(self.out)?,
+        };
+        Trainer::begin(backend, (device, memory), run, self)?.carry_out()
     }
-}
-
-/// Threads asked for, or all there are.
-pub fn threads(options: &Options) -> usize {
-    options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 fn shape(options: &Options) -> BatchShape {
@@ -133,23 +155,21 @@ struct Trainer<B: Backend> {
     batch: Batch,
     /// Layer and number of each expert that was warned of.
     starved: Vec<(usize, usize)>,
+    /// What the last step that was asked of saw.
+    outcome: Outcome,
+    /// Whether a step was made since.
+    unread: bool,
+    /// What the steps since the last row, and since the last line shown, asked of the experts.
+    row_loads: Vec<Load>,
+    shown_loads: Vec<Load>,
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Plans the memory, then starts from the newest checkpoint that verifies, or from fresh weights. `newest` comes with
-    /// what was wrong with newer ones.
-    fn begin(
-        backend: B,
-        device: String,
-        run: Run,
-        recipe: Recipe,
-        (newest, problems): (Option<(u64, PathBuf)>, Vec<Error>),
-        config: Config,
-        (generation, tokenizer): (GenerationConfig, Tokenizer),
-        data: Data,
-    ) -> Result<Trainer<B>> {
+    /// Starts from the newest checkpoint that verifies, or from fresh weights.
+    fn begin(backend: B, (device, memory): (&str, MemoryPlan), run: Run, plan: Plan) -> Result<Trainer<B>> {
+        let Plan { recipe, newest, problems, config, sampled, data, .. } = plan;
+        let (generation, tokenizer) = sampled;
         let options = &recipe.options;
-        let plan = Learner::<B>::memory(&config, shape(options), backend.lanes(), options.recompute);
         let layout = Layout::new(&config);
         let mut generator = Generator::new(options.rng, options.seed);
         let state = match &newest {
@@ -161,6 +181,7 @@ impl<B: Backend> Trainer<B> {
                 Error::file(run.path(), "holds a damaged generator state", "resume from another checkpoint")
             })?;
         }
+        let free = backend.available();
         let mut learner = Learner::with(
             backend,
             &config,
@@ -206,8 +227,8 @@ impl<B: Backend> Trainer<B> {
         data.notes().iter().for_each(|note| progress.message(note));
         progress.message(&format!(
             "device  {device}; needs {} MiB{}",
-            plan.total().div_ceil(1 << 20),
-            memory::available().map_or(String::new(), |free| format!(", {} MiB are free", free >> 20))
+            memory.total().div_ceil(1 << 20),
+            free.map_or(String::new(), |free| format!(", {} MiB are free", free >> 20))
         ));
         progress.message(&format!("seed    {}", options.seed));
         if state.step > 0 {
@@ -232,6 +253,10 @@ impl<B: Backend> Trainer<B> {
             begin: Instant::now(),
             batch: Batch::default(),
             starved: vec![],
+            outcome: Outcome::default(),
+            unread: false,
+            row_loads: vec![],
+            shown_loads: vec![],
             step: state.step,
             saved: newest.map(|(step, _)| step),
             best_validation: state.best_validation,
@@ -255,8 +280,6 @@ impl<B: Backend> Trainer<B> {
         let tokens = (options.sequences() * options.block) as f64;
         // Throughput since the last row and since the last line shown.
         let (mut row, mut shown) = ((Instant::now(), self.step), (Instant::now(), self.step));
-        // What the steps since then asked of the experts.
-        let (mut row_loads, mut shown_loads) = (vec![], vec![]);
         while self.step < options.steps {
             let step = self.step;
             let last = step + 1 == options.steps;
@@ -272,17 +295,17 @@ impl<B: Backend> Trainer<B> {
             self.data.training(&mut self.generator, options.seed, step, windows, &mut self.batch)?;
             let learning_rate = curve.learning_rate(step);
             let rates = Rates { learning_rate: learning_rate as f32, step: step + 1, seed: options.seed };
-            let outcome = match self.learner.step(&self.batch.inputs, &self.batch.targets, rates) {
-                Ok(outcome) => outcome,
-                Err(error) => {
-                    self.progress.finish();
-                    return Err(self.explain(error));
-                }
-            };
+            let made = self.learner.step(&self.batch.inputs, &self.batch.targets, rates);
+            made.map_err(|error| self.explain(error))?;
             self.step += 1;
-            gather_loads(&mut row_loads, self.learner.loads());
-            gather_loads(&mut shown_loads, self.learner.loads());
-            if self.step.is_multiple_of(options.log_every) || last {
+            self.unread = true;
+            let due = self.step.is_multiple_of(options.log_every) || last;
+            let shows = shown.0.elapsed() >= show_every || last;
+            if B::AT_HAND || due || shows {
+                self.read()?;
+            }
+            let outcome = self.outcome;
+            if due {
                 let now = Instant::now();
                 self.metrics.add(&StepRow {
                     step,
@@ -290,13 +313,13 @@ impl<B: Backend> Trainer<B> {
                     lr: learning_rate,
                     gradient_norm: outcome.gradient_norm,
                     tokens_per_s: rate(tokens, row, (now, self.step)),
-                    experts: row_loads.iter().map(Load::health).collect(),
+                    experts: self.row_loads.iter().map(Load::health).collect(),
                     seconds: self.seconds(),
                 })?;
-                row_loads.iter_mut().for_each(Load::clear);
+                self.row_loads.iter_mut().for_each(Load::clear);
                 row = (now, self.step);
             }
-            if shown.0.elapsed() >= show_every || last {
+            if shows {
                 let now = Instant::now();
                 self.progress.line(&StepReport {
                     step: self.step,
@@ -306,10 +329,10 @@ impl<B: Backend> Trainer<B> {
                     gradient_norm: outcome.gradient_norm,
                     tokens_per_s: rate(tokens, shown, (now, self.step)),
                     memory_bytes: memory::resident(),
-                    experts: Worst::of(&shown_loads),
+                    experts: Worst::of(&self.shown_loads),
                 });
-                self.warn_of_starving(&shown_loads);
-                shown_loads.iter_mut().for_each(Load::clear);
+                self.warn_of_starving();
+                self.shown_loads.iter_mut().for_each(Load::clear);
                 shown = (now, self.step);
             }
             if let Some(exit_code) = self.interrupt.exit_code().filter(|_| !last) {
@@ -326,9 +349,19 @@ impl<B: Backend> Trainer<B> {
         Ok(End::Done)
     }
 
+    /// Asks what the last step saw, if it is not known: a device may still be at work on it.
+    fn read(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.unread) {
+            self.outcome = self.learner.outcome().map_err(|error| self.explain(error))?;
+            gather_loads(&mut self.row_loads, self.learner.loads());
+            gather_loads(&mut self.shown_loads, self.learner.loads());
+        }
+        Ok(())
+    }
+
     /// Says once of each expert that hardly any row chooses it, and what helps.
-    fn warn_of_starving(&mut self, loads: &[Load]) {
-        for load in loads {
+    fn warn_of_starving(&mut self) {
+        for load in &self.shown_loads {
             for expert in load.starving() {
                 if self.starved.contains(&(load.layer, expert)) {
                     continue;
@@ -363,31 +396,29 @@ impl<B: Backend> Trainer<B> {
     /// Mean loss of `eval_batches` batches of each split, training first. A signal ends it as if it had not begun,
     /// with the exit code: an evaluation may take longer than whoever sent the signal will wait.
     fn evaluate(&mut self, step: u64) -> Result<Option<u8>> {
+        self.read()?;
         let options = &self.recipe.options;
         let before = self.generator.clone();
-        let tokens = (options.batch * options.block) as u64;
-        let (at_once, mut losses) = ((EVALUATED_AT_ONCE / tokens).max(1), [0.0; 2]);
-        let windows = (options.batch, options.block);
-        for (loss, side) in losses.iter_mut().zip(Side::ALL) {
-            let mut done = 0;
-            while done < options.eval_batches {
+        let (mut losses, mut windows) = ([0.0; 2], [0; 2]);
+        self.batch.clear();
+        for side in Side::ALL {
+            for number in 0..options.eval_batches {
+                if self.batch.inputs.len() >= EVALUATED_AT_ONCE {
+                    judge(&mut self.learner, &mut self.batch, &mut windows, &mut losses)?;
+                }
                 if let Some(exit_code) = self.interrupt.exit_code() {
                     self.generator = before;
                     return Ok(Some(exit_code));
                 }
-                let count = at_once.min(options.eval_batches - done);
-                self.batch.clear();
-                for number in done..done + count {
-                    let place = (step, side, options.eval_batches, number);
-                    let Trainer { data, generator, batch, .. } = self;
-                    data.evaluation(generator, options.seed, place, windows, batch)?;
-                }
-                *loss += self.learner.evaluate(&self.batch.inputs, &self.batch.targets)? * count as f64;
-                done += count;
+                let place = (step, side, options.eval_batches, number);
+                let Trainer { data, generator, batch, .. } = self;
+                data.evaluation(generator, options.seed, place, (options.batch, options.block), batch)?;
+                windows[side as usize] += options.batch;
             }
-            *loss /= options.eval_batches as f64;
         }
-        let [train_loss, val_loss] = losses;
+        judge(&mut self.learner, &mut self.batch, &mut windows, &mut losses)?;
+        let tokens = (options.eval_batches * (options.batch * options.block) as u64) as f64;
+        let [train_loss, val_loss] = losses.map(|loss| loss / tokens);
         if step.is_multiple_of(options.eval_every) {
             self.best_validation = Some(self.best_validation.map_or(val_loss, |best| best.min(val_loss)));
         }
@@ -407,8 +438,9 @@ impl<B: Backend> Trainer<B> {
         if self.saved == Some(self.step) {
             return self.settle();
         }
+        self.read()?;
         let options = &self.recipe.options;
-        let weights = self.learner.weights();
+        let weights = self.learner.weights()?;
         if let Some(bad) = weights.iter().position(|weight| !weight.is_finite()) {
             return Err(Error::Diverged(format!(
                 "step {}: weight {bad} is {}; this is not saved\n  help: resume from the last checkpoint with a \
@@ -430,8 +462,8 @@ impl<B: Backend> Trainer<B> {
         checkpoint::write_model(&mut commit, "model/", &files)?;
         let state = TrainState {
             step: self.step,
-            first_moment: self.learner.first_moment(),
-            second_moment: self.learner.second_moment(),
+            first_moment: self.learner.first_moment()?,
+            second_moment: self.learner.second_moment()?,
             weights,
             generator: self.generator.state(),
             best_validation: self.best_validation,
@@ -495,7 +527,8 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// A failure during training, with what is still safe.
-    fn explain(&self, error: Error) -> Error {
+    fn explain(&mut self, error: Error) -> Error {
+        self.progress.finish();
         match (error, self.saved) {
             (Error::Diverged(text), Some(step)) => {
                 Error::Diverged(format!("{text}\n  the checkpoint of step {step} is intact"))

@@ -64,6 +64,7 @@ fn a_step_allocates_nothing_after_the_first() {
         let mut step = |step| {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             learner.step(&ids, &ids, Rates { learning_rate: 1e-3, step, seed: 1 }).expect("a step");
+            learner.outcome().expect("finite");
             ALLOCATIONS.load(Ordering::Relaxed) - before
         };
         step(1);

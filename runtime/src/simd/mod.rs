@@ -66,7 +66,7 @@ enum InstructionSet {
 }
 
 /// One instruction set's routines. Slices of wrong length are a broken invariant of the caller and panic.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Simd {
     /// The name `LECTERN_SIMD` knows it by.
     pub name: &'static str,

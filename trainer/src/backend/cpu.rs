@@ -3,7 +3,8 @@
 
 mod arena;
 
-use super::{Backend, Embed, Rows, Write};
+use super::{Backend, Embed, Held, Limits, Phase, Rows, Seen, Write};
+use crate::memory::{self, MemoryPlan};
 use crate::ops::activation::Hidden;
 use crate::ops::adamw::{self, Adam};
 use crate::ops::attention::{self, Heads};
@@ -15,9 +16,12 @@ use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Balance, Disturbance, Router, Routing};
 use crate::ops::{activation, add, embedding, experts, linear, norm, query_key_norm, rotary, route};
 use crate::params::Params;
+use crate::tape::Program;
+use crate::windows::Windows;
 use arena::{grad, grad_pair, head_of, part, piece_rows, router_of, split_off};
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Error, Layout, Result};
+use runtime::load;
 use runtime::simd::{Aligned, Simd, packed_len};
 use runtime::team::Crew;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,21 +80,20 @@ impl Cpu {
         }
         Hands::all(self.simd, self.crowd())
     }
-
-    /// One gradient of a residual connection.
-    fn spread(&self, rows: usize, d_out: &[f32], mask: Mask, d: &mut [f32], write: Write) {
-        let mut hands = self.hands();
-        let (piece, width) = (hands.piece(rows, d_out.len()), d_out.len() / rows);
-        let pieces = d_out.chunks(piece * width).zip(d.chunks_mut(piece * width));
-        hands.deal(pieces.enumerate(), |(index, (d_out, d))| {
-            add::backward(d_out.len() / width, d_out, after(mask, index * piece), (d, write));
-        });
-    }
 }
 
 /// Zeroed memory, or the error that names what to change.
 fn zeroed(len: usize) -> Result<Aligned> {
     Aligned::try_zeroed(len).map_err(|_| out_of_memory(len))
+}
+
+/// Bytes that carrying out a program takes.
+fn bytes(program: &Program) -> u64 {
+    let Program { plan, stats, scratch, shape, routers, .. } = program;
+    let values = plan.slots.iter().chain(stats).sum::<usize>() + scratch + shape.rows();
+    // An assignment is an expert, a place and a row.
+    let routed: usize = routers.iter().map(|router| 3 * router.rows * router.slots()).sum();
+    4 * (values + routed) as u64
 }
 
 fn out_of_memory(len: usize) -> Error {
@@ -103,12 +106,35 @@ fn out_of_memory(len: usize) -> Error {
 }
 
 impl Backend for Cpu {
+    // What a pass saves stays near the caches, and four gradients are cheap to add.
+    const LIMITS: Limits = Limits { shards: 4, pass_rows: 1024, evaluation_rows: 128 };
+    const AT_HAND: bool = true;
+
     type Values = Aligned;
     type Floats = Aligned;
+    type Sums = Vec<f64>;
     type Indices = Vec<u32>;
     /// Each matrix that is multiplied by, packed; empty for the others.
     type Working = Vec<Aligned>;
     type Routing = Routing;
+
+    const SHARES_ROWS: bool = true;
+    fn plan(&self, held: &Held<'_>) -> MemoryPlan {
+        let (parameters, shards) = (held.parameters as u64, held.shards as u64);
+        MemoryPlan {
+            weights: 2 * 4 * parameters,
+            gradients: 4 * parameters * shards,
+            moments: 2 * 4 * parameters,
+            activations: bytes(held.program) * shards
+                + bytes(held.evaluation) * self.threads as u64
+                + if shards == 1 { Crowd::BYTES } else { 0 },
+            copies: 3 * 4 * parameters,
+        }
+    }
+
+    fn available(&self) -> Option<u64> {
+        memory::available()
+    }
 
     fn values(&self, len: usize) -> Result<Aligned> {
         zeroed(len)
@@ -123,6 +149,17 @@ impl Backend for Cpu {
         values.try_reserve_exact(len).map_err(|_| out_of_memory(len))?;
         values.resize(len, 0);
         Ok(values)
+    }
+
+    fn sums(&self, len: usize) -> Result<Vec<f64>> {
+        let mut sums = Vec::new();
+        sums.try_reserve_exact(len).map_err(|_| out_of_memory(2 * len))?;
+        sums.resize(len, 0.0);
+        Ok(sums)
+    }
+
+    fn scratch(&self, program: &Program) -> Result<Aligned> {
+        zeroed(program.scratch)
     }
 
     fn routing(&self, s: &Router) -> Result<Routing> {
@@ -144,16 +181,32 @@ impl Backend for Cpu {
         to[..from.len()].copy_from_slice(from);
     }
 
-    fn download(&self, from: &Aligned, to: &mut [f32]) {
+    fn download(&self, from: &Aligned, to: &mut [f32]) -> Result<()> {
         to.copy_from_slice(&from[..to.len()]);
+        Ok(())
     }
 
-    fn download_values(&self, from: &Aligned, to: &mut [f32]) {
+    fn upload_values(&self, from: &[f32], to: &mut Aligned) {
+        to[..from.len()].copy_from_slice(from);
+    }
+
+    fn download_values(&self, from: &Aligned, to: &mut [f32]) -> Result<()> {
         to.copy_from_slice(&from[..to.len()]);
+        Ok(())
+    }
+
+    fn read(&self, from: &Vec<f64>, to: &mut [f64]) -> Result<()> {
+        to.copy_from_slice(&from[..to.len()]);
+        Ok(())
     }
 
     fn upload_indices(&self, from: &[u32], to: &mut Vec<u32>) {
         to[..from.len()].copy_from_slice(from);
+    }
+
+    fn replayed(&self, _: Phase, _: Option<&Adam>, work: impl FnOnce()) -> Result<()> {
+        work();
+        Ok(())
     }
 
     fn lanes(&self) -> usize {
@@ -170,9 +223,25 @@ impl Backend for Cpu {
         self.sharing.store(false, Ordering::Relaxed);
     }
 
-    fn embed(&self, s: &Embed, ids: &Vec<u32>, params: &Params<Cpu>, mask: Mask, out: &mut Aligned) {
+    fn embed(
+        &self,
+        s: &Embed,
+        windows: Windows<'_>,
+        ids: &Vec<u32>,
+        params: &Params<Cpu>,
+        mask: Mask,
+        out: &mut Aligned,
+    ) {
         let positions = params.layout.position_embedding.map(|id| part(params, id));
-        embedding::forward(s, ids, part(params, params.layout.token_embedding), positions, mask, out);
+        embedding::forward(
+            s,
+            windows,
+            ids,
+            part(params, params.layout.token_embedding),
+            positions,
+            mask,
+            out,
+        );
     }
 
     fn embed_backward(
@@ -183,6 +252,7 @@ impl Backend for Cpu {
         mask: Mask,
         d_out: &Aligned,
         grads: &mut Aligned,
+        _: &mut Aligned,
     ) {
         let (tokens, positions) = grad_pair(layout, grads, layout.token_embedding, layout.position_embedding);
         embedding::backward(s, ids, mask, d_out, tokens, positions);
@@ -216,6 +286,7 @@ impl Backend for Cpu {
         d_out: &Aligned,
         (d_x, write): (&mut Aligned, Write),
         grads: &mut Aligned,
+        _: &mut Aligned,
     ) {
         let (d_gain, d_bias) = grad_pair(&params.layout, grads, norm.gain, norm.bias);
         let gain = part(params, norm.gain);
@@ -244,6 +315,7 @@ impl Backend for Cpu {
         d_out: &Aligned,
         (d_x, write): (&mut Aligned, Write),
         grads: &mut Aligned,
+        _: &mut Aligned,
     ) {
         let hands = &mut self.hands();
         linear::backward_input(hands, linear, rows, part(params, linear.weight), d_out, (d_x, write));
@@ -257,13 +329,14 @@ impl Backend for Cpu {
     fn attention(
         &self,
         s: &Heads,
+        windows: Windows<'_>,
         qkv: &Aligned,
         mask: Mask,
         out: &mut Aligned,
         kept: &mut Aligned,
         scratch: &mut Aligned,
     ) {
-        attention::forward(&mut self.hands(), s, qkv, mask, out, kept, scratch);
+        attention::forward(&mut self.hands(), s, windows, qkv, mask, out, kept, scratch);
     }
 
     fn attention_backward(
@@ -303,6 +376,7 @@ impl Backend for Cpu {
         d_out: &Aligned,
         d_qkv: &mut Aligned,
         grads: &mut Aligned,
+        _: &mut Aligned,
     ) {
         let gains = norms.map(|norm| part(params, norm.gain));
         let (d_query, d_key) = grad_pair(&params.layout, grads, norms[0].gain, Some(norms[1].gain));
@@ -382,8 +456,34 @@ impl Backend for Cpu {
         );
     }
 
-    fn load(&self, s: &Router, kept: &Aligned, routing: &Routing, rows: usize, into: &mut [f64]) {
-        route::load(s, kept, routing, rows, into);
+    fn load(
+        &self,
+        s: &Router,
+        kept: &Aligned,
+        routing: &Routing,
+        rows: usize,
+        (into, at): (&mut Vec<f64>, usize),
+    ) {
+        route::load(s, kept, routing, rows, &mut into[at..at + s.load()]);
+    }
+
+    fn shares(&self, s: &Router, (load, at): (&Vec<f64>, usize), shares: &mut Aligned) {
+        let counts = load::shares(&load[at..at + s.count]);
+        shares.iter_mut().zip(counts).for_each(|(to, share)| *to = share as f32);
+    }
+
+    fn shift(
+        &self,
+        params: &mut Params<Cpu>,
+        id: ParameterId,
+        rate: f32,
+        (load, at): (&Vec<f64>, usize),
+        record: &Vec<f64>,
+    ) {
+        let range = params.layout.parameter(id).range();
+        if record[adamw::DIVERGED] == 0.0 {
+            route::shift(&load[at..at + range.len()], rate, &mut params.master[range]);
+        }
     }
 
     fn dispatch(&self, s: &Router, routing: &Routing, x: &Aligned, out: &mut Aligned) {
@@ -422,6 +522,7 @@ impl Backend for Cpu {
         d_out: &Aligned,
         d_x: &mut Aligned,
         grads: &mut Aligned,
+        _: &mut Aligned,
     ) {
         let hands = &mut self.hands();
         for expert in 0..bank.len() {
@@ -470,23 +571,19 @@ impl Backend for Cpu {
         );
     }
 
-    fn add_backward_stream(&self, rows: usize, d_out: &Aligned, (d_stream, write): (&mut Aligned, Write)) {
-        self.spread(rows, d_out, None, d_stream, write);
-    }
-
-    fn add_backward_branch(
-        &self,
-        rows: usize,
-        d_out: &Aligned,
-        mask: Mask,
-        (d_branch, write): (&mut Aligned, Write),
-    ) {
-        self.spread(rows, d_out, mask, d_branch, write);
+    fn add_backward(&self, rows: usize, d_out: &Aligned, mask: Mask, (d, write): (&mut Aligned, Write)) {
+        let mut hands = self.hands();
+        let (piece, width) = (hands.piece(rows, d_out.len()), d_out.len() / rows);
+        let pieces = d_out.chunks(piece * width).zip(d.chunks_mut(piece * width));
+        hands.deal(pieces.enumerate(), |(index, (d_out, d))| {
+            add::backward(d_out.len() / width, d_out, after(mask, index * piece), (d, write));
+        });
     }
 
     fn loss(
         &self,
         s: &Classes,
+        windows: Windows<'_>,
         x: &Aligned,
         head: &Linear,
         params: &Params<Cpu>,
@@ -494,7 +591,8 @@ impl Backend for Cpu {
         losses: &mut Aligned,
         scratch: &mut Aligned,
     ) {
-        loss::forward(&mut self.hands(), s, x, &head_of(params, head), targets, losses, None, scratch);
+        let head = head_of(params, head);
+        loss::forward(&mut self.hands(), s, windows, x, &head, targets, losses, None, scratch);
     }
 
     fn loss_and_gradient(
@@ -515,6 +613,7 @@ impl Backend for Cpu {
         loss::forward(
             &mut self.hands(),
             s,
+            Windows::Whole,
             x,
             &head_of(params, head),
             targets,
@@ -524,8 +623,25 @@ impl Backend for Cpu {
         );
     }
 
-    fn gather<T: Send>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Aligned + Sync) -> f64 {
-        let Some((first, others)) = shards.split_first_mut() else { return 0.0 };
+    fn total(&self, losses: &Aligned, rows: usize, into: &mut Vec<f64>) {
+        into[0] += losses[..rows].iter().map(|loss| f64::from(*loss)).sum::<f64>();
+    }
+
+    fn tally(&self, from: &Vec<f64>, into: &mut Vec<f64>) {
+        into.iter_mut().zip(from).for_each(|(into, from)| *into += from);
+    }
+
+    fn clear(&self, sums: &mut Vec<f64>) {
+        sums.fill(0.0);
+    }
+
+    fn gather<T: Send>(
+        &self,
+        shards: &mut [T],
+        grads: impl Fn(&mut T) -> &mut Aligned + Sync,
+        squared: &mut Vec<f64>,
+    ) {
+        let Some((first, others)) = shards.split_first_mut() else { return };
         let total = grads(first);
         let crew = &mut self.crowd().crew;
         let mut squares = self.squares.lock().unwrap_or_else(PoisonError::into_inner);
@@ -536,30 +652,36 @@ impl Backend for Cpu {
             (self.simd.add)(total, other);
             other.fill(0.0);
         };
-        let Some((last, between)) = others.split_last_mut() else {
+        if let Some((last, between)) = others.split_last_mut() {
+            for other in between {
+                let pairs = total.chunks_mut(STRETCH).zip(grads(other).chunks_mut(STRETCH));
+                crew.deal(pairs, |(total, other)| add(total, other));
+            }
+            let pairs = total.chunks_mut(STRETCH).zip(grads(last).chunks_mut(STRETCH));
+            crew.deal(pairs.zip(&mut *squares), |((total, other), sum)| {
+                add(total, other);
+                *sum = square(total);
+            });
+        } else {
             crew.deal(total.chunks(STRETCH).zip(&mut *squares), |(total, sum)| *sum = square(total));
-            return squares.iter().sum();
-        };
-        for other in between {
-            let pairs = total.chunks_mut(STRETCH).zip(grads(other).chunks_mut(STRETCH));
-            crew.deal(pairs, |(total, other)| add(total, other));
         }
-        let pairs = total.chunks_mut(STRETCH).zip(grads(last).chunks_mut(STRETCH));
-        crew.deal(pairs.zip(&mut *squares), |((total, other), sum)| {
-            add(total, other);
-            *sum = square(total);
-        });
-        squares.iter().sum()
+        squared[0] = squares.iter().sum();
     }
 
     fn adamw(
         &self,
         adam: &Adam,
+        seen: Seen<'_, Cpu>,
         params: &mut Params<Cpu>,
         first: &mut Aligned,
         second: &mut Aligned,
         grads: &mut Aligned,
     ) {
+        let (loss, norm) = (seen.loss[0] / seen.rows as f64, seen.squared[0].sqrt());
+        let Some(gradient_scale) = adamw::judge(adam, loss, norm, seen.record) else {
+            return grads.fill(0.0);
+        };
+        let adam = &Adam { gradient_scale, ..*adam };
         let Params { layout, master, working, .. } = params;
         let (mut master, mut first) = (&mut **master, &mut **first);
         let (mut second, mut grads) = (&mut **second, &mut **grads);
@@ -589,15 +711,6 @@ impl Backend for Cpu {
                 (self.simd.pack_f32)(weights, rows, parameter.columns, panels);
             }
         });
-    }
-
-    fn nudge(&self, params: &mut Params<Cpu>, id: ParameterId, by: &[f32]) {
-        let range = params.layout.parameter(id).range();
-        (self.simd.add)(&mut params.master[range], by);
-    }
-
-    fn clear(&self, grads: &mut Aligned) {
-        grads.fill(0.0);
     }
 
     fn refresh(&self, params: &mut Params<Cpu>) {

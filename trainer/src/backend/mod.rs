@@ -4,8 +4,11 @@
 //! mirror the operations in [`crate::ops`], where equations, code and tests stand; a backend only forwards.
 //! Called by [`crate::tape::replay`] and [`crate::learner`].
 
+pub mod choice;
 pub mod cpu;
+pub mod cuda;
 
+use crate::memory::MemoryPlan;
 use crate::ops::activation::Hidden;
 use crate::ops::adamw::Adam;
 use crate::ops::attention::Heads;
@@ -15,23 +18,41 @@ use crate::ops::loss::Classes;
 use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
+use crate::tape::Program;
+use crate::windows::Windows;
 use formats::config::NormKind;
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
 pub use runtime::simd::product::Write;
 
-/// A device that can train.
+/// A device that can train. Work is done in the order of the calls, at the latest when something is read back; what goes
+/// wrong meanwhile is said then, and by [`Backend::replayed`].
 pub trait Backend: Sync + Sized {
+    /// How it likes a batch to be cut.
+    const LIMITS: Limits;
+    /// Whether what a step left can be read at no cost.
+    const AT_HAND: bool;
+
     /// Activations, in the device's working precision.
     type Values: Send + Sync;
     /// Statistics, gradients of parameters, moments and master weights: always f32.
-    type Floats: Send + Sync;
+    type Floats: Default + Send + Sync;
+    /// Sums over many rows or parameters: always f64.
+    type Sums: Send + Sync;
     /// Token ids.
     type Indices: Send + Sync;
     /// The weights in the form the products read, remade after each update.
     type Working: Send + Sync;
     /// Which rows go to which expert, decided and read on the device.
-    type Routing: Send + Sync;
+    type Routing: Default + Send + Sync;
+
+    /// What a model's training holds where the buffers are.
+    fn plan(&self, held: &Held<'_>) -> MemoryPlan;
+    /// Bytes that are free there, where the system says.
+    fn available(&self) -> Option<u64>;
+
+    /// Whether its evaluation takes [`Windows::Shared`]: the verbs that ask for windows are otherwise given whole ones only.
+    const SHARES_ROWS: bool;
 
     /// `len` activations, zero.
     fn values(&self, len: usize) -> Result<Self::Values>;
@@ -39,6 +60,10 @@ pub trait Backend: Sync + Sized {
     fn floats(&self, len: usize) -> Result<Self::Floats>;
     /// `len` ids, zero.
     fn indices(&self, len: usize) -> Result<Self::Indices>;
+    /// `len` sums, zero.
+    fn sums(&self, len: usize) -> Result<Self::Sums>;
+    /// What the operations of a program share to work in.
+    fn scratch(&self, program: &Program) -> Result<Self::Floats>;
     /// Room for a router's choices.
     fn routing(&self, s: &Router) -> Result<Self::Routing>;
     /// The working form of a model's weights, not yet made.
@@ -47,11 +72,18 @@ pub trait Backend: Sync + Sized {
     /// Host to device.
     fn upload(&self, from: &[f32], to: &mut Self::Floats);
     /// Device to host.
-    fn download(&self, from: &Self::Floats, to: &mut [f32]);
+    fn download(&self, from: &Self::Floats, to: &mut [f32]) -> Result<()>;
+    /// Activations to the device, rounded to nearest even where they are kept narrower.
+    fn upload_values(&self, from: &[f32], to: &mut Self::Values);
     /// Activations to the host, widened.
-    fn download_values(&self, from: &Self::Values, to: &mut [f32]);
+    fn download_values(&self, from: &Self::Values, to: &mut [f32]) -> Result<()>;
+    /// Sums to the host.
+    fn read(&self, from: &Self::Sums, to: &mut [f64]) -> Result<()>;
     /// Ids to the device.
     fn upload_indices(&self, from: &[u32], to: &mut Self::Indices);
+    /// Does `work`, which calls only verbs without a result and is the same work on the same buffers whenever `phase` is
+    /// the same: all that may differ is what `adam` says of the step. A device may record it and carry out the record.
+    fn replayed(&self, phase: Phase, adam: Option<&Adam>, work: impl FnOnce()) -> Result<()>;
     /// How many shards it can work on side by side.
     fn lanes(&self) -> usize;
     /// Does `work` for each shard, side by side where the device can.
@@ -61,6 +93,7 @@ pub trait Backend: Sync + Sized {
     fn embed(
         &self,
         s: &Embed,
+        windows: Windows<'_>,
         ids: &Self::Indices,
         params: &Params<Self>,
         mask: Mask,
@@ -75,6 +108,7 @@ pub trait Backend: Sync + Sized {
         mask: Mask,
         d_out: &Self::Values,
         grads: &mut Self::Floats,
+        scratch: &mut Self::Floats,
     );
 
     /// See [`crate::ops::norm`]; `moments` keeps each row's mean and reciprocal deviation.
@@ -98,6 +132,7 @@ pub trait Backend: Sync + Sized {
         d_out: &Self::Values,
         d_x: (&mut Self::Values, Write),
         grads: &mut Self::Floats,
+        scratch: &mut Self::Floats,
     );
 
     /// See [`crate::ops::linear`].
@@ -119,12 +154,14 @@ pub trait Backend: Sync + Sized {
         d_out: &Self::Values,
         d_x: (&mut Self::Values, Write),
         grads: &mut Self::Floats,
+        scratch: &mut Self::Floats,
     );
 
     /// See [`crate::ops::attention`]; `kept` is what the backward pass needs.
     fn attention(
         &self,
         s: &Heads,
+        windows: Windows<'_>,
         qkv: &Self::Values,
         mask: Mask,
         out: &mut Self::Values,
@@ -165,6 +202,7 @@ pub trait Backend: Sync + Sized {
         d_out: &Self::Values,
         d_qkv: &mut Self::Values,
         grads: &mut Self::Floats,
+        scratch: &mut Self::Floats,
     );
 
     /// See [`crate::ops::rotary`]; `table` is its table, `backwards` turns the other way.
@@ -218,8 +256,27 @@ pub trait Backend: Sync + Sized {
         grads: &mut Self::Floats,
         scratch: &mut Self::Floats,
     );
-    /// See [`crate::ops::route::load`]: of the first `rows` rows, added to `into`.
-    fn load(&self, s: &Router, kept: &Self::Floats, routing: &Self::Routing, rows: usize, into: &mut [f64]);
+    /// See [`crate::ops::route::load`]: of the first `rows` rows, added to `into` from `at` on.
+    fn load(
+        &self,
+        s: &Router,
+        kept: &Self::Floats,
+        routing: &Self::Routing,
+        rows: usize,
+        into: (&mut Self::Sums, usize),
+    );
+    /// The shares of the choices that [`crate::ops::route::Balance`] wants, of the load that begins at `at`.
+    fn shares(&self, s: &Router, load: (&Self::Sums, usize), shares: &mut Self::Floats);
+    /// See [`crate::ops::route::shift`]: moves a selection bias against a load, unless `record` says that the step was not
+    /// made.
+    fn shift(
+        &self,
+        params: &mut Params<Self>,
+        id: ParameterId,
+        rate: f32,
+        load: (&Self::Sums, usize),
+        record: &Self::Sums,
+    );
 
     /// See [`crate::ops::experts`]: rows laid out by expert.
     fn dispatch(&self, s: &Router, routing: &Self::Routing, x: &Self::Values, out: &mut Self::Values);
@@ -252,6 +309,7 @@ pub trait Backend: Sync + Sized {
         d_out: &Self::Values,
         d_x: &mut Self::Values,
         grads: &mut Self::Floats,
+        scratch: &mut Self::Floats,
     );
     /// The weighted sum of each row's experts.
     fn combine(
@@ -290,21 +348,14 @@ pub trait Backend: Sync + Sized {
         mask: Mask,
         out: &mut Self::Values,
     );
-    /// The gradient of the stream: `d_out` itself.
-    fn add_backward_stream(&self, rows: usize, d_out: &Self::Values, d_stream: (&mut Self::Values, Write));
-    /// The gradient of the branch: `d_out` through the mask.
-    fn add_backward_branch(
-        &self,
-        rows: usize,
-        d_out: &Self::Values,
-        mask: Mask,
-        d_branch: (&mut Self::Values, Write),
-    );
+    /// The gradient of the branch, or of the stream, which has no mask.
+    fn add_backward(&self, rows: usize, d_out: &Self::Values, mask: Mask, d: (&mut Self::Values, Write));
 
     /// See [`crate::ops::loss`]: each row's cross-entropy.
     fn loss(
         &self,
         s: &Classes,
+        windows: Windows<'_>,
         x: &Self::Values,
         head: &Linear,
         params: &Params<Self>,
@@ -327,23 +378,91 @@ pub trait Backend: Sync + Sized {
         scratch: &mut Self::Floats,
     );
 
-    /// Adds the shards' gradients, in order, into the first's and zeroes the others; returns the squared norm.
-    fn gather<T: Send>(&self, shards: &mut [T], grads: impl Fn(&mut T) -> &mut Self::Floats + Sync) -> f64;
-    /// See [`crate::ops::adamw`]: one update of every parameter; zeroes the gradient and remakes the working form.
+    /// Adds the losses of the first `rows` rows to the first of `into`.
+    fn total(&self, losses: &Self::Floats, rows: usize, into: &mut Self::Sums);
+    /// Adds sums to sums.
+    fn tally(&self, from: &Self::Sums, into: &mut Self::Sums);
+    /// Sets sums to zero.
+    fn clear(&self, sums: &mut Self::Sums);
+
+    /// Adds the shards' gradients, in order, into the first's and zeroes the others; the squared norm is the first of
+    /// `squared`.
+    fn gather<T: Send>(
+        &self,
+        shards: &mut [T],
+        grads: impl Fn(&mut T) -> &mut Self::Floats + Sync,
+        squared: &mut Self::Sums,
+    );
+    /// See [`crate::ops::adamw`]: one update of every parameter, if `seen` allows it; zeroes the gradient and remakes the
+    /// working form.
     fn adamw(
         &self,
         adam: &Adam,
+        seen: Seen<'_, Self>,
         params: &mut Params<Self>,
         first: &mut Self::Floats,
         second: &mut Self::Floats,
         grads: &mut Self::Floats,
     );
-    /// Adds to the values of one parameter that no gradient reaches.
-    fn nudge(&self, params: &mut Params<Self>, id: ParameterId, by: &[f32]);
-    /// Sets the gradient to zero.
-    fn clear(&self, grads: &mut Self::Floats);
     /// Remakes the working form from the master weights.
     fn refresh(&self, params: &mut Params<Self>);
+}
+
+/// How a device likes a batch to be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most shards of a batch.
+    pub shards: usize,
+    /// Most rows a shard computes at once, unless one window is longer.
+    pub pass_rows: usize,
+    /// Rows of one evaluation pass, unless one window is longer.
+    pub evaluation_rows: usize,
+}
+
+/// What a training run keeps for as long as it lasts.
+#[derive(Clone, Copy)]
+pub struct Held<'a> {
+    /// Parameters of the model.
+    pub parameters: usize,
+    /// What one shard carries out.
+    pub program: &'a Program,
+    /// Shards.
+    pub shards: usize,
+    /// What one lane of evaluation carries out.
+    pub evaluation: &'a Program,
+}
+
+/// Names work that is done again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// A pass of a training step, over every shard.
+    Train {
+        /// The noise's seed.
+        seed: u64,
+        /// Number of the pass in its step; passes that differ in nothing have one.
+        pass: usize,
+        /// Passes of a step.
+        passes: usize,
+        /// Whether the update follows.
+        last: bool,
+    },
+    /// A pass of an evaluation.
+    Evaluate {
+        /// Rows that count.
+        rows: usize,
+    },
+}
+
+/// What an update is judged by, and where the judgement goes.
+pub struct Seen<'a, B: Backend> {
+    /// Rows of the step.
+    pub rows: usize,
+    /// The sum of their losses.
+    pub loss: &'a B::Sums,
+    /// The gradient's squared norm.
+    pub squared: &'a B::Sums,
+    /// See [`crate::ops::adamw::judge`].
+    pub record: &'a mut B::Sums,
 }
 
 /// The shape of an embedding: rows and how they fall into windows.

@@ -7,12 +7,12 @@ use runtime::simd::Simd;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use trainer::backend::choice::all_threads;
 use trainer::backend::cpu::Cpu;
 use trainer::learner::{BatchShape, Learner, Rates};
 use trainer::options::{Flags, Request};
 use trainer::presets;
 use trainer::random::Generator;
-use trainer::train::cpu;
 
 /// What `trainer bench` takes.
 #[derive(clap::Args)]
@@ -55,10 +55,9 @@ impl Bench {
         let config = options.model(self.vocab.map_or(own, |count| count as usize))?;
         let layout = Layout::new(&config);
         let shape = BatchShape { sequences: options.batch, block: options.block };
-        let backend = cpu(&options)?;
+        let backend = Cpu::new(options.threads.unwrap_or_else(all_threads))?;
         let threads = backend.threads();
-        let plan = Learner::<Cpu>::memory(&config, shape, threads, options.recompute);
-        plan.require(trainer::memory::available().unwrap_or(u64::MAX))?;
+        Learner::require_memory(&backend, &config, shape, options.recompute)?;
         let mut learner = Learner::with(
             backend,
             &config,
@@ -82,7 +81,8 @@ impl Bench {
         let mut step = |number: u64| {
             let rates =
                 Rates { learning_rate: options.learning_rate as f32, step: number, seed: options.seed };
-            learner.step(&inputs, &targets, rates)
+            learner.step(&inputs, &targets, rates)?;
+            learner.outcome()
         };
         step(1)?;
         let (begin, limit) = (Instant::now(), Duration::from_secs_f64(self.secs));

@@ -7,10 +7,13 @@ use formats::{Error, Result};
 use serde_json::json;
 use std::f64::consts::LN_2;
 use std::path::PathBuf;
-use trainer::backend::cpu::Cpu;
+use trainer::backend::Backend;
+use trainer::backend::choice::{Job, carry_out};
 use trainer::data::{Batch, Corpus, Data, HELD_OUT, Request, Side, windows};
+use trainer::device::Precision;
 use trainer::learner::{BatchShape, Learner};
 use trainer::mixing::{Health, Load};
+use trainer::options;
 use trainer::presets;
 use trainer::weights;
 
@@ -29,6 +32,12 @@ pub struct Eval {
     /// The part that validates, as the run was told it
     #[arg(long, value_parser = super::part, default_value_t = HELD_OUT)]
     held_out: f64,
+    /// Where to compute; auto is cuda where it can be used
+    #[arg(long, value_enum, default_value_t)]
+    device: options::Device,
+    /// Of activations and products; bf16 on cuda and f32 on the CPU unless set
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
     /// Threads; all there are by default
     #[arg(long)]
     threads: Option<usize>,
@@ -55,24 +64,9 @@ impl Eval {
         let (tokenizer, data) = Data::open(&request, Some(tokenizer.clone()))?;
         data.notes().iter().for_each(|note| eprintln!("{note}"));
 
-        let weights = weights::arena(&directory.weights, &directory.layout);
-        let threads =
-            self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        let shape = BatchShape { sequences: 1, block };
-        // The optimiser's settings are of no consequence: nothing is updated.
-        let options = presets::find("gpt-zero")?.optimizer();
-        let mut learner = Learner::new(Cpu::new(threads)?, &directory.config, shape, &options)?;
-        learner.load(&weights, &vec![0.0; weights.len()], &vec![0.0; weights.len()])?;
-
-        let [training, validation] = match &data {
-            Data::Text(text) => {
-                Side::ALL.map(|side| of_text(&mut learner, &tokenizer, text.side(side), block))
-            }
-            Data::Corpus(corpus) => {
-                Side::ALL.map(|side| of_corpus(&mut learner, &tokenizer, corpus, side, block))
-            }
-        };
-        let (train_loss, Exact { loss: val_loss, tokens, bytes, loads }) = (training?.loss, validation?);
+        let sides = Sides { directory: &directory, tokenizer: &tokenizer, data: &data, block };
+        let [training, validation] = carry_out(sides, self.device, self.precision, self.threads)?;
+        let (train_loss, Exact { loss: val_loss, tokens, bytes, loads }) = (training.loss, validation);
         let experts: Vec<Health> = loads.iter().map(Load::health).collect();
         let bits = val_loss * tokens as f64 / bytes as f64 / LN_2;
         match self.format {
@@ -96,6 +90,34 @@ impl Eval {
     }
 }
 
+/// Both sides of a text, for a device.
+struct Sides<'a> {
+    directory: &'a Directory,
+    tokenizer: &'a Tokenizer,
+    data: &'a Data,
+    block: usize,
+}
+
+impl Job for Sides<'_> {
+    type Output = [Exact; 2];
+
+    fn on<B: Backend>(self, backend: B, _: &str) -> Result<[Exact; 2]> {
+        let Sides { directory, tokenizer, data, block } = self;
+        let weights = weights::arena(&directory.weights, &directory.layout);
+        let shape = BatchShape { sequences: 1, block };
+        // The optimiser's settings are of no consequence: nothing is updated.
+        let options = presets::find("gpt-zero")?.optimizer();
+        let mut learner = Learner::new(backend, &directory.config, shape, &options)?;
+        learner.load(&weights, &vec![0.0; weights.len()], &vec![0.0; weights.len()])?;
+        let mut of = |side| match data {
+            Data::Text(text) => of_text(&mut learner, tokenizer, text.side(side), block),
+            Data::Corpus(corpus) => of_corpus(&mut learner, tokenizer, corpus, side, block),
+        };
+        let [training, validation] = Side::ALL;
+        Ok([of(training)?, of(validation)?])
+    }
+}
+
 /// The exact loss of one side.
 struct Exact {
     /// Nats a token.
@@ -106,7 +128,12 @@ struct Exact {
     loads: Vec<Load>,
 }
 
-fn of_text(learner: &mut Learner<Cpu>, tokenizer: &Tokenizer, split: &[u32], block: usize) -> Result<Exact> {
+fn of_text<B: Backend>(
+    learner: &mut Learner<B>,
+    tokenizer: &Tokenizer,
+    split: &[u32],
+    block: usize,
+) -> Result<Exact> {
     let (inputs, targets) = windows(split, block);
     let loss = learner.evaluate(inputs, targets)?;
     let bytes = tokenizer.decode_continued(targets)?.len() as u64;
@@ -114,8 +141,8 @@ fn of_text(learner: &mut Learner<Cpu>, tokenizer: &Tokenizer, split: &[u32], blo
 }
 
 /// The same of a corpus, a part at a time. The token that ends a document is predicted and stands for no text.
-fn of_corpus(
-    learner: &mut Learner<Cpu>,
+fn of_corpus<B: Backend>(
+    learner: &mut Learner<B>,
     tokenizer: &Tokenizer,
     corpus: &Corpus,
     side: Side,

@@ -5,6 +5,7 @@ mod eval;
 mod export;
 mod inspect;
 mod presets;
+mod selfcheck;
 mod tokenizer;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -51,6 +52,8 @@ enum Command {
     Export(export::Export),
     /// Time training steps
     Bench(bench::Bench),
+    /// Check every operation of a device, forward and backward, and the training of small models, against the CPU
+    Selfcheck(selfcheck::Selfcheck),
 }
 
 /// What `trainer train` takes.
@@ -128,6 +131,7 @@ fn obey() -> Result<u8> {
         Command::Tokenizer(command) => command.run().map(|()| 0),
         Command::Inspect(command) => command.run().map(|()| 0),
         Command::Bench(command) => command.run().map(|()| 0),
+        Command::Selfcheck(command) => command.run().map(|()| 0),
     }
 }
 

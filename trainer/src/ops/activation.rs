@@ -8,6 +8,8 @@
 //! - swiglu: a row is a gate `g` and then `x`, each as wide as the result; `y = g s(g) x`,
 //!   `d_x = d_y g s(g)`, `d_g = d_y x s(g) (1 + g (1 - s(g)))` (Shazeer 2020, eq. 6)
 
+pub mod cuda;
+
 use super::dropout::Mask;
 use formats::config::Activation;
 use runtime::simd::routines::Unit;

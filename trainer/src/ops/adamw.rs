@@ -5,6 +5,8 @@
 //! `w = (1 - lr d) w - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)`,
 //! `d` the weight decay of a parameter that decays and zero for the others.
 
+pub mod cuda;
+
 use runtime::simd::routines::Unit;
 use runtime::simd::{Simd, Work};
 
@@ -27,21 +29,76 @@ pub struct Adam {
     pub coupled: bool,
     /// `t`, from 1.
     pub step: u64,
+    /// Largest norm of the gradient; 0 does not clip.
+    pub clip: f64,
     /// What the gradient is multiplied by: below 1 where its norm was clipped.
     pub gradient_scale: f32,
 }
 
+/// Added to the norm that divides when clipping, as PyTorch does.
+const CLIP_EPS: f64 = 1e-6;
+
+/// Where a step's record has the mean loss before its update.
+pub const LOSS: usize = 0;
+/// Where it has the gradient's norm before clipping.
+pub const NORM: usize = 1;
+/// Where it has the first update that was not made, because of these two; 0 if every one was.
+pub const DIVERGED: usize = 2;
+/// Length of a record.
+pub const RECORD: usize = 3;
+
+/// Records what a step saw, and says what its gradient is to be multiplied by. A loss or a norm that is not finite, in this
+/// step or in one before it, allows no update.
+pub fn judge(adam: &Adam, loss: f64, norm: f64, record: &mut [f64]) -> Option<f32> {
+    if record[DIVERGED] > 0.0 {
+        return None;
+    }
+    (record[LOSS], record[NORM]) = (loss, norm);
+    if !(loss.is_finite() && norm.is_finite()) {
+        record[DIVERGED] = adam.step as f64;
+        return None;
+    }
+    Some(if adam.clip > 0.0 { (adam.clip / (norm + CLIP_EPS)).min(1.0) as f32 } else { 1.0 })
+}
+
 /// The constants rounded once, as PyTorch rounds its Python floats.
-#[derive(Clone, Copy)]
-struct Rounded {
-    keep: f32,
-    first: f32,
-    beta2: f32,
-    second: f32,
-    root: f32,
-    eps: f32,
-    size: f32,
-    scale: f32,
+#[derive(Clone, Copy, Debug)]
+pub struct Rounded {
+    /// `1 - lr d`.
+    pub keep: f32,
+    /// `1 - b1`.
+    pub first: f32,
+    /// `b2`.
+    pub beta2: f32,
+    /// `1 - b2`.
+    pub second: f32,
+    /// `1 / sqrt(1 - b2^t)`.
+    pub root: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// `-lr / (1 - b1^t)`.
+    pub size: f32,
+    /// The gradient's factor.
+    pub scale: f32,
+}
+
+impl Rounded {
+    /// Those of parameters that decay, or do not.
+    pub fn of(adam: &Adam, decays: bool) -> Rounded {
+        let decay = if decays { adam.weight_decay } else { 0.0 };
+        // Powers past i32 are one to any precision.
+        let step = i32::try_from(adam.step).unwrap_or(i32::MAX);
+        Rounded {
+            keep: (1.0 - adam.learning_rate * decay) as f32,
+            first: (1.0 - adam.beta1) as f32,
+            beta2: adam.beta2 as f32,
+            second: (1.0 - adam.beta2) as f32,
+            root: (1.0 / (1.0 - adam.beta2.powi(step)).sqrt()) as f32,
+            eps: adam.eps as f32,
+            size: -(adam.learning_rate / (1.0 - adam.beta1.powi(step))) as f32,
+            scale: adam.gradient_scale,
+        }
+    }
 }
 
 /// Adam's own weight decay (Kingma and Ba 2015, as PyTorch has it), `g = scale g + d w`, before an [`update`] of what
@@ -80,20 +137,7 @@ pub fn update(
     second: &mut [f32],
     grads: &mut [f32],
 ) {
-    let decay = if decays { adam.weight_decay } else { 0.0 };
-    // Powers past i32 are one to any precision.
-    let step = i32::try_from(adam.step).unwrap_or(i32::MAX);
-    let constants = Rounded {
-        keep: (1.0 - adam.learning_rate * decay) as f32,
-        first: (1.0 - adam.beta1) as f32,
-        beta2: adam.beta2 as f32,
-        second: (1.0 - adam.beta2) as f32,
-        root: (1.0 / (1.0 - adam.beta2.powi(step)).sqrt()) as f32,
-        eps: adam.eps as f32,
-        size: -(adam.learning_rate / (1.0 - adam.beta1.powi(step))) as f32,
-        scale: adam.gradient_scale,
-    };
-    simd.run(Stretch { constants, weights, first, second, grads });
+    simd.run(Stretch { constants: Rounded::of(adam, decays), weights, first, second, grads });
 }
 
 struct Stretch<'a> {
@@ -145,6 +189,7 @@ mod tests {
                         decay_vectors: false,
                         coupled,
                         step,
+                        clip: 0.0,
                         gradient_scale: 0.5,
                     };
                     let mut grads = values(len, 10 + step);

@@ -3,6 +3,8 @@
 //! Forward: `out = stream + branch m`, `m` the dropout mask of the branch.
 //! Backward: `d_stream = d_out`, `d_branch = d_out m`.
 
+pub mod cuda;
+
 use super::dropout::Mask;
 use runtime::simd::product::Write;
 

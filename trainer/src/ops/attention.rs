@@ -13,10 +13,12 @@
 //! Scores live for one block of queries only, never for the whole square. Windows of at most eight rows have a
 //! room of their own, [`short`].
 
+pub mod cuda;
 mod short;
 
 use super::dropout::{Mask, after};
 use super::hands::Hands;
+use crate::windows::Windows;
 use runtime::simd::product::{Operand, Product, Write};
 use runtime::simd::routines::Unit;
 use runtime::simd::{Simd, Work};
@@ -57,8 +59,8 @@ impl Heads {
         self.heads / self.kv_heads
     }
 
-    /// Whether the room of short windows serves.
-    fn short(&self) -> bool {
+    /// Whether the room of short windows serves, in which windows may share rows.
+    pub fn short(&self) -> bool {
         short::serves(self)
     }
 
@@ -203,16 +205,22 @@ fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, Place)) {
 /// `qkv` `[rows, (heads + 2 kv_heads) size]`, `out` `[rows, heads size]`; `kept` is what [`backward`] needs: `l` as `[sequences, heads,
 /// block]`, or the weights of short windows.
 ///
-/// Windows are split among the hands as far as `scratch` has room for each.
+/// Windows are split among the hands as far as `scratch` has room for each. Those that share rows are one thread's, and
+/// [`Heads::short`].
 pub fn forward(
     hands: &mut Hands<'_>,
     s: &Heads,
+    shared: Windows<'_>,
     qkv: &[f32],
     mask: Mask,
     out: &mut [f32],
     kept: &mut [f32],
     scratch: &mut [f32],
 ) {
+    if let Windows::Shared(_) = shared {
+        assert!(s.short(), "only short windows share rows");
+        return short::forward(hands.simd, s, shared, qkv, mask, out, kept, scratch);
+    }
     let (simd, piece) = (hands.simd, s.piece(hands, scratch));
     let pieces = qkv.chunks(piece.rows() * s.row()).zip(out.chunks_mut(piece.rows() * s.width()));
     let pieces = pieces.zip(kept.chunks_mut(piece.kept())).zip(scratch.chunks_mut(piece.scratch()));
@@ -232,7 +240,7 @@ fn windows(
     scratch: &mut [f32],
 ) {
     if s.short() {
-        return short::forward(simd, s, qkv, mask, out, kept, scratch);
+        return short::forward(simd, s, Windows::Whole, qkv, mask, out, kept, scratch);
     }
     let (width, row) = (s.width(), s.row());
     blocks(s, |block, Place { query, key: at_key, value: at_value, out: at_out }| {
@@ -396,6 +404,7 @@ mod tests {
     use super::*;
     use crate::ops::check::{gradient, values};
     use crate::ops::dropout::Noise;
+    use crate::windows::{Shared, Window};
 
     fn shapes() -> Vec<Heads> {
         [
@@ -434,8 +443,44 @@ mod tests {
         let mut out = vec![f32::NAN; s.rows() * s.width()];
         let mut log_sums = vec![f32::NAN; s.kept()];
         let hands = &mut Hands::alone(simd);
-        forward(hands, s, qkv, mask, &mut out, &mut log_sums, &mut vec![f32::NAN; s.scratch()]);
+        forward(
+            hands,
+            s,
+            Windows::Whole,
+            qkv,
+            mask,
+            &mut out,
+            &mut log_sums,
+            &mut vec![f32::NAN; s.scratch()],
+        );
         (out, log_sums)
+    }
+
+    #[test]
+    fn shared_rows_are_those_of_whole_windows_to_the_bit() {
+        for simd in Simd::available() {
+            for s in shapes().into_iter().filter(Heads::short) {
+                let draws: Vec<u32> = (0..s.rows() as u32).map(|row| row * 5 % 7 % 2).collect();
+                let mut pass = Shared::default();
+                pass.lay(&Window::sorted(&draws, &draws, s.block));
+                let shared = values(pass.ids.len() * s.row(), 1);
+                let qkv: Vec<f32> = pass
+                    .rows
+                    .iter()
+                    .flat_map(|&row| &shared[row as usize * s.row()..][..s.row()])
+                    .copied()
+                    .collect();
+                let (whole, _) = run(simd, &s, &qkv, None);
+                let mut out = vec![f32::NAN; pass.ids.len() * s.width()];
+                let (kept, scratch) = (&mut vec![f32::NAN; s.kept()], &mut vec![f32::NAN; s.scratch()]);
+                let hands = &mut Hands::alone(simd);
+                forward(hands, &s, Windows::Shared(&pass), &shared, None, &mut out, kept, scratch);
+                for (place, &row) in pass.rows.iter().enumerate() {
+                    let got = &out[row as usize * s.width()..][..s.width()];
+                    assert_eq!(got, &whole[place * s.width()..][..s.width()], "{s:?}");
+                }
+            }
+        }
     }
 
     #[test]

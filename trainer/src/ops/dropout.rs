@@ -4,6 +4,8 @@
 //! Forward `y = x m`, backward `d_x = d_y m`, with `m` either 0 or `1 / (1 - p)`. The mask is never stored: it
 //! is a function of seed, step, place in the model and place in the batch, drawn again for the backward pass.
 
+pub mod cuda;
+
 use runtime::random::{Purpose, Stream};
 
 /// Blocks of four values one site of one step can tell apart, as a power of two.

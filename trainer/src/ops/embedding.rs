@@ -1,16 +1,21 @@
 //! Token and position embedding.
 //!
 //! Forward, with `id_r` the token of row `r` and `p_r = r mod block` its place:
-//! `out_r = (token[id_r] + position[p_r]) m_r`, `m` the dropout mask; rotary models have no `position`.
+//! `out_r = (token[id_r] + position[p_r]) m_r`, `m` the dropout mask; rotary models have no `position`. Rows that
+//! windows share say their places themselves.
 //!
 //! Backward: `d_token[id_r] += d_out_r m_r`, `d_position[p_r] += d_out_r m_r`, rows in order.
 
+pub mod cuda;
+
 use super::dropout::Mask;
 use crate::backend::Embed;
+use crate::windows::Windows;
 
 /// `tokens` `[vocabulary, width]`, `positions` `[context, width]`, `out` `[rows, width]`.
 pub fn forward(
     s: &Embed,
+    windows: Windows<'_>,
     ids: &[u32],
     tokens: &[f32],
     positions: Option<&[f32]>,
@@ -23,7 +28,12 @@ pub fn forward(
             out.copy_from_slice(token);
             continue;
         };
-        let position = &positions[row % s.block * s.width..][..s.width];
+        let place = match windows {
+            Windows::Whole => row % s.block,
+            // Rows past the last one are not asked for.
+            Windows::Shared(shared) => shared.places.get(row).map_or(0, |&place| place as usize),
+        };
+        let position = &positions[place * s.width..][..s.width];
         for ((out, token), position) in out.iter_mut().zip(token).zip(position) {
             *out = token + position;
         }
@@ -77,7 +87,7 @@ mod tests {
             backward(&s, &ids, mask, &d_out, &mut d_tokens, Some(&mut d_positions));
             let run = |tokens: &[f32], positions: &[f32]| {
                 let mut out = vec![0.0; d_out.len()];
-                forward(&s, &ids, tokens, Some(positions), mask, &mut out);
+                forward(&s, Windows::Whole, &ids, tokens, Some(positions), mask, &mut out);
                 out
             };
             gradient("tokens", &tokens, &d_tokens, &d_out, |tokens| run(tokens, &positions));

@@ -7,6 +7,8 @@
 //! Backward: `d_y_p = w_ri d_out_r`, `d_w_ri = d_out_r . y_p`, the affine maps as in [`super::linear`], expert by
 //! expert, and `d_x_r = sum_(i in T_r) d_z_(r,i)`, slots in order.
 
+pub mod cuda;
+
 use super::hands::Hands;
 use super::linear;
 use super::route::{DROPPED, Router, Routing};

@@ -3,6 +3,8 @@
 //! Forward: `y = x W^T + b`, `x` `[rows, inputs]`, `W` `[outputs, inputs]`.
 //! Backward: `d_x = d_y W`, `d_W += d_y^T x`, `d_b += sum over rows of d_y`.
 
+pub mod cuda;
+
 use super::hands::Hands;
 use formats::layout::Linear;
 use runtime::simd::product::{Operand, Product, Write};

@@ -4,8 +4,11 @@
 //! Backward with `d_loss_r = scale`: `d_z_rv = scale (exp(z_rv) / sum_u exp(z_ru) - [v = target])`, then the
 //! gradients of [`super::linear`].
 
+pub mod cuda;
+
 use super::hands::Hands;
 use super::linear;
+use crate::windows::{Question, Windows};
 use formats::layout::Linear;
 use runtime::simd::Simd;
 use runtime::simd::product::Write;
@@ -65,10 +68,12 @@ pub struct Gradients<'a> {
     pub d_bias: Option<&'a mut [f32]>,
 }
 
-/// Each row's loss and, where asked for, the gradients of their scaled sum.
+/// Each row's loss and, where asked for, the gradients of their scaled sum. Of rows that windows share, the loss of each
+/// question, and no `targets`.
 pub fn forward(
     hands: &mut Hands<'_>,
     s: &Classes,
+    windows: Windows<'_>,
     x: &[f32],
     head: &Head<'_>,
     targets: &[u32],
@@ -81,6 +86,12 @@ pub fn forward(
         let x = &x[first * s.width..][..rows * s.width];
         let logits = &mut scratch[..rows * s.vocabulary];
         linear::forward(hands, head.linear, rows, x, head.panels, head.bias, logits);
+        if let Windows::Shared(shared) = windows {
+            let asked = shared.asked(first..first + rows);
+            let (questions, losses) = (&shared.questions[asked.clone()], &mut losses[asked]);
+            answer(hands.simd, s.vocabulary, logits, first, questions, losses);
+            continue;
+        }
         let scale = gradients.as_ref().map(|gradients| gradients.scale);
         let (simd, piece) = (hands.simd, hands.piece(rows, logits.len()));
         let pieces = logits.chunks_mut(piece * s.vocabulary).zip(targets[first..].chunks(piece));
@@ -127,6 +138,34 @@ fn judge(
     }
 }
 
+/// Rows of logits, the first of them row `first`, to the losses of what is asked of them, in the order of rows.
+fn answer(
+    simd: &Simd,
+    vocabulary: usize,
+    logits: &mut [f32],
+    first: usize,
+    mut questions: &[Question],
+    mut losses: &mut [f32],
+) {
+    for (several, logits) in logits.chunks_mut(TOGETHER * vocabulary).enumerate() {
+        let first = first + several * TOGETHER;
+        let rows = logits.len() / vocabulary;
+        let count = questions.partition_point(|question| (question.row as usize) < first + rows);
+        let (asked, later) = questions.split_at(count);
+        let (answers, others) = losses.split_at_mut(count);
+        for (loss, question) in answers.iter_mut().zip(asked) {
+            *loss = logits[(question.row as usize - first) * vocabulary + question.target as usize];
+        }
+        let mut moments = [0.0; 2 * TOGETHER];
+        (simd.softmax)(logits, &mut moments[..2 * rows]);
+        for (loss, question) in answers.iter_mut().zip(asked) {
+            let row = question.row as usize - first;
+            *loss = moments[2 * row] + moments[2 * row + 1].ln() - *loss;
+        }
+        (questions, losses) = (later, others);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,7 +189,17 @@ mod tests {
                     let mut losses = vec![f32::NAN; rows];
                     let mut scratch = vec![f32::NAN; s.scratch()];
                     let hands = &mut Hands::alone(simd);
-                    forward(hands, &s, x, &head, &targets, &mut losses, gradients, &mut scratch);
+                    forward(
+                        hands,
+                        &s,
+                        Windows::Whole,
+                        x,
+                        &head,
+                        &targets,
+                        &mut losses,
+                        gradients,
+                        &mut scratch,
+                    );
                     losses
                 };
                 let scale = 0.25;

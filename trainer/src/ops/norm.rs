@@ -6,6 +6,8 @@
 //! Backward, with `e = d_y g` and `<.>` the mean over the row:
 //! `d_x = r (e - <e> - n <e n>)`, `d_g += d_y n`, `d_b += d_y`, rows in order; RMSNorm has no `<e>`.
 
+pub mod cuda;
+
 use crate::backend::Rows;
 use formats::config::NormKind;
 use runtime::simd::product::Write;

@@ -7,6 +7,8 @@
 //! Backward: that of [`super::norm`] over each stretch, `d_x = r (e - x r <e x r>)` with `e = d_y g`, and
 //! `d_g += d_y x r`, rows in order; the gradient of values passes.
 
+pub mod cuda;
+
 use super::attention::Heads;
 use super::norm;
 use crate::backend::{Rows, Write};

@@ -5,6 +5,8 @@
 //!
 //! Backward: the rotation by `-a`.
 
+pub mod cuda;
+
 use super::attention::Heads;
 use formats::Config;
 use runtime::rotary;

@@ -16,11 +16,14 @@
 //! eq. 5) adds `2 c / N (log sum e^h) softmax(h)_j`.
 //! Then `d_x = u (d_h W) + (d_h e sigma(W_n x)) W_n`, `d_W = d_h^T (x u)`, `d_W_n = (d_h e sigma(W_n x))^T x`.
 
+pub mod cuda;
+
 use super::dropout::{Draws, Mask};
 use formats::config::{RouterScore, RouterWeight};
 use runtime::random::uniform;
 use runtime::simd::Simd;
 use runtime::simd::product::{Operand, Product, Write};
+use std::cmp::Ordering;
 use std::collections::TryReserveError;
 
 /// The place of an assignment that a full expert dropped.
@@ -507,6 +510,18 @@ pub fn load(s: &Router, kept: &[f32], routing: &Routing, rows: usize, into: &mut
             *total += probability;
             rest[0] -= if probability > 0.0 { probability * probability.ln() } else { 0.0 };
         }
+    }
+}
+
+/// Moves the selection biases against the load of a step by `rate` (Wang et al. 2024, algorithm 1).
+pub fn shift(counts: &[f64], rate: f32, biases: &mut [f32]) {
+    let mean = counts.iter().sum::<f64>() / counts.len() as f64;
+    for (bias, count) in biases.iter_mut().zip(counts) {
+        *bias += match count.total_cmp(&mean) {
+            Ordering::Less => rate,
+            Ordering::Equal => 0.0,
+            Ordering::Greater => -rate,
+        };
     }
 }
 

@@ -48,8 +48,10 @@ const EXPERTS: &str = "Mixture of experts";
 const TRAINING: &str = "Training";
 const RUN: &str = "Run";
 
-/// Keys that may change when a run is resumed: none of them changes what is learned up to a step.
-pub const CHANGEABLE: &[&str] = &["steps", "threads", "save_every", "keep", "recompute", "progress"];
+/// Keys that may change when a run is resumed: none of them changes what a run means, only, on another device, how it
+/// rounds.
+pub const CHANGEABLE: &[&str] =
+    &["steps", "device", "precision", "threads", "save_every", "keep", "recompute", "progress"];
 
 /// Every key but `preset`, `from`, `upcycle` and those of the data.
 pub const KEYS: &[Key] = &[
@@ -219,7 +221,18 @@ pub const KEYS: &[Key] = &[
         Kind::Choice(&["counter", "torch"]),
         "whose random numbers: ours, or PyTorch's CPU generator",
     ),
-    key(RUN, "device", Kind::Choice(&["auto", "cpu", "cuda"]), "where to compute"),
+    key(
+        RUN,
+        "device",
+        Kind::Choice(&["auto", "cpu", "cuda"]),
+        "where to compute; auto is cuda where it can be used, and a run says which it took and why",
+    ),
+    key(
+        RUN,
+        "precision",
+        Kind::Choice(&["bf16", "f32"]),
+        "of activations and products; bf16 on cuda and f32 on the CPU unless set",
+    ),
     key(RUN, "threads", Kind::Count(1, 1024), "CPU threads; all unless set"),
     key(
         RUN,
@@ -417,6 +430,7 @@ mod tests {
         let options = crate::presets::find("nano").expect("a preset").settled();
         let options = crate::options::Options {
             threads: Some(1),
+            precision: Some(crate::device::Precision::F32),
             context: Some(1),
             kv_heads: Some(1),
             head_size: Some(1),

@@ -10,6 +10,7 @@ mod shape;
 pub use keys::{Flags, nearest};
 
 use crate::data::TokenizerSource;
+use crate::device::Precision;
 use crate::mixing::Mixing;
 use crate::optimizer::{Decay, OptimizerKind, OptimizerOptions};
 use crate::presets;
@@ -37,10 +38,11 @@ const MAX_STEP_TOKENS: u64 = 1 << 31;
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Where a run computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Device {
     /// The fastest there is.
+    #[default]
     Auto,
     /// This processor.
     Cpu,
@@ -123,7 +125,10 @@ pub struct Options {
     pub eval_batches: u64,
     pub seed: u64,
     pub rng: RngKind,
+    #[serde(default)]
     pub device: Device,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     pub recompute: Recompute,
@@ -308,6 +313,10 @@ impl Options {
                             gradient is zero and it never learns";
             return Err(Error::config(origin, "router_weight", "renormalised", expected));
         }
+        if (self.device, self.precision) == (Device::Cpu, Some(Precision::Bf16)) {
+            let expected = "f32 with device cpu, which computes in nothing else";
+            return Err(Error::config(origin, "precision", "bf16", expected));
+        }
         self.mixing().validate(origin)?;
         let falls = matches!(self.schedule, Curve::Cosine | Curve::Linear);
         if falls && self.final_learning_rate > self.learning_rate {
@@ -360,9 +369,10 @@ impl Recipe {
         Request { config: Some(path.to_path_buf()), ..Request::default() }.resolve()
     }
 
-    /// As a config file that [`Recipe::open`] and `--config` read.
+    /// As a config file that [`Recipe::open`] and `--config` read. The device is left out: a run may go on elsewhere.
     pub fn to_toml(&self) -> Result<String> {
         let mut table = self.options.table()?;
+        table.remove("device");
         let utf8 = |path: &PathBuf| {
             let text = path.to_str().ok_or_else(|| {
                 Error::Usage(format!(
@@ -471,7 +481,9 @@ impl Request {
     /// Values that are not asked for stay as recorded; a preset is asked for by its name, not value by value.
     pub fn resume(&self, recorded: &Recipe, run: &Path) -> Result<Recipe> {
         let given = self.given()?;
-        let mut table = recorded.options.table()?;
+        // The recorded device is that of another day, and perhaps of another machine.
+        let elsewhere = Options { device: Device::Auto, ..recorded.options.clone() };
+        let mut table = elsewhere.table()?;
         table.extend(given.values);
         if let Some(preset) = given.preset {
             table.insert("preset".to_owned(), Value::String(preset));
@@ -540,6 +552,8 @@ pub fn refuse_differences(asked: &Recipe, started: &BTreeMap<String, String>, ru
     let names: Vec<&String> = started
         .keys()
         .chain(asked.keys().filter(|name| !started.contains_key(*name)))
+        // Older runs wrote down more of what may change.
+        .filter(|name| !CHANGEABLE.contains(&name.as_str()))
         .filter(|name| started.get(*name) != asked.get(*name))
         .collect();
     if names.is_empty() {

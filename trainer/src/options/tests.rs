@@ -49,6 +49,33 @@ fn every_preset_survives_its_own_config_file() {
 }
 
 #[test]
+fn a_run_goes_on_wherever_it_is_told_to() {
+    let recorded =
+        request(Some("nano-cpu"), &[("device", "cuda"), ("precision", "f32")]).resolve().expect("valid");
+    assert_eq!(recorded.options.device, Device::Cuda);
+    let file = recorded.to_toml().expect("plain data");
+    assert!(!file.contains("device"), "{file}");
+    assert!(file.contains("precision = \"f32\""), "{file}");
+    // An older run wrote its device down, in its config and in its checkpoints.
+    let run = Path::new("runs/one");
+    let resumed = request(None, &[]).resume(&recorded, run).expect("no difference");
+    assert_eq!(resumed.options.device, Device::Auto);
+    assert_eq!(resumed.options.precision, Some(Precision::F32));
+    let mut older = resumed.fixed().expect("plain data");
+    older.insert("device".to_owned(), "cuda".to_owned());
+    refuse_differences(&resumed, &older, run).expect("where it ran is no difference");
+}
+
+#[test]
+fn the_cpu_computes_in_f32() {
+    let flags = [("device", "cpu"), ("precision", "bf16")];
+    let error = request(Some("nano-cpu"), &flags).resolve().expect_err("no bf16 there");
+    assert_eq!(error.exit_code(), 4);
+    assert!(error.to_string().contains("precision is bf16, expected f32 with device cpu"), "{error}");
+    assert!(request(Some("nano-cpu"), &[("device", "cpu"), ("precision", "f32")]).resolve().is_ok());
+}
+
+#[test]
 fn mistakes_in_a_file_are_named() {
     assert!(refused("widht = 3").contains("widht is not a key, expected `width`"));
     assert!(refused("width = 0").contains("my.toml: width is 0, expected a whole number from 1 to 65536"));
@@ -93,6 +120,8 @@ fn a_resumed_run_may_change_what_changes_no_result() {
     let run = Path::new("runs/one");
     let allowed = [
         ("steps", "9"),
+        ("device", "cuda"),
+        ("precision", "bf16"),
         ("threads", "3"),
         ("save_every", "7"),
         ("keep", "4"),

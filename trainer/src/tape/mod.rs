@@ -324,7 +324,7 @@ pub struct Program {
     pub routers: Vec<Router>,
     /// How its mixtures are trained.
     pub mixing: Mixing,
-    /// Length of the scratch its operations share.
+    /// Length of the scratch its operations share on a CPU.
     pub scratch: usize,
     /// Which slot holds what, when.
     pub plan: Plan,
@@ -336,12 +336,22 @@ impl Program {
         self.forward.get(index).unwrap_or_else(|| &self.again[index - self.forward.len()])
     }
 
-    /// Bytes its buffers take on a device that computes in f32.
-    pub fn bytes(&self) -> u64 {
-        let values =
-            self.plan.slots.iter().chain(&self.stats).sum::<usize>() + self.scratch + self.shape.rows();
-        // An assignment is an expert, a place and a row.
-        let routed: usize = self.routers.iter().map(|router| 3 * router.rows * router.slots()).sum();
-        4 * (values + routed) as u64
+    /// Width of an activation's rows.
+    pub fn width(&self, act: Act) -> usize {
+        self.widths[act.index()]
+    }
+
+    /// Length of what its routers are asked, all together.
+    pub fn loads(&self) -> usize {
+        self.routers.iter().map(Router::load).sum()
+    }
+
+    /// Where each router's part of it begins.
+    pub fn loads_at(&self) -> impl Iterator<Item = usize> + '_ {
+        self.routers.iter().scan(0, |next, router| {
+            let at = *next;
+            *next += router.load();
+            Some(at)
+        })
     }
 }

@@ -5,6 +5,7 @@
 use super::plan::Plan;
 use super::recompute::{self, Recompute};
 use super::{Act, Mode, Op, Program, Shape, Stat};
+use crate::backend::Embed;
 use crate::mixing::Mixing;
 use crate::ops::activation::Hidden;
 use crate::ops::attention::Heads;
@@ -51,7 +52,7 @@ pub fn record(
     };
     let lens: Vec<usize> = widths.iter().map(|width| width * shape.rows()).collect();
     let recompute::Backward { again, steps: backward } = backward;
-    let plan = Plan::new(&ops, &again, &backward, &lens, result);
+    let plan = Plan::new(&ops, &again, &backward, &lens, result, config.dropout > 0.0);
     Program {
         mode,
         shape,
@@ -220,6 +221,11 @@ impl Machine for Recorder<'_> {
         self.ops.push(Op::Loss { x, head: *head });
         x
     }
+}
+
+/// The shape of the embedding in this program.
+pub fn embed(config: &Config, shape: Shape) -> Embed {
+    Embed { rows: shape.rows(), block: shape.block, width: config.width }
 }
 
 /// The shape of attention in this program.

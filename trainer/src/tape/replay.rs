@@ -3,13 +3,14 @@
 //! Buffers are made once; an output is taken out of its slot, written and put back, so two live tensors in one
 //! slot would be a panic that names the operation, not a silent overwrite.
 
-use super::record::{classes, heads, stretches};
-use super::{Act, Op, Program, Step};
-use crate::backend::{Backend, Embed, Rows, Write};
+use super::record::{classes, embed, heads, stretches};
+use super::{Act, Mode, Op, Program, Step};
+use crate::backend::{Backend, Rows, Write};
 use crate::ops::dropout::{Mask, Noise};
 use crate::ops::rotary;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
+use crate::windows::Windows;
 use formats::Result;
 
 /// One program with its buffers.
@@ -29,13 +30,16 @@ pub struct Replay<B: Backend> {
     rotary: B::Floats,
 }
 
-/// What decides the noise of one pass: the step's noise and the first window's number in the batch.
+/// What decides the noise of one pass, the step's noise and the first window's number in the batch, and how its rows
+/// fall into windows.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Place {
+pub struct Place<'a> {
     /// Dropout's noise; none in evaluation.
     pub noise: Option<Noise>,
     /// Number of this program's first window in the batch.
     pub first_sequence: usize,
+    /// Shared only in evaluation, and where [`Replay::shares_rows`].
+    pub windows: Windows<'a>,
 }
 
 impl<B: Backend> Replay<B> {
@@ -59,15 +63,32 @@ impl<B: Backend> Replay<B> {
             stats: program.stats.iter().map(|&len| backend.floats(len)).collect::<Result<_>>()?,
             inputs: backend.indices(rows)?,
             targets: backend.indices(rows)?,
-            losses: backend.floats(rows)?,
-            scratch: backend.floats(program.scratch)?,
+            losses: backend.floats(Self::losses_of(&program))?,
+            scratch: backend.scratch(&program)?,
             program,
         })
+    }
+
+    /// Most losses of a pass: windows that share rows ask up to twice as much as there are rows.
+    pub fn losses_of(program: &Program) -> usize {
+        program.shape.rows() * if program.mode == Mode::Evaluate { 2 } else { 1 }
     }
 
     /// What is carried out.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// Whether a pass may take windows that share rows: they are short, their places are in the embedding, and no row
+    /// is counted in a mixture's load.
+    pub fn shares_rows(&self) -> bool {
+        let Program { mode, config, shape, routers, .. } = &self.program;
+        let rotates = |op: &Op| matches!(op, Op::Rotate { .. });
+        B::SHARES_ROWS
+            && *mode == Mode::Evaluate
+            && heads(config, *shape).short()
+            && routers.is_empty()
+            && !self.program.forward.iter().any(rotates)
     }
 
     /// The ids of the next pass; `targets` may be empty for logits.
@@ -76,28 +97,39 @@ impl<B: Backend> Replay<B> {
         backend.upload_indices(targets, &mut self.targets);
     }
 
-    /// The losses of the first rows of the last pass.
-    pub fn losses(&self, backend: &B, into: &mut [f32]) {
-        backend.download(&self.losses, into);
+    /// Adds the losses of the first `rows` rows of the last pass.
+    pub fn total(&self, backend: &B, rows: usize, into: &mut B::Sums) {
+        backend.total(&self.losses, rows, into);
+    }
+
+    /// The first losses of the last pass.
+    pub fn losses(&self, backend: &B, into: &mut [f32]) -> Result<()> {
+        backend.download(&self.losses, into)
     }
 
     /// The last activation of the last pass.
-    pub fn result(&self, backend: &B, into: &mut [f32]) {
-        backend.download_values(self.value(self.program.result), into);
+    pub fn result(&self, backend: &B, into: &mut [f32]) -> Result<()> {
+        backend.download_values(self.value(self.program.result), into)
     }
 
-    /// Adds what the first `rows` rows of the last pass asked of each router, see [`crate::ops::route::load`].
-    pub fn load(&self, backend: &B, rows: usize, into: &mut [Vec<f64>]) {
-        for op in &self.program.forward {
-            let Op::Route { router, kept, .. } = *op else { continue };
+    /// Adds what the first `rows` rows of the last pass asked of every router, see [`Program::loads_at`].
+    pub fn load(&self, backend: &B, rows: usize, into: &mut B::Sums) {
+        let routed = self.program.forward.iter().filter_map(|op| match *op {
+            Op::Route { router, kept, .. } => Some((router, kept)),
+            _ => None,
+        });
+        for ((router, kept), at) in routed.zip(self.program.loads_at()) {
             let (shape, routing) = (&self.program.routers[router], &self.routings[router]);
-            backend.load(shape, &self.stats[kept.index()], routing, rows, &mut into[router]);
+            backend.load(shape, &self.stats[kept.index()], routing, rows, (into, at));
         }
     }
 
-    /// Says what share of the micro-batch's choices each expert of a router had, for the next backward pass.
-    pub fn balance(&mut self, backend: &B, router: usize, shares: &[f32]) {
-        backend.upload(shares, &mut self.shares[router]);
+    /// Says what the whole micro-batch asked of every router, for the next backward pass.
+    pub fn balance(&mut self, backend: &B, loads: &B::Sums) {
+        let routers = self.program.routers.iter().zip(self.program.loads_at());
+        for ((router, at), shares) in routers.zip(&mut self.shares) {
+            backend.shares(router, (loads, at), shares);
+        }
     }
 
     fn value(&self, act: Act) -> &B::Values {
@@ -138,19 +170,22 @@ impl<B: Backend> Replay<B> {
         &mut self,
         act: Act,
         stat: super::Stat,
-        backend: &B,
         make: impl FnOnce(&Self, &mut B::Values, &mut B::Floats),
-    ) -> Result<()> {
-        let empty = backend.floats(0)?;
-        let mut buffer = std::mem::replace(&mut self.stats[stat.index()], empty);
+    ) {
+        let mut buffer = std::mem::take(&mut self.stats[stat.index()]);
         self.make(act, |this, out| make(this, out, &mut buffer));
         self.stats[stat.index()] = buffer;
-        Ok(())
     }
 
-    fn embed_shape(&self) -> Embed {
-        let Program { shape, config, .. } = &self.program;
-        Embed { rows: shape.rows(), block: shape.block, width: config.width }
+    /// Writes one gradient and works in the scratch.
+    fn make_gradient_in_scratch(
+        &mut self,
+        act: Act,
+        make: impl FnOnce(&Self, &mut B::Values, &mut B::Floats),
+    ) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        self.make_gradient(act, |this, d| make(this, d, &mut scratch));
+        self.scratch = scratch;
     }
 
     fn rows_shape(&self, act: Act) -> Rows {
@@ -159,27 +194,27 @@ impl<B: Backend> Replay<B> {
     }
 
     /// The mask of a site over rows of the residual stream.
-    fn row_mask(&self, place: Place, site: usize, act: Act) -> Mask {
+    fn row_mask(&self, place: Place<'_>, site: usize, act: Act) -> Mask {
         let first_row = place.first_sequence * self.program.shape.block;
-        place.noise.and_then(|noise| noise.at(site, first_row, self.program.widths[act.index()]))
+        place.noise.and_then(|noise| noise.at(site, first_row, self.program.width(act)))
     }
 
     /// The mask of a site over attention weights.
-    fn score_mask(&self, place: Place, site: usize) -> Mask {
+    fn score_mask(&self, place: Place<'_>, site: usize) -> Mask {
         let Program { shape, config, .. } = &self.program;
         let first_row = place.first_sequence * config.heads * shape.block;
         place.noise.and_then(|noise| noise.at(site, first_row, shape.block))
     }
 
     /// The mask of a site over the hidden rows of experts.
-    fn hidden_mask(&self, place: Place, site: Option<usize>, out: Act, width: usize) -> Mask {
-        let rows = self.program.widths[out.index()] / width * self.program.shape.block;
+    fn hidden_mask(&self, place: Place<'_>, site: Option<usize>, out: Act, width: usize) -> Mask {
+        let rows = self.program.width(out) / width * self.program.shape.block;
         let noise = place.noise.map(|noise| noise.with(self.program.mixing.expert_dropout));
         noise.zip(site).and_then(|(noise, site)| noise.at(site, place.first_sequence * rows, width))
     }
 
     /// What disturbs a router, from the first of its sites on.
-    fn disturbance(&self, place: Place, router: &Router, site: usize) -> Disturbance {
+    fn disturbance(&self, place: Place<'_>, router: &Router, site: usize) -> Disturbance {
         let Some(noise) = place.noise else { return Disturbance::default() };
         let (mixing, first_row) = (&self.program.mixing, place.first_sequence * self.program.shape.block);
         Disturbance {
@@ -192,27 +227,29 @@ impl<B: Backend> Replay<B> {
     }
 
     /// The forward pass over the uploaded ids. In training the loss waits for [`Replay::backward`].
-    pub fn forward(&mut self, backend: &B, params: &Params<B>, place: Place) -> Result<()> {
+    pub fn forward(&mut self, backend: &B, params: &Params<B>, place: Place<'_>) {
         for index in 0..self.program.forward.len() {
-            self.carry_out(index, backend, params, place)?;
+            self.carry_out(index, backend, params, place);
         }
-        Ok(())
     }
 
     /// One operation's forward pass.
-    fn carry_out(&mut self, index: usize, backend: &B, params: &Params<B>, place: Place) -> Result<()> {
+    fn carry_out(&mut self, index: usize, backend: &B, params: &Params<B>, place: Place<'_>) {
         let rows = self.program.shape.rows();
         let training = !self.program.backward.is_empty();
         match *self.program.op(index) {
             Op::Embed { out, site } => {
-                let (shape, mask) = (self.embed_shape(), self.row_mask(place, site, out));
-                self.make(out, |this, out| backend.embed(&shape, &this.inputs, params, mask, out));
+                let shape = embed(&self.program.config, self.program.shape);
+                let mask = self.row_mask(place, site, out);
+                self.make(out, |this, out| {
+                    backend.embed(&shape, place.windows, &this.inputs, params, mask, out)
+                });
             }
             Op::Norm { x, norm, out, moments } => {
                 let shape = self.rows_shape(x);
-                self.make_with_stat(out, moments, backend, |this, out, moments| {
+                self.make_with_stat(out, moments, |this, out, moments| {
                     backend.norm(&shape, this.value(x), &norm, params, out, moments);
-                })?;
+                });
             }
             Op::Linear { x, linear, out } => {
                 self.make(out, |this, out| backend.linear(rows, this.value(x), &linear, params, out));
@@ -220,17 +257,17 @@ impl<B: Backend> Replay<B> {
             Op::Attention { qkv, out, kept, site } => {
                 let shape = heads(&self.program.config, self.program.shape);
                 let mask = self.score_mask(place, site);
-                let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
-                self.make_with_stat(out, kept, backend, |this, out, kept| {
-                    backend.attention(&shape, this.value(qkv), mask, out, kept, &mut scratch);
-                })?;
+                let mut scratch = std::mem::take(&mut self.scratch);
+                self.make_with_stat(out, kept, |this, out, kept| {
+                    backend.attention(&shape, place.windows, this.value(qkv), mask, out, kept, &mut scratch);
+                });
                 self.scratch = scratch;
             }
             Op::QueryKeyNorm { qkv, norms, out, kept } => {
                 let shape = stretches(&self.program.config, self.program.shape);
-                self.make_with_stat(out, kept, backend, |this, out, kept| {
+                self.make_with_stat(out, kept, |this, out, kept| {
                     backend.query_key_norm(&shape, this.value(qkv), &norms, params, out, kept);
-                })?;
+                });
             }
             Op::Rotate { qkv, out } => {
                 let shape = heads(&self.program.config, self.program.shape);
@@ -245,14 +282,13 @@ impl<B: Backend> Replay<B> {
             Op::Route { x, bank, router, out, kept, site } => {
                 let shape = self.program.routers[router];
                 let disturbance = self.disturbance(place, &shape, site);
-                let empty = Router { rows: 0, ..shape };
-                let mut routing = std::mem::replace(&mut self.routings[router], backend.routing(&empty)?);
-                let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
-                self.make_with_stat(out, kept, backend, |this, out, kept| {
+                let mut routing = std::mem::take(&mut self.routings[router]);
+                let mut scratch = std::mem::take(&mut self.scratch);
+                self.make_with_stat(out, kept, |this, out, kept| {
                     let (x, routing) = (this.value(x), &mut routing);
                     let scratch = &mut scratch;
                     backend.route(&shape, x, &bank, params, &disturbance, out, kept, routing, scratch);
-                })?;
+                });
                 self.routings[router] = routing;
                 self.scratch = scratch;
             }
@@ -280,10 +316,9 @@ impl<B: Backend> Replay<B> {
                 let value = self.program.plan.value[x.index()];
                 let x = self.slots[value].as_ref().unwrap_or_else(|| panic!("{x:?} is in use elsewhere"));
                 let (targets, losses) = (&self.targets, &mut self.losses);
-                backend.loss(&shape, x, &head, params, targets, losses, &mut self.scratch);
+                backend.loss(&shape, place.windows, x, &head, params, targets, losses, &mut self.scratch);
             }
         }
-        Ok(())
     }
 
     /// The backward pass of the mean over `total_rows` rows; gradients of parameters are added to `grads`.
@@ -291,28 +326,31 @@ impl<B: Backend> Replay<B> {
         &mut self,
         backend: &B,
         params: &Params<B>,
-        place: Place,
+        place: Place<'_>,
         total_rows: usize,
         grads: &mut B::Floats,
-    ) -> Result<()> {
+    ) {
         let rows = self.program.shape.rows();
         for index in 0..self.program.backward.len() {
             let (op, [write, second_write]) = match self.program.backward[index] {
                 Step::Reverse { op, writes } => (op, writes),
                 Step::Again { op } => {
-                    self.carry_out(op, backend, params, place)?;
+                    self.carry_out(op, backend, params, place);
                     continue;
                 }
             };
             match *self.program.op(op) {
                 Op::Embed { out, site } => {
-                    let (shape, mask) = (self.embed_shape(), self.row_mask(place, site, out));
-                    let d_out = self.gradient(out);
-                    backend.embed_backward(&shape, &self.inputs, &params.layout, mask, d_out, grads);
+                    let (shape, mask) =
+                        (embed(&self.program.config, self.program.shape), self.row_mask(place, site, out));
+                    let mut scratch = std::mem::take(&mut self.scratch);
+                    let (ids, d_out) = (&self.inputs, self.gradient(out));
+                    backend.embed_backward(&shape, ids, &params.layout, mask, d_out, grads, &mut scratch);
+                    self.scratch = scratch;
                 }
                 Op::Norm { x, norm, out, moments } => {
                     let shape = self.rows_shape(x);
-                    self.make_gradient(x, |this, d_x| {
+                    self.make_gradient_in_scratch(x, |this, d_x, scratch| {
                         let (moments, d_out) = (&this.stats[moments.index()], this.gradient(out));
                         let d_x = (d_x, write);
                         backend.norm_backward(
@@ -324,35 +362,44 @@ impl<B: Backend> Replay<B> {
                             d_out,
                             d_x,
                             grads,
+                            scratch,
                         );
                     });
                 }
                 Op::Linear { x, linear, out } => {
-                    self.make_gradient(x, |this, d_x| {
+                    self.make_gradient_in_scratch(x, |this, d_x, scratch| {
                         let (x, d_out) = (this.value(x), this.gradient(out));
-                        backend.linear_backward(rows, x, &linear, params, d_out, (d_x, write), grads);
+                        backend.linear_backward(
+                            rows,
+                            x,
+                            &linear,
+                            params,
+                            d_out,
+                            (d_x, write),
+                            grads,
+                            scratch,
+                        );
                     });
                 }
                 Op::Attention { qkv, out, kept, site } => {
                     assert_eq!(write, Write::Set, "attention is the only reader of its projection");
                     let shape = heads(&self.program.config, self.program.shape);
                     let mask = self.score_mask(place, site);
-                    let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
-                    self.make_gradient(qkv, |this, d_qkv| {
+                    self.make_gradient_in_scratch(qkv, |this, d_qkv, scratch| {
                         let (kept, d_out) = (&this.stats[kept.index()], this.gradient(out));
                         let (qkv, out) = (this.value(qkv), this.value(out));
-                        backend.attention_backward(&shape, qkv, out, kept, mask, d_out, d_qkv, &mut scratch);
+                        backend.attention_backward(&shape, qkv, out, kept, mask, d_out, d_qkv, scratch);
                     });
-                    self.scratch = scratch;
                 }
                 Op::QueryKeyNorm { qkv, norms, out, kept } => {
                     assert_eq!(write, Write::Set, "the norm is the only reader of its projection");
                     let shape = stretches(&self.program.config, self.program.shape);
-                    self.make_gradient(qkv, |this, d_qkv| {
+                    self.make_gradient_in_scratch(qkv, |this, d_qkv, scratch| {
                         let (qkv, kept, d_out) =
                             (this.value(qkv), &this.stats[kept.index()], this.gradient(out));
-                        backend
-                            .query_key_norm_backward(&shape, qkv, &norms, params, kept, d_out, d_qkv, grads);
+                        backend.query_key_norm_backward(
+                            &shape, qkv, &norms, params, kept, d_out, d_qkv, grads, scratch,
+                        );
                     });
                 }
                 Op::Rotate { qkv, out } => {
@@ -375,8 +422,7 @@ impl<B: Backend> Replay<B> {
                     let mixing = &self.program.mixing;
                     let factor = mixing.balance * shape.count as f32 / total_rows as f32;
                     let z_factor = 2.0 * mixing.router_z / total_rows as f32;
-                    let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
-                    self.make_gradient(x, |this, d_x| {
+                    self.make_gradient_in_scratch(x, |this, d_x, scratch| {
                         backend.route_backward(
                             &shape,
                             this.value(x),
@@ -389,10 +435,9 @@ impl<B: Backend> Replay<B> {
                             this.gradient(out),
                             (d_x, write),
                             grads,
-                            &mut scratch,
+                            scratch,
                         );
                     });
-                    self.scratch = scratch;
                 }
                 Op::Dispatch { x, router, out } => self.make_gradient(x, |this, d_x| {
                     let shape = &this.program.routers[router];
@@ -401,10 +446,10 @@ impl<B: Backend> Replay<B> {
                 }),
                 Op::Experts { x, bank, way, router, out } => {
                     assert_eq!(write, Write::Set, "experts are the only readers of their input");
-                    self.make_gradient(x, |this, d_x| {
+                    self.make_gradient_in_scratch(x, |this, d_x, scratch| {
                         let (x, d_out) = (this.value(x), this.gradient(out));
                         let routing = &this.routings[router];
-                        backend.experts_backward(routing, x, &bank, way, params, d_out, d_x, grads);
+                        backend.experts_backward(routing, x, &bank, way, params, d_out, d_x, grads, scratch);
                     });
                 }
                 Op::Combine { x, weights, router, out } => {
@@ -423,19 +468,23 @@ impl<B: Backend> Replay<B> {
                 }
                 Op::Add { stream, branch, out, site } => {
                     let mask = self.row_mask(place, site, out);
-                    self.make_gradient(stream, |this, d_stream| {
-                        backend.add_backward_stream(rows, this.gradient(out), (d_stream, write));
-                    });
-                    self.make_gradient(branch, |this, d_branch| {
-                        backend.add_backward_branch(rows, this.gradient(out), mask, (d_branch, second_write));
-                    });
+                    // What shares the sum's slot is there already.
+                    if !self.program.plan.shares(stream, out) {
+                        self.make_gradient(stream, |this, d_stream| {
+                            backend.add_backward(rows, this.gradient(out), None, (d_stream, write));
+                        });
+                    }
+                    if !self.program.plan.shares(branch, out) {
+                        self.make_gradient(branch, |this, d_branch| {
+                            backend.add_backward(rows, this.gradient(out), mask, (d_branch, second_write));
+                        });
+                    }
                 }
                 Op::Loss { x, head } => {
                     let shape = classes(&self.program.config, self.program.shape);
                     let scale = 1.0 / total_rows as f32;
-                    let mut scratch = std::mem::replace(&mut self.scratch, backend.floats(0)?);
-                    let mut losses = std::mem::replace(&mut self.losses, backend.floats(0)?);
-                    self.make_gradient(x, |this, d_x| {
+                    let mut losses = std::mem::take(&mut self.losses);
+                    self.make_gradient_in_scratch(x, |this, d_x, scratch| {
                         backend.loss_and_gradient(
                             &shape,
                             scale,
@@ -446,13 +495,12 @@ impl<B: Backend> Replay<B> {
                             &mut losses,
                             (d_x, write),
                             grads,
-                            &mut scratch,
+                            scratch,
                         );
                     });
-                    (self.scratch, self.losses) = (scratch, losses);
+                    self.losses = losses;
                 }
             }
         }
-        Ok(())
     }
 }

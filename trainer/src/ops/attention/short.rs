@@ -3,9 +3,12 @@
 //! Weights are held transposed, one vector of queries a key, so that maxima, sums and exponentials run down whole
 //! vectors and nothing is reduced across lanes; one head's square lives in registers. Equations and signs are those
 //! of the room above. Rows and keys beyond a shorter window repeat its last; they weigh nothing and are not written.
+//!
+//! Windows may share the rows of their beginnings, see [`crate::windows`]: a window then writes only what it adds.
 
-use super::{Heads, Place};
+use super::Heads;
 use crate::ops::dropout::Mask;
+use crate::windows::Windows;
 use runtime::simd::Simd;
 use runtime::simd::octets::{OCTET, Octet, OctetWork, Octets};
 
@@ -34,13 +37,14 @@ pub fn kept(s: &Heads) -> usize {
 pub fn forward(
     simd: &Simd,
     s: &Heads,
+    windows: Windows<'_>,
     qkv: &[f32],
     mask: Mask,
     out: &mut [f32],
     kept: &mut [f32],
     scratch: &mut [f32],
 ) {
-    simd.run_octets(Forward { s, qkv, mask, out, kept, scratch });
+    simd.run_octets(Forward { s, windows, qkv, mask, out, kept, scratch });
 }
 
 /// See [`super::backward`].
@@ -57,16 +61,63 @@ pub fn backward(
     simd.run_octets(Backward { s, qkv, kept, mask, d_out, d_qkv, scratch });
 }
 
+/// Where the rows of one window stand.
+#[derive(Clone, Copy)]
+struct Window {
+    rows: [usize; OCTET],
+    /// How many of them a window before this one has written.
+    known: usize,
+}
+
+impl Window {
+    #[inline(always)]
+    fn new(s: &Heads, windows: Windows<'_>, window: usize) -> Window {
+        let mut rows = [0; OCTET];
+        let mut known = 0;
+        match windows {
+            Windows::Whole => {
+                for (place, row) in rows.iter_mut().enumerate() {
+                    *row = window * s.block + place.min(s.block - 1);
+                }
+            }
+            Windows::Shared(shared) => {
+                known = shared.known[window] as usize;
+                let from = &shared.rows[window * s.block..][..s.block];
+                for (place, row) in rows.iter_mut().enumerate() {
+                    *row = from[place.min(s.block - 1)] as usize;
+                }
+            }
+        }
+        Window { rows, known }
+    }
+}
+
+/// The columns of one head in a row of the fused projection.
+#[derive(Clone, Copy)]
+struct Columns {
+    query: usize,
+    key: usize,
+    value: usize,
+}
+
+impl Columns {
+    #[inline(always)]
+    fn new(s: &Heads, head: usize) -> Columns {
+        let query = head * s.size;
+        Columns { query, key: s.width() + query, value: 2 * s.width() + query }
+    }
+}
+
 /// One head's rows within a wider matrix.
 #[derive(Clone, Copy)]
 struct Rows<'a>([&'a [f32]; OCTET]);
 
 impl<'a> Rows<'a> {
     #[inline(always)]
-    fn new(s: &Heads, values: &'a [f32], first: usize, stride: usize) -> Rows<'a> {
+    fn new(s: &Heads, window: &Window, values: &'a [f32], column: usize, stride: usize) -> Rows<'a> {
         let mut rows: [&[f32]; OCTET] = [&[]; OCTET];
-        for (row, slice) in rows.iter_mut().enumerate() {
-            *slice = &values[first + row.min(s.block - 1) * stride..][..s.size];
+        for (slice, row) in rows.iter_mut().zip(window.rows) {
+            *slice = &values[row * stride + column..][..s.size];
         }
         Rows(rows)
     }
@@ -160,12 +211,13 @@ fn spread<const SOURCE: usize, T: Triangle, O: Octet>(
     }
 }
 
-/// `to_target = sum over sources of weight(source, target) row_source`, for the `block` rows of `to`, of which row
-/// `i` begins at `first + i stride`.
+/// `to_target = sum over sources of weight(source, target) row_source`, for the window's new rows of `to`, at `first` of
+/// their columns.
 #[inline(always)]
 fn mix<T: Triangle, O: Octet>(
     octets: Octets<O>,
     s: &Heads,
+    window: &Window,
     weights: &[f32; SQUARE],
     rows: &Rows<'_>,
     to: &mut [f32],
@@ -183,9 +235,9 @@ fn mix<T: Triangle, O: Octet>(
         spread::<5, T, O>(octets, s, weights, part(5), &mut sums);
         spread::<6, T, O>(octets, s, weights, part(6), &mut sums);
         spread::<7, T, O>(octets, s, weights, part(7), &mut sums);
-        for (row, sum) in sums.into_iter().enumerate() {
-            if row < s.block {
-                octets.store(sum, &mut to[first + row * stride + column..]);
+        for (place, (sum, row)) in sums.into_iter().zip(window.rows).enumerate() {
+            if place < s.block && place >= window.known {
+                octets.store(sum, &mut to[row * stride + first + column..]);
             }
         }
     }
@@ -253,6 +305,7 @@ fn drop(s: &Heads, mask: Mask, head: usize, square: &mut [f32; SQUARE]) {
 
 struct Forward<'a> {
     s: &'a Heads,
+    windows: Windows<'a>,
     qkv: &'a [f32],
     mask: Mask,
     out: &'a mut [f32],
@@ -265,22 +318,33 @@ impl OctetWork for Forward<'_> {
 
     #[inline(always)]
     fn run<O: Octet>(self, octets: Octets<O>) {
-        let Forward { s, qkv, mask, out, kept, scratch } = self;
+        let Forward { s, windows, qkv, mask, out, kept, scratch } = self;
         let queries = &mut scratch[..s.size * OCTET];
         let sight = Sight::new(octets, s);
-        for (place, weights) in kept.as_chunks_mut().0.iter_mut().enumerate().take(s.sequences * s.heads) {
-            let Place { query, key, value, out: to } = s.place(place / s.heads, place % s.heads);
-            Rows::new(s, qkv, query, s.row()).transpose(octets, queries);
-            let mut scores = Rows::new(s, qkv, key, s.row()).combine(octets, queries);
-            sight.softmax(octets, s.scale, &mut scores);
-            lay(octets, scores, weights);
-            let values = Rows::new(s, qkv, value, s.row());
-            if mask.is_none() {
-                mix::<Keys, O>(octets, s, weights, &values, out, to, s.width());
-            } else {
-                let mut dropped = *weights;
-                drop(s, mask, place, &mut dropped);
-                mix::<Keys, O>(octets, s, &dropped, &values, out, to, s.width());
+        // Shared rows are evaluated, and nothing is kept of them: one window's squares are room enough.
+        let (count, keeps) = match windows {
+            Windows::Whole => (s.sequences, true),
+            Windows::Shared(shared) => (shared.windows(), false),
+        };
+        let kept = kept.as_chunks_mut().0;
+        for index in 0..count {
+            let window = Window::new(s, windows, index);
+            for head in 0..s.heads {
+                let place = index * s.heads + head;
+                let weights = &mut kept[if keeps { place } else { head }];
+                let Columns { query, key, value } = Columns::new(s, head);
+                Rows::new(s, &window, qkv, query, s.row()).transpose(octets, queries);
+                let mut scores = Rows::new(s, &window, qkv, key, s.row()).combine(octets, queries);
+                sight.softmax(octets, s.scale, &mut scores);
+                lay(octets, scores, weights);
+                let values = Rows::new(s, &window, qkv, value, s.row());
+                if mask.is_none() {
+                    mix::<Keys, O>(octets, s, &window, weights, &values, out, query, s.width());
+                } else {
+                    let mut dropped = *weights;
+                    drop(s, mask, place, &mut dropped);
+                    mix::<Keys, O>(octets, s, &window, &dropped, &values, out, query, s.width());
+                }
             }
         }
     }
@@ -305,10 +369,11 @@ impl OctetWork for Backward<'_> {
         let columns = &mut scratch[..s.size * OCTET];
         let mut square = [0.0; SQUARE];
         for (place, weights) in kept.as_chunks().0.iter().enumerate().take(s.sequences * s.heads) {
-            let Place { query, key, value, out } = s.place(place / s.heads, place % s.heads);
-            let d_outs = Rows::new(s, d_out, out, s.width());
+            let window = &Window::new(s, Windows::Whole, place / s.heads);
+            let Columns { query, key, value } = Columns::new(s, place % s.heads);
+            let d_outs = Rows::new(s, window, d_out, query, s.width());
             d_outs.transpose(octets, columns);
-            let mut d_weights = Rows::new(s, qkv, value, s.row()).combine(octets, columns);
+            let mut d_weights = Rows::new(s, window, qkv, value, s.row()).combine(octets, columns);
             let mut dropped = *weights;
             if mask.is_some() {
                 lay(octets, d_weights, &mut square);
@@ -328,10 +393,11 @@ impl OctetWork for Backward<'_> {
                 *d_weight = octets.multiply(scaled, octets.subtract(*d_weight, dot));
             }
             lay(octets, d_weights, &mut square);
-            let (queries, keys) = (Rows::new(s, qkv, query, s.row()), Rows::new(s, qkv, key, s.row()));
-            mix::<Keys, O>(octets, s, &square, &keys, d_qkv, query, s.row());
-            mix::<Queries, O>(octets, s, &square, &queries, d_qkv, key, s.row());
-            mix::<Queries, O>(octets, s, &dropped, &d_outs, d_qkv, value, s.row());
+            let queries = Rows::new(s, window, qkv, query, s.row());
+            let keys = Rows::new(s, window, qkv, key, s.row());
+            mix::<Keys, O>(octets, s, window, &square, &keys, d_qkv, query, s.row());
+            mix::<Queries, O>(octets, s, window, &square, &queries, d_qkv, key, s.row());
+            mix::<Queries, O>(octets, s, window, &dropped, &d_outs, d_qkv, value, s.row());
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::ops::check::{gradient, values};
 use crate::ops::dropout::Noise;
 use runtime::simd::packed_len;
 
-fn shape(rows: usize, width: usize, count: usize, active: usize) -> Router {
+pub(super) fn shape(rows: usize, width: usize, count: usize, active: usize) -> Router {
     Router {
         layer: 0,
         rows,
@@ -21,24 +21,24 @@ fn shape(rows: usize, width: usize, count: usize, active: usize) -> Router {
 }
 
 /// What a forward pass leaves.
-struct Passed {
-    weights: Vec<f32>,
-    kept: Vec<f32>,
-    routing: Routing,
+pub(super) struct Passed {
+    pub weights: Vec<f32>,
+    pub kept: Vec<f32>,
+    pub routing: Routing,
 }
 
 /// A router and everything it is given.
-struct Case {
-    s: Router,
-    x: Vec<f32>,
-    router: Vec<f32>,
-    noise: Option<Vec<f32>>,
-    bias: Option<Vec<f32>>,
-    disturbance: Disturbance,
+pub(super) struct Case {
+    pub s: Router,
+    pub x: Vec<f32>,
+    pub router: Vec<f32>,
+    pub noise: Option<Vec<f32>>,
+    pub bias: Option<Vec<f32>>,
+    pub disturbance: Disturbance,
 }
 
 impl Case {
-    fn new(s: Router) -> Case {
+    pub fn new(s: Router) -> Case {
         Case {
             s,
             x: values(s.rows * s.width, 1),
@@ -65,7 +65,7 @@ impl Case {
         })
     }
 
-    fn pass(&self, simd: &Simd) -> Passed {
+    pub fn pass(&self, simd: &Simd) -> Passed {
         let s = &self.s;
         let mut passed = Passed {
             weights: vec![f32::NAN; s.rows * s.slots()],
