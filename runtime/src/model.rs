@@ -3,7 +3,7 @@
 use crate::residency::{Keeper, Residency};
 use crate::rotary;
 use crate::session::{Session, SessionOptions};
-use crate::simd::{Aligned, Origin, PANEL, Simd, packed_len};
+use crate::simd::{Aligned, Origin, PANEL, Simd, caches, packed_len};
 use crate::team::{Crew, Member, Slots, Team};
 use formats::checkpoint::{
     Advice, Directory, ForeignTokenizer, GenerationConfig, Piece, Tensor, Weights, check_vocabulary,
@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Most parameters of a model whose matrices are packed when it is opened: a few MiB, read again and again by a
 /// window that slides.
 pub(crate) const PACKED_PARAMETERS: usize = 1 << 20;
-/// Most bytes of weights that are expected to stay in the processor's caches from one token to the next.
-const CACHED_BYTES: u64 = 32 << 20;
+/// What the last-level cache of a processor that does not tell is taken for.
+const USUAL_CACHE_BYTES: usize = 32 << 20;
 /// Below so many bytes of weights one thread is faster than several and their barriers.
 const ONE_THREAD_BYTES: u64 = 1 << 20;
 
@@ -130,7 +130,7 @@ impl Model {
         });
         let vectors = vectors.collect();
         let (simd, team) = (Simd::best(), Mutex::new(None));
-        let origin = if weights.bytes() <= CACHED_BYTES { Origin::Cache } else { Origin::Memory };
+        let origin = origin(weights.bytes(), threads);
         let small = layout.parameters() <= PACKED_PARAMETERS;
         let gated = config.activation.gated();
         let panels = layout.iter().map(|(id, parameter)| match small && parameter.is_matrix() {
@@ -247,6 +247,16 @@ impl Model {
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
     }
+}
+
+/// Where weights of so many bytes come from when token follows token: from the caches that so many threads reach, if these
+/// hold them.
+fn origin(bytes: u64, threads: usize) -> Origin {
+    let held = match caches::last_level(threads) {
+        0 => USUAL_CACHE_BYTES,
+        told => told,
+    };
+    if bytes <= held as u64 { Origin::Cache } else { Origin::Memory }
 }
 
 /// A matrix of a small model, packed; the two halves of a gated projection each by itself.

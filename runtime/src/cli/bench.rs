@@ -1,12 +1,13 @@
 //! `runtime bench`: how fast a model runs on this machine, beside how fast this machine reads.
 
 use super::output::{Outcome, Output, note};
-use super::roof::{PASSES, last_level_caches, median, read_gb_per_s};
+use super::roof::{PASSES, median, read_gb_per_s};
 use super::{Format, Opening};
 use clap::Args;
 use formats::{Error, Result};
 use runtime::random::{Purpose, Stream};
 use runtime::session::Session;
+use runtime::simd::caches::last_level_caches;
 use serde_json::json;
 use std::time::Instant;
 

@@ -13,6 +13,7 @@
 //! The order of every sum is fixed by the sizes alone, never by a thread count.
 
 mod aligned;
+pub mod caches;
 mod gemv;
 pub mod lanes;
 pub mod octets;
