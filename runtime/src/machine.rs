@@ -3,7 +3,8 @@
 //! Every thread walks the same `forward` and writes its own part of each result: a range of output columns in a
 //! projection, of rows or heads in attention. An element is computed by one thread, in an order of operations that
 //! no thread count enters, so any number of threads gives the same bytes. Few rows (decode) multiply the mapped
-//! weights as they stand; many (prefill) widen a block of weights once and use it for all rows.
+//! weights as they stand; many (prefill) widen a block of weights once and use it for all rows. What few rows add up to
+//! on the way, the residual stream and its norms, each thread computes for itself: that is cheaper than to wait for it.
 //!
 //! Of a prompt only the last row's logits are wanted: once the last layer has the keys and values of all rows, the
 //! others are dropped.
