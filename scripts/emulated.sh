@@ -9,6 +9,7 @@
 # LECTERN_EMULATOR_FAIL         NAME:COUNT:CODE, the call that fails
 # LECTERN_EMULATOR_TRACE        a file that gets what was called and which kernels ran
 # LECTERN_EMULATOR_WITHOUT      a function that the driver lacks, or `libcuda` or `libnvrtc`: that library
+# LECTERN_EMULATOR_WITH         further libraries that are there: `cublasLt`, `nccl`, or both
 # LECTERN_EMULATOR_DEVICES, LECTERN_EMULATOR_CAPABILITY, LECTERN_EMULATOR_DRIVER, LECTERN_EMULATOR_MEMORY
 #                               what the device claims to be; 1, 90, 13000, 8 GiB in bytes without
 # LECTERN_EMULATOR_EAGER        1 does everything at once, so that a stack shows who asked for it
@@ -41,6 +42,10 @@ build() {
     g++ "${link[@]}" -Wl,-soname,libcuda.so.1 -o "$1/libcuda.so.1" \
         "$1"/{driver,work,machine,fibre,together,memory,errors,faults,image}.o -ldl
     g++ "${link[@]}" -Wl,-soname,libnvrtc.so.13 -o "$1/libnvrtc.so.13" "$1"/{nvrtc,scan,faults,image}.o -ldl
+    mkdir -p "$1/cublasLt" "$1/nccl"
+    g++ "${flags[@]}" "${link[@]}" -Wl,-soname,libcublasLt.so.13 -o "$1/cublasLt/libcublasLt.so.13" "$sources/cublaslt.cpp" \
+        -L"$1" -l:libcuda.so.1
+    g++ "${flags[@]}" "${link[@]}" -Wl,-soname,libnccl.so.2 -o "$1/nccl/libnccl.so.2" "$sources/nccl.cpp" -L"$1" -l:libcuda.so.1
     g++ "${flags[@]}" -o "$1/check" "$sources/check.cpp" -L"$1" -l:libcuda.so.1 -l:libnvrtc.so.13
 }
 
@@ -74,12 +79,18 @@ if [ -n "$without" ] && [ ! -e "$libraries/without-$without/built" ]; then
 fi
 exec 9>&-
 
-[ -z "$without" ] || libraries=$libraries/without-$without
+paths=$libraries
+[ -z "$without" ] || paths=$libraries/without-$without
+for library in ${LECTERN_EMULATOR_WITH:-}; do
+    paths=$paths:$libraries/$library
+done
 if [ "${1:-}" = check ]; then
     shift
     set -- "$target/$now/check" "$house/trainer/src/device/kernel.cuh" "$sources/check.cu" "$@"
 fi
+# Images are made from paths below the target directory, so they are kept there too.
+export LECTERN_CACHE=${LECTERN_CACHE:-$target/images}
 export LECTERN_EMULATOR_CACHE=${LECTERN_EMULATOR_CACHE:-$target/kernels}
-export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH=$paths${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export ASAN_OPTIONS=detect_leaks=0:exitcode=99:allocator_may_return_null=1${ASAN_OPTIONS:+:$ASAN_OPTIONS}
 LD_PRELOAD=$sanitizer exec "$@"

@@ -2,7 +2,10 @@
 # Every check there is, in the order in which they fail soonest; README, CI and you run this one.
 #
 #   scripts/test.sh            all of them
-#   scripts/test.sh PART...    those named, of: tidy lint unit neon docs gates
+#   scripts/test.sh PART...    those named, of: tidy lint unit cuda neon docs gates
+#
+# The part cuda compiles every kernel with NVIDIA's compiler, which scripts/cuda-compiler.sh fetches, and runs every kernel
+# on an emulated device under AddressSanitizer, which takes g++. It ends with a line that begins with `kernels:`.
 #
 # The part neon runs under emulation: `rustup target add aarch64-unknown-linux-gnu`, and Debian's qemu-user and
 # gcc-aarch64-linux-gnu. Without them it says that it was skipped.
@@ -54,6 +57,34 @@ lint() {
 
 unit() {
     cargo test --workspace --locked
+}
+
+# Every kernel: compiled for real, and run on the emulated device, where the processor's results are the judge.
+cuda() {
+    local target compiler='' code=0 said compiled runs why=''
+    target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+    if [ -e "$target/cuda-compiler/bin/ptxas" ]; then
+        compiler=$target/cuda-compiler
+        export LECTERN_CUDA_COMPILER=$compiler
+    else
+        why='the compiler is not here: scripts/cuda-compiler.sh fetches it'
+    fi
+    scripts/emulated.sh true || code=$?
+    case $code in
+    0) export LECTERN_EMULATOR=1 ;;
+    69) why=${why:+$why; }'there is no g++ with AddressSanitizer' ;;
+    *) fail 'the emulator does not build' ;;
+    esac
+    said=$target/cuda-said
+    LD_LIBRARY_PATH=${compiler:+$compiler/lib:}${LD_LIBRARY_PATH:-} \
+        cargo test --locked -p tests --test kernels --test emulator --test cuda -- --nocapture | tee "$said"
+    compiled=$(sed -n 's/^compiled: //p' "$said")
+    runs=$(sed -n 's/^host runs: //p' "$said")
+    if [ -n "$compiled" ] && [ -n "$runs" ]; then
+        printf 'kernels: %s, %s host runs passed\n' "$compiled" "$runs"
+    else
+        printf 'kernels: skipped: %s%s\n' "$why" "${compiled:+ ($compiled)}${runs:+ ($runs host runs passed)}"
+    fi
 }
 
 # The routines of aarch64, emulated where the processor is another, and what the trainer builds on them.
@@ -115,16 +146,16 @@ $tree"
     printf 'holds: target/release/runtime is %d bytes, of %d allowed\n' "$size" "$most_bytes"
 }
 
-[ $# -gt 0 ] || set -- tidy lint unit neon docs gates
+[ $# -gt 0 ] || set -- tidy lint unit cuda neon docs gates
 for part in "$@"; do
     case $part in
-    tidy | lint | unit | neon | docs | gates) ;;
+    tidy | lint | unit | cuda | neon | docs | gates) ;;
     -h | --help)
         sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
     *)
-        printf 'there is no part %s; there are: tidy lint unit neon docs gates\n' "$part" >&2
+        printf 'there is no part %s; there are: tidy lint unit cuda neon docs gates\n' "$part" >&2
         exit 2
         ;;
     esac

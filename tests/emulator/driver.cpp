@@ -538,6 +538,15 @@ int cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigne
     return launch(function, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared, stream, arguments);
 }
 
+// The driver is busy while the program's function runs: it may not call back, which CUDA forbids as well.
+int cuLaunchHostFunc(Stream* stream, void (*function)(void*), void* data) {
+    ENTER(true);
+    Node node{Node::Kind::Call};
+    node.function_of_host = function;
+    node.to = data;
+    return put_on(stream, std::move(node));
+}
+
 // ---------------------------------------------------------------------------------------------- streams and events
 
 int cuStreamCreate(Stream** stream, unsigned) {

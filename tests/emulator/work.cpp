@@ -64,6 +64,7 @@ static void carry_out(Node& node) {
         memcpy(node.to, node.given.data(), node.bytes);
         return;
     case Node::Kind::Record: node.event->milliseconds = now(); return;
+    case Node::Kind::Call: return node.function_of_host(node.to);
     case Node::Kind::Release:
         if (!release(node.to)) emulator_wrong("cuMemFreeAsync of %p, which is no memory of the device", node.to);
         return;

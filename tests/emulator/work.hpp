@@ -26,7 +26,7 @@ struct Event {
 };
 
 struct Node {
-    enum class Kind { Run, Copy, Fill, Give, Record, Release } kind;
+    enum class Kind { Run, Copy, Fill, Give, Record, Release, Call } kind;
     explicit Node(Kind kind) : kind(kind) {}
     // Run.
     Function* function = nullptr;
@@ -40,6 +40,8 @@ struct Node {
     uint32_t pattern = 0, pattern_bytes = 1;
     // Give: bytes that were taken from the host when they were offered.
     std::vector<char> given;
+    // Call.
+    void (*function_of_host)(void*) = nullptr;
     // Record.
     Event* event = nullptr;
 };

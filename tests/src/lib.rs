@@ -3,6 +3,7 @@
 //! - [`mod@reference`]: the model in plain float64, the judge of every other machine
 //! - [`compare`]: comparers that cannot be fooled by NaN, infinities or missing values
 //! - [`models`]: small configs, random weights, model directories
+//! - [`emulator`]: commands on an emulated CUDA device
 //! - [`fixtures`]: what PyTorch computed, from `tests/fixtures`
 //! - [`folder`]: directories that vanish with the test
 //! - [`gguf`]: a file for llama.cpp, read back
@@ -11,6 +12,7 @@
 //! - [`training`]: runs short enough for a test, and their directories byte for byte
 
 pub mod compare;
+pub mod emulator;
 pub mod fixtures;
 pub mod folder;
 pub mod gguf;

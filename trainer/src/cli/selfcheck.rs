@@ -9,6 +9,10 @@ use std::fmt::Write;
 use std::time::Instant;
 use trainer::backend::Backend;
 use trainer::backend::cpu::Cpu;
+use trainer::backend::cuda::Cuda;
+use trainer::device::probe::{self, Chosen};
+use trainer::device::{self, Precision};
+use trainer::options::Device;
 use trainer::selfcheck::models::{Ways, train};
 use trainer::selfcheck::{Extent, Rounding, Row, operations};
 
@@ -76,8 +80,44 @@ impl Selfcheck {
         let begin = Instant::now();
         let mut report =
             Report { command: self, begin, parts: vec![], results: 0, numbers: 0, failures: vec![] };
-        self.cpu(&mut report)?;
+        let device = match self.device {
+            Whose::Auto => Device::Auto,
+            Whose::Cpu => Device::Cpu,
+            Whose::Cuda => Device::Cuda,
+        };
+        let (precision, precisions) = match self.precision {
+            Kept::Bf16 => (Some(Precision::Bf16), &[Precision::Bf16][..]),
+            Kept::F32 => (Some(Precision::F32), &[Precision::F32][..]),
+            Kept::Both => (None, &[Precision::F32, Precision::Bf16][..]),
+        };
+        match probe::choose(device, precision)? {
+            Chosen::Cuda(found) => {
+                for &precision in precisions {
+                    let again = found.precision() != precision;
+                    let other = again.then(|| device::Device::open(precision)).transpose()?;
+                    self.cuda(other.as_ref().unwrap_or(&found), &mut report)?;
+                }
+            }
+            Chosen::Cpu(why) => {
+                if let Some(why) = why {
+                    report.say(&format!("{why}\n"))?;
+                }
+                self.cpu(&mut report)?;
+            }
+        }
         report.finish()
+    }
+
+    /// A CUDA device against plain code on the CPU.
+    fn cuda(&self, found: &device::Device, report: &mut Report<'_>) -> Result<()> {
+        let rounding = match found.precision() {
+            Precision::Bf16 => Rounding::Bf16,
+            Precision::F32 => Rounding::F32,
+        };
+        let open = || Cuda::new(found.clone());
+        let eager = || Ok(open()?.without_graphs());
+        let ways = Ways { open: &open, eager: Some(&eager) };
+        self.check(&found.describe(), &eager()?, &ways, &|| Cpu::new(1), rounding, report)
     }
 
     fn extent(&self) -> Extent {

@@ -342,9 +342,9 @@ impl Factor<'_> {
         if self.transposed { (columns, rows) } else { (rows, columns) }
     }
 
-    fn fits(&self, rows: usize, columns: usize) -> bool {
+    fn fits(&self, rows: usize, columns: usize, precision: Precision) -> bool {
         let (lines, length) = self.lines(rows, columns);
-        self.values.element == Element::Value
+        self.values.element.serves(Element::Value, precision)
             && self.stride >= length
             && span(lines, length, self.stride) <= self.values.len()
     }
@@ -364,18 +364,18 @@ impl Device {
         if self.failed() || p.rows == 0 || p.columns == 0 {
             return true;
         }
-        let out = p.out.view();
+        let (out, precision) = (p.out.view(), self.inner.precision);
         let kinds = match p.bias {
             Some(bias) => {
-                bias.element == out.element
+                bias.element.serves(out.element, precision)
                     && bias.len() >= p.columns
                     && p.write == Write::Set
                     && self.holds(bias.owner, "product")
             }
             None => true,
         };
-        let spanned = p.a.fits(p.rows, p.inner)
-            && p.b.fits(p.inner, p.columns)
+        let spanned = p.a.fits(p.rows, p.inner, precision)
+            && p.b.fits(p.inner, p.columns, precision)
             && p.stride >= p.columns
             && span(p.rows, p.columns, p.stride) <= out.len()
             && matches!(out.element, Element::Value | Element::F32);

@@ -54,12 +54,15 @@ impl Compiler {
         // Machine code runs within its generation; a later generation's driver finishes text.
         let machine_code = best / 10 == capability.0;
         let target = format!("{}_{best}", if machine_code { "sm" } else { "compute" });
-        let flag = match precision {
-            Precision::Bf16 => "-DLECTERN_BF16=1",
-            Precision::F32 => "-DLECTERN_F32=1",
-        };
-        let options = vec![format!("--gpu-architecture={target}"), "--std=c++17".to_owned(), flag.to_owned()];
+        let options = options(precision, &target);
         Ok(Compiler { options, machine_code, version, target, cache: cache_folder() })
+    }
+
+    /// A compiler to text for an architecture, 80 for compute capability 8.0, whatever device there is; it keeps nothing.
+    pub fn to_text(precision: Precision, architecture: u32) -> Compiler {
+        let target = format!("compute_{architecture}");
+        let options = options(precision, &target);
+        Compiler { options, machine_code: false, version: (0, 0), target, cache: None }
     }
 
     /// An image of every source, in their order; those not in the cache are compiled side by side.
@@ -117,7 +120,8 @@ impl Compiler {
         )))
     }
 
-    fn compile(&self, source: &Source) -> Result<Vec<u8>, Stop> {
+    /// The image of a source.
+    pub fn compile(&self, source: &Source) -> Result<Vec<u8>, Stop> {
         let text =
             CString::new(source.whole()).map_err(|_| Stop::bug(source.file, "a zero in the source"))?;
         let name = CString::new(source.file).map_err(|_| Stop::bug(source.file, "a zero in the name"))?;
@@ -174,6 +178,15 @@ impl Drop for Program {
         // SAFETY: created once and destroyed once, here.
         let _ = unsafe { result::destroy_program(self.0) };
     }
+}
+
+/// What the compiler is told.
+fn options(precision: Precision, target: &str) -> Vec<String> {
+    let flag = match precision {
+        Precision::Bf16 => "-DLECTERN_BF16=1",
+        Precision::F32 => "-DLECTERN_F32=1",
+    };
+    vec![format!("--gpu-architecture={target}"), "--std=c++17".to_owned(), flag.to_owned()]
 }
 
 /// The architectures that this NVRTC compiles for, as 80 for compute capability 8.0.

@@ -7,6 +7,7 @@ use super::signature::{Parameter, Signature, signatures};
 use super::{Precision, Stop};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{CUfunction, CUmodule, CUresult};
+use formats::{Error, Result};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::atomic::AtomicUsize;
@@ -34,6 +35,16 @@ impl Source {
     /// The same behind another source, which may be behind others.
     pub const fn behind(self, before: &'static Source) -> Source {
         Source { before: Some(before), ..self }
+    }
+
+    /// It as text for the assembler (PTX) of an architecture, 80 for compute capability 8.0. No device is needed, only
+    /// NVRTC: so the kernels are checked where there is none.
+    pub fn assembly(&self, precision: Precision, architecture: u32) -> Result<String> {
+        super::probe::compiler_library()?;
+        let mut text = Compiler::to_text(precision, architecture).compile(self)?;
+        text.retain(|&byte| byte != 0);
+        String::from_utf8(text)
+            .map_err(|_| Error::Internal(format!("{}: its assembly is no text", self.file)))
     }
 
     /// What is compiled: the header, what stands between, the source, each under its own line numbers.

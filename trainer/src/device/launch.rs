@@ -176,7 +176,7 @@ fn pass(argument: &Argument, kind: Kind, owner: &Inner) -> Result<[u8; 8], Strin
             return Err("memory of another device".to_owned());
         }
         match element {
-            Some(wanted) if !same(found, wanted, owner) => {
+            Some(wanted) if !found.serves(wanted, owner.precision) => {
                 Err(format!("{found:?} where {wanted:?} is wanted"))
             }
             _ => Ok(()),
@@ -206,13 +206,4 @@ fn pass(argument: &Argument, kind: Kind, owner: &Inner) -> Result<[u8; 8], Strin
         (Kind::F64, Argument::F64(number)) => Ok(number.to_ne_bytes()),
         (kind, _) => Err(format!("an argument of another kind than {kind:?}")),
     }
-}
-
-/// Whether a buffer of one element serves a parameter of another: in f32 a value is a float.
-fn same(found: Element, wanted: Element, owner: &Inner) -> bool {
-    let plain = |element| match element {
-        Element::Value if owner.precision == super::Precision::F32 => Element::F32,
-        element => element,
-    };
-    plain(found) == plain(wanted)
 }

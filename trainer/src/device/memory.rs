@@ -37,6 +37,15 @@ impl Element {
             (Element::F64 | Element::U64, _) => 8,
         }
     }
+
+    /// Whether a buffer of it serves where another is wanted: in f32 a value is a float.
+    pub(super) fn serves(self, wanted: Element, precision: Precision) -> bool {
+        let plain = |element| match (element, precision) {
+            (Element::Value, Precision::F32) => Element::F32,
+            (element, _) => element,
+        };
+        plain(self) == plain(wanted)
+    }
 }
 
 /// A number of the host that a buffer can hold.

@@ -135,7 +135,7 @@ fn driver_library() -> Result<(), Stop> {
 }
 
 /// Whether the compiler's library is there with every call we make.
-fn compiler_library() -> Result<(), Stop> {
+pub(super) fn compiler_library() -> Result<(), Stop> {
     // SAFETY: as above.
     if !unsafe { nvrtc::is_culib_present() } {
         return Err(Stop::Library("no NVRTC (libnvrtc.so.13 is not found on the loader's path)".to_owned()));

@@ -1,5 +1,6 @@
 //! The finite-difference check every operation's tests share.
 
+use crate::device::{Device, Precision};
 use formats::layout::{Layout, Linear};
 
 /// Deterministic values in (-1, 1), away from zero's neighbourhood so that kinks are not straddled.
@@ -13,9 +14,24 @@ pub fn values(count: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// A linear map's description with no arena behind it.
-pub fn linear_of(inputs: usize, outputs: usize) -> Linear {
-    let config = formats::Config {
+/// Eighths in [-1, 1]: their products and the sums of these are exact in f32, in whatever order.
+pub fn eighths(count: usize, seed: u64) -> Vec<f32> {
+    values(count, seed).iter().map(|value| (8.0 * value).round() / 8.0).collect()
+}
+
+/// Does `work` on the first CUDA device in both precisions; without one it is skipped, and says why.
+pub fn with_devices(work: impl Fn(&Device)) {
+    for precision in [Precision::F32, Precision::Bf16] {
+        match Device::open(precision) {
+            Ok(device) => work(&device),
+            Err(error) => eprintln!("skipped: {error}"),
+        }
+    }
+}
+
+/// The smallest model.
+pub fn config() -> formats::Config {
+    formats::Config {
         vocabulary: 1,
         context: 1,
         width: 1,
@@ -40,8 +56,12 @@ pub fn linear_of(inputs: usize, outputs: usize) -> Linear {
         tied: false,
         head_bias: true,
         dropout: 0.0,
-    };
-    Linear { inputs, outputs, ..Layout::new(&config).head }
+    }
+}
+
+/// A linear map's description with no arena behind it.
+pub fn linear_of(inputs: usize, outputs: usize) -> Linear {
+    Linear { inputs, outputs, ..Layout::new(&config()).head }
 }
 
 /// Holds `analytic`, the gradient of `sum d_out f(x)` for `x`, against central differences of `f`.

@@ -82,6 +82,13 @@ impl Allowance {
         Allowance { magnitude: vec![0.0; len], sum: 0, steps: 0, narrowed: 0, kept: Kept::Float }
     }
 
+    /// A stated share of what is expected.
+    pub fn share(share: f64, expected: &[f32]) -> Allowance {
+        let magnitude =
+            expected.iter().map(|expected| share / F32_UNIT * f64::from(expected.abs())).collect();
+        Allowance { magnitude, sum: 0, steps: 1, narrowed: 0, kept: Kept::Float }
+    }
+
     /// What is allowed at one place beside `expected`.
     fn at(&self, index: usize, expected: f64, rounding: Rounding) -> f64 {
         if self.sum == 0 && self.steps == 0 {
@@ -198,6 +205,13 @@ mod tests {
                 compare(&vec![1.0; found], &vec![1.0; expected], &allowance(allowed), Rounding::F32);
             assert!(outcome.is_err(), "{found} {expected} {allowed}");
         }
+    }
+
+    #[test]
+    fn a_share_is_a_share() {
+        let allowance = Allowance::share(0.01, &[4.0]);
+        assert!(compare(&[4.039], &[4.0], &allowance, Rounding::Bf16).is_ok());
+        assert!(compare(&[4.041], &[4.0], &allowance, Rounding::Bf16).is_err());
     }
 
     #[test]

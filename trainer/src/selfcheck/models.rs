@@ -1,7 +1,7 @@
 //! Whole models: training on the device beside the CPU's, loss by loss; the same bytes twice, on from a saved state, and
 //! recorded or not.
 
-use super::compare::{Allowance, Kept, compare};
+use super::compare::{Allowance, compare};
 use super::subject::drawn;
 use super::{Extent, Rounding, Row};
 use crate::backend::Backend;
@@ -178,7 +178,7 @@ fn state<B: Backend>(learner: &Learner<B>) -> Result<State> {
     Ok([learner.weights()?, learner.first_moment()?, learner.second_moment()?])
 }
 
-/// What the losses of a training may be apart, as a share of the loss: rounding that each step hands on to the next, not
+/// What the losses of a training may be apart, and its gradients' norms, as a share of either: rounding that each step hands on to the next, not
 /// a bound that could be derived. It is stated and held, and a choice of experts that tips over stays within it too.
 fn tolerance(rounding: Rounding) -> f64 {
     match rounding {
@@ -204,29 +204,30 @@ pub fn train<B: Backend>(
         let mut rows = vec![];
         let beginning = model.beginning();
         let mut learner = model.learner((ways.open)()?, &beginning)?;
-        let mut losses = model.train(&mut learner, 0, steps / 2)?;
+        let mut outcomes = model.train(&mut learner, 0, steps / 2)?;
         let half = state(&learner)?;
-        losses.extend(model.train(&mut learner, steps / 2, steps)?);
+        outcomes.extend(model.train(&mut learner, steps / 2, steps)?);
         let end = state(&learner)?;
         let mut theirs = model.learner(reference()?, &beginning)?;
         let expected = model.train(&mut theirs, 0, steps)?;
 
-        let mut row = Row::new(model.name, "losses beside the CPU's");
-        for (step, (found, expected)) in losses.iter().zip(&expected).enumerate() {
-            let magnitude =
-                vec![tolerance(rounding) / f64::from(f32::EPSILON) * 2.0 * f64::from(expected[0])];
-            let allowance = Allowance { magnitude, sum: 0, steps: 1, narrowed: 0, kept: Kept::Float };
-            let outcome = compare(&found[..1], &expected[..1], &allowance, Rounding::F32);
-            row.note(&expected[..1], format!("step {}", step + 1), outcome);
+        for (index, what) in ["losses beside the CPU's", "gradients' norms beside"].into_iter().enumerate() {
+            let mut row = Row::new(model.name, what);
+            for (step, (found, expected)) in outcomes.iter().zip(&expected).enumerate() {
+                let (found, expected) = (&found[index..=index], &expected[index..=index]);
+                let allowance = Allowance::share(tolerance(rounding), expected);
+                let outcome = compare(found, expected, &allowance, rounding);
+                row.note(expected, format!("step {}", step + 1), outcome);
+            }
+            rows.push(row);
         }
         let [first, last] =
-            [expected.first(), expected.last()].map(|loss| loss.map_or(f32::NAN, |loss| loss[0]));
+            [expected.first(), expected.last()].map(|seen| seen.map_or(f32::NAN, |seen| seen[0]));
         if extent == Extent::Whole && !(last < first - 0.2) {
             let sentence =
                 format!("{}: the loss went from {first} to {last}, which teaches nothing", model.name);
-            row.failure.get_or_insert(sentence);
+            rows[0].failure.get_or_insert(sentence);
         }
-        rows.push(row);
 
         let mut same = |what, found: &State| {
             let mut row = Row::new(model.name, what);

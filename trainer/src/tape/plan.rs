@@ -2,9 +2,11 @@
 //!
 //! Time counts the forward entries and then the backward ones. An activation's value lives from the operation
 //! that makes it to its last reader, its gradient from its first writer to the operation that made the value.
-//! Two that never live at once, and are of one length, share a slot.
+//! Two that never live at once, and are of one length, share a slot. So do gradients that are equal: what a residual
+//! connection hands on to its stream, and where nothing is dropped to its branch, stays where it stands.
 
 use super::{Act, Op, Step};
+use crate::backend::Write;
 
 /// Where every activation's value and gradient live.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +36,16 @@ impl Life {
 }
 
 impl Plan {
-    /// Plans a program of these operations, `again` those made again by the backward pass; `lens` has each activation's length, and `result` outlives them all.
-    pub fn new(forward: &[Op], again: &[Op], backward: &[Step], lens: &[usize], result: Act) -> Plan {
+    /// Plans a program of these operations, `again` those made again by the backward pass; `lens` has each activation's
+    /// length, `result` outlives them all, and `drops` says whether residual branches may have a mask.
+    pub fn new(
+        forward: &[Op],
+        again: &[Op],
+        backward: &[Step],
+        lens: &[usize],
+        result: Act,
+        drops: bool,
+    ) -> Plan {
         let op = |index: usize| forward.get(index).unwrap_or_else(|| &again[index - forward.len()]);
         let mut values = vec![None; lens.len()];
         let mut gradients = vec![None; lens.len()];
@@ -63,6 +73,20 @@ impl Plan {
         }
         Life::reach(&mut values[result.index()], forward.len() + backward.len());
 
+        // Whose place each gradient takes, and how long it is taken.
+        let taken = taken_over(&op, backward, lens.len(), drops);
+        let holder = |mut act: usize| {
+            while let Some(before) = taken[act] {
+                act = before;
+            }
+            act
+        };
+        for act in (0..lens.len()).filter(|&act| taken[act].is_some()) {
+            if let Some(life) = gradients[act].take() {
+                Life::reach(&mut gradients[holder(act)], life.last);
+            }
+        }
+
         let mut plan =
             Plan { slots: vec![], value: vec![usize::MAX; lens.len()], gradient: vec![None; lens.len()] };
         let mut busy_until: Vec<usize> = vec![];
@@ -88,8 +112,50 @@ impl Plan {
                 plan.value[act] = slot;
             }
         }
+        for act in (0..lens.len()).filter(|&act| taken[act].is_some()) {
+            plan.gradient[act] = plan.gradient[holder(act)];
+        }
         plan
     }
+
+    /// Whether a gradient stands where another stood.
+    pub fn shares(&self, act: Act, other: Act) -> bool {
+        self.gradient[act.index()] == self.gradient[other.index()]
+    }
+}
+
+/// Of each activation the one whose gradient becomes its own, unchanged, if there is one.
+fn taken_over<'a>(
+    op: &impl Fn(usize) -> &'a Op,
+    backward: &[Step],
+    acts: usize,
+    drops: bool,
+) -> Vec<Option<usize>> {
+    let reversed = |step: &Step| match *step {
+        Step::Reverse { op: index, .. } => Some(op(index)),
+        Step::Again { .. } => None,
+    };
+    let mut taken = vec![None; acts];
+    for (time, step) in backward.iter().enumerate() {
+        let Step::Reverse { op: index, writes } = *step else { continue };
+        let Op::Add { stream, branch, out, .. } = *op(index) else { continue };
+        if writes[0] == Write::Set {
+            taken[stream.index()] = Some(out.index());
+        }
+        // The branch's gradient is read until the operation that made the branch is reversed; before that nobody may add
+        // to it, nor to the stream's.
+        let mut later = backward[time + 1..].iter().filter_map(reversed);
+        let untouched = later.by_ref().take_while(|op| op.out() != Some(branch)).all(|op| {
+            let inputs = op.inputs();
+            !inputs.contains(&Some(branch)) && !inputs.contains(&Some(stream)) && op.out() != Some(stream)
+        });
+        let maker = backward[time + 1..].iter().filter_map(reversed).find(|op| op.out() == Some(branch));
+        let apart = maker.is_some_and(|op| !op.inputs().contains(&Some(stream)));
+        if !drops && writes[1] == Write::Set && stream != branch && untouched && apart {
+            taken[branch.index()] = Some(out.index());
+        }
+    }
+    taken
 }
 
 #[cfg(test)]
@@ -109,20 +175,21 @@ mod tests {
 
     /// Walks a program writing who owns each slot, and checks the owner at each read.
     fn walk(program: &Program) {
-        let mut owner: Vec<Option<(usize, bool)>> = vec![None; program.plan.slots.len()];
+        // Gradients that are equal own a slot together.
+        let mut owner: Vec<Vec<(usize, bool)>> = vec![vec![]; program.plan.slots.len()];
         let value = |act: Act| (program.plan.value[act.index()], (act.index(), false));
         let gradient = |act: Act| {
             (program.plan.gradient[act.index()].expect("training plans gradients"), (act.index(), true))
         };
-        let carry_out = |op: &Op, owner: &mut Vec<Option<(usize, bool)>>| {
+        let carry_out = |op: &Op, owner: &mut Vec<Vec<(usize, bool)>>| {
             for act in op.inputs().into_iter().flatten() {
                 let (slot, name) = value(act);
-                assert_eq!(owner[slot], Some(name), "{op:?}");
+                assert_eq!(owner[slot], [name], "{op:?}");
             }
             if let Some(act) = op.out() {
                 let (slot, name) = value(act);
                 assert!(op.inputs().iter().flatten().all(|input| value(*input).0 != slot), "{op:?}");
-                owner[slot] = Some(name);
+                owner[slot] = vec![name];
             }
         };
         program.forward.iter().for_each(|op| carry_out(op, &mut owner));
@@ -136,15 +203,17 @@ mod tests {
             };
             let reads = op.saved().into_iter().flatten().map(value).chain(op.out().map(gradient));
             for (slot, name) in reads {
-                assert_eq!(owner[slot], Some(name), "backward of {op:?}");
+                assert!(owner[slot].contains(&name), "backward of {op:?}: {:?} is not {name:?}", owner[slot]);
             }
             for act in op.inputs().into_iter().flatten() {
                 let (slot, name) = gradient(act);
-                assert!(
-                    op.out().is_none_or(|out| gradient(out).0 != slot),
-                    "{op:?} overwrites what it reads"
-                );
-                owner[slot] = Some(name);
+                match op.out() {
+                    Some(out) if gradient(out).0 == slot => {
+                        assert!(matches!(op, Op::Add { .. }), "{op:?} overwrites what it reads");
+                        owner[slot].push(name);
+                    }
+                    _ => owner[slot] = vec![name],
+                }
             }
         }
     }

@@ -52,7 +52,7 @@ pub fn record(
     };
     let lens: Vec<usize> = widths.iter().map(|width| width * shape.rows()).collect();
     let recompute::Backward { again, steps: backward } = backward;
-    let plan = Plan::new(&ops, &again, &backward, &lens, result);
+    let plan = Plan::new(&ops, &again, &backward, &lens, result, config.dropout > 0.0);
     Program {
         mode,
         shape,

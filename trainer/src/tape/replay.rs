@@ -468,12 +468,17 @@ impl<B: Backend> Replay<B> {
                 }
                 Op::Add { stream, branch, out, site } => {
                     let mask = self.row_mask(place, site, out);
-                    self.make_gradient(stream, |this, d_stream| {
-                        backend.add_backward(rows, this.gradient(out), None, (d_stream, write));
-                    });
-                    self.make_gradient(branch, |this, d_branch| {
-                        backend.add_backward(rows, this.gradient(out), mask, (d_branch, second_write));
-                    });
+                    // What shares the sum's slot is there already.
+                    if !self.program.plan.shares(stream, out) {
+                        self.make_gradient(stream, |this, d_stream| {
+                            backend.add_backward(rows, this.gradient(out), None, (d_stream, write));
+                        });
+                    }
+                    if !self.program.plan.shares(branch, out) {
+                        self.make_gradient(branch, |this, d_branch| {
+                            backend.add_backward(rows, this.gradient(out), mask, (d_branch, second_write));
+                        });
+                    }
                 }
                 Op::Loss { x, head } => {
                     let shape = classes(&self.program.config, self.program.shape);

@@ -250,3 +250,6 @@ pub fn combine_backward_weights(
         s.width
     );
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,21 +5,9 @@ use super::super::tests::{Case, shape};
 use super::super::{DROPPED, Router, load as load_of_cpu};
 use super::*;
 use crate::device::Precision;
-use crate::ops::check::values;
+use crate::ops::check::{eighths, with_devices};
 use crate::ops::dropout::Noise;
 use runtime::simd::Simd;
-
-/// Both precisions of the first device; none without one.
-fn devices() -> Vec<Device> {
-    let found = [Precision::F32, Precision::Bf16]
-        .map(|precision| Device::open(precision).inspect_err(|error| eprintln!("skipped: {error}")).ok());
-    found.into_iter().flatten().collect()
-}
-
-/// Eighths, so that a logit is the same in whatever order it is summed, and the same in both precisions.
-fn eighths(count: usize, seed: u64) -> Vec<f32> {
-    values(count, seed).iter().map(|value| (8.0 * value).round() / 8.0).collect()
-}
 
 fn case(s: Router) -> Case {
     let (x, router) = (eighths(s.rows * s.width, 1), eighths(s.count * s.width, 2));
@@ -154,20 +142,20 @@ fn rows_go_where_the_cpu_sends_them() {
         (70, 9, 300, 40, 1, Some(9)),
         (4300, 8, 3, 1, 0, Some(1200)),
     ];
-    for device in devices() {
+    with_devices(|device| {
         for ((rows, width, count, active, shared, capacity), (score, weight)) in
             sizes.into_iter().zip(forms.into_iter().cycle())
         {
             let s = Router { shared, capacity, score, weight, ..shape(rows, width, count, active) };
-            compare(&device, &case(s), rows);
-            compare(&device, &case(s), rows.div_ceil(3));
+            compare(device, &case(s), rows);
+            compare(device, &case(s), rows.div_ceil(3));
         }
-    }
+    });
 }
 
 #[test]
 fn one_expert_may_have_all_rows_and_others_none() {
-    for device in devices() {
+    with_devices(|device| {
         for capacity in [None, Some(37)] {
             let s = Router { capacity, ..shape(100, 8, 5, 1) };
             let mut case = case(s);
@@ -175,20 +163,20 @@ fn one_expert_may_have_all_rows_and_others_none() {
             // Equal logits go to the lower index, and the last but one has the highest.
             case.router.fill(0.125);
             case.router[3 * 8..4 * 8].fill(1.0);
-            compare(&device, &case, 100);
-            let decided = decide(&device, &case, 100).expect("the device works");
+            compare(device, &case, 100);
+            let decided = decide(device, &case, 100).expect("the device works");
             let end = capacity.unwrap_or(100) as u32;
             assert_eq!(decided.offsets, [0, 0, 0, 0, end, end]);
             let dropped = decided.place.iter().filter(|place| **place == DROPPED).count();
             assert_eq!(dropped, 100 - end as usize);
         }
-    }
+    });
 }
 
 #[test]
 fn noise_jitter_and_masks_are_the_cpus() {
     let noise = Noise::new(7, 3, 0.0);
-    for device in devices() {
+    with_devices(|device| {
         for (score, weight) in
             [(RouterScore::Softmax, RouterWeight::Score), (RouterScore::Sigmoid, RouterWeight::Renormalised)]
         {
@@ -201,18 +189,18 @@ fn noise_jitter_and_masks_are_the_cpus() {
                 outputs: noise.with(0.4).at(2, 6, s.slots()),
                 experts: noise.with(0.3).at(3, 0, s.count),
             };
-            compare(&device, &case, 45);
+            compare(device, &case, 45);
         }
-    }
+    });
 }
 
 #[test]
 fn what_is_no_number_has_a_place() {
-    for device in devices() {
+    with_devices(|device| {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut case = case(shape(40, 3, 4, 2));
             case.router.fill(value);
-            let found = decide(&device, &case, 40).expect("the device works");
+            let found = decide(device, &case, 40).expect("the device works");
             for pair in found.chosen.chunks(2) {
                 assert!(pair[0] < 4 && pair[1] < 4 && pair[0] != pair[1], "{pair:?}");
             }
@@ -220,19 +208,19 @@ fn what_is_no_number_has_a_place() {
             places.sort_unstable();
             assert!(places.into_iter().eq(0..80));
         }
-    }
+    });
 }
 
 #[test]
 fn the_bias_moves_against_the_load_and_not_after_a_failed_step() {
-    for device in devices() {
+    with_devices(|device| {
         let run = |failed: f64| -> Result<Vec<f32>> {
             let (mut bias, mut record) = (device.floats(5)?, device.buffer(Element::F64, 3)?);
             let mut load = device.buffer(Element::F64, 12)?;
             device.upload(&[0.0, 1.0, 2.0, 3.0, 4.0f32], &mut bias);
             device.upload(&[0.0, 0.0, failed], &mut record);
             device.upload(&[4.0, 1.0, 7.0, 4.0, 4.0f64], load.part_mut(0..5));
-            shift(&device, bias.view_mut(), load.view(), 0.25, record.view());
+            shift(device, bias.view_mut(), load.view(), 0.25, record.view());
             let mut after = vec![f32::NAN; 5];
             device.download(&bias, &mut after);
             device.synchronize()?;
@@ -240,5 +228,5 @@ fn the_bias_moves_against_the_load_and_not_after_a_failed_step() {
         };
         assert_eq!(run(0.0).expect("the device works"), [0.0, 1.25, 1.75, 3.0, 4.0]);
         assert_eq!(run(9.0).expect("the device works"), [0.0, 1.0, 2.0, 3.0, 4.0]);
-    }
+    });
 }
