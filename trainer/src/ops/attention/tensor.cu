@@ -583,8 +583,8 @@ extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_queries_
 }
 
 // Heads of up to 64.
-// registers: 168
-extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_queries_64(
+// registers: 255
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_queries_64(
     const value* __restrict__ qkv, const value* __restrict__ out, const value* __restrict__ d_out,
     const float* __restrict__ kept, float* products, value* d_qkv,
     const Clock* clock, u64 seed, u64 site, u64 first_row, u32 threshold, float dropout_scale,
