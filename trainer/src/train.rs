@@ -12,7 +12,7 @@ use crate::learner::{BatchShape, Learner, Outcome, Rates};
 use crate::memory::{self, MemoryPlan};
 use crate::mixing::{Load, Worst};
 use crate::options::{Options, Recipe, Request};
-use crate::progress::{Progress, ProgressMode, StepReport};
+use crate::progress::{Progress, StepReport};
 use crate::random::{Generator, RngKind};
 use crate::report::{self, ReportInput};
 use crate::run::{EvaluationRow, Metrics, Run, StepRow};
@@ -225,8 +225,10 @@ impl<B: Backend> Trainer<B> {
         )?;
         learner.load(&state.weights, &state.first_moment, &state.second_moment)?;
 
-        let told = if first { options.progress } else { ProgressMode::Off };
-        let mut progress = Progress::new(told, options.steps, state.step);
+        let mut progress = match first {
+            true => Progress::new(options.progress, options.steps, state.step),
+            false => Progress::silent(),
+        };
         for problem in problems {
             progress.message(&format!("passed over a damaged checkpoint: {problem}"));
         }
