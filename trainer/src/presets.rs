@@ -47,7 +47,11 @@ pub const PRESETS: &[Preset] = &[
         options: gpt1,
     },
     of_byte_pairs("gpt2", "GPT-2, 124M (Radford et al. 2019)", || gpt2("gpt2", 12, 768, 12, 6e-4)),
-    of_byte_pairs("moe-gpt2", "gpt2 with 8 experts of half its hidden width, top-2; its dense twin is gpt2", moe_gpt2),
+    of_byte_pairs(
+        "moe-gpt2",
+        "gpt2 with 8 experts of half its hidden width, top-2; its dense twin is gpt2",
+        moe_gpt2,
+    ),
     of_byte_pairs("gpt2-medium", "GPT-2, 355M", || gpt2("gpt2-medium", 24, 1024, 16, 3e-4)),
     of_byte_pairs("gpt2-large", "GPT-2, 774M", || gpt2("gpt2-large", 36, 1280, 20, 2.5e-4)),
     of_byte_pairs("gpt2-xl", "GPT-2, 1.6B", || gpt2("gpt2-xl", 48, 1600, 25, 2e-4)),

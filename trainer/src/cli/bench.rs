@@ -95,8 +95,7 @@ impl Work {
         let Work { options, config, layout, shape } = self;
         Learner::require_memory(&backend, config, *shape, options.recompute)?;
         let (optimizer, mixing) = (options.optimizer(), options.mixing());
-        let mut learner =
-            Learner::with(backend, config, *shape, &optimizer, &mixing, options.recompute)?;
+        let mut learner = Learner::with(backend, config, *shape, &optimizer, &mixing, options.recompute)?;
         let mut weights = vec![0.0; layout.parameters()];
         Generator::new(options.rng, options.seed).initialise(&mut weights, layout, config, options.init);
         let zero = vec![0.0; weights.len()];
