@@ -18,6 +18,8 @@
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
+__device__ inline float infinity() { return __uint_as_float(0x7f800000u); }
+
 // Where a chunk of a row stands in a tile: turned about so that eight neighbouring rows lie in different banks.
 template <u32 SIZE>
 __device__ inline u32 spot(u32 row, u32 chunk) {
@@ -25,14 +27,23 @@ __device__ inline u32 spot(u32 row, u32 chunk) {
 }
 
 // Starts the copy of `ROWS` rows from row `first` on.
-template <u32 SIZE, u32 ROWS>
-__device__ inline void copy_rows(value* tile, const Lines& lines, u32 first) {
-    constexpr u32 across = SIZE / 8;
-#pragma unroll
-    for (u32 i = 0; i < ROWS * across / TILE_THREADS; i++) {
+template <u32 SIZE, u32 ROWS, bool IN_CHUNKS>
+__device__ inline void copy_chunks(value* tile, const Lines& lines, u32 first) {
+    constexpr u32 across = SIZE / CHUNK, count = ROWS * across / TILE_THREADS;
+#pragma unroll(IN_CHUNKS ? count : 1)
+    for (u32 i = 0; i < count; i++) {
         u32 index = i * TILE_THREADS + threadIdx.x;
         u32 row = index / across, chunk = index % across;
-        copy_chunk(tile + spot<SIZE>(row, chunk), lines, lines.line(first + row), chunk * 8);
+        copy_chunk<IN_CHUNKS>(tile + spot<SIZE>(row, chunk), lines, lines.line(first + row), chunk * CHUNK);
+    }
+}
+
+template <u32 SIZE, u32 ROWS>
+__device__ inline void copy_rows(value* tile, const Lines& lines, u32 first) {
+    if (in_chunks(lines)) {
+        copy_chunks<SIZE, ROWS, true>(tile, lines, first);
+    } else {
+        copy_chunks<SIZE, ROWS, false>(tile, lines, first);
     }
 }
 
@@ -171,6 +182,25 @@ __device__ inline void drop_queries(const Noise& noise, u32 width, u64 row, u32 
     for (u32 e = 0; e < 4; e++) factors[e] = noise.factor(words.at[e]);
 }
 
+// Takes a query's scores of the keys behind it away: rows are queries from `query` on, columns keys from `key` on, or, with
+// `TURNED`, the other way round.
+template <bool TURNED, u32 TALL, u32 WIDE>
+__device__ inline void hide(float (&scores)[TALL][WIDE][4], u32 query, u32 key) {
+    u32 row = lane() / 4, column = lane() % 4 * 2;
+#pragma unroll
+    for (u32 i = 0; i < TALL; i++) {
+#pragma unroll
+        for (u32 j = 0; j < WIDE; j++) {
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) {
+                u32 down = row + i * 16 + e / 2 * 8, across = column + j * 8 + e % 2;
+                bool behind = TURNED ? key + down > query + across : key + across > query + down;
+                if (behind) scores[i][j][e] = -infinity();
+            }
+        }
+    }
+}
+
 // The sum over the four lanes that share a row of a result.
 __device__ inline float row_sum(float x) {
     x += __shfl_xor_sync(0xffffffffu, x, 1);
@@ -208,7 +238,7 @@ __device__ inline void forward(const Heads& s, const Noise& noise, const value* 
     clear(sums);
 #pragma unroll
     for (u32 i = 0; i < TALL; i++) {
-        maxima[i][0] = maxima[i][1] = __uint_as_float(0xff800000u);
+        maxima[i][0] = maxima[i][1] = -infinity();
         totals[i][0] = totals[i][1] = 0.0f;
     }
     float factor = s.scale * LOG2_E;
@@ -223,22 +253,11 @@ __device__ inline void forward(const Heads& s, const Noise& noise, const value* 
             copy_rows<SIZE, KEYS>(value_tiles + other, v, (step + 1) * KEYS);
         }
         copy_async_commit();
-        u32 first_key = step * KEYS, key = first_key + lane() % 4 * 2;
+        u32 first_key = step * KEYS;
         if (first_key >= warp_query + 16 * TALL) continue;
         float scores[TALL][wide][4];
         dots<SIZE>(scores, query_tile, own, key_tiles + stage, 0);
-        if (first_key + KEYS > warp_query + 1) {
-#pragma unroll
-            for (u32 i = 0; i < TALL; i++) {
-#pragma unroll
-                for (u32 j = 0; j < wide; j++) {
-#pragma unroll
-                    for (u32 e = 0; e < 4; e++) {
-                        if (key + j * 8 + e % 2 > query + i * 16 + e / 2 * 8) scores[i][j][e] = __uint_as_float(0xff800000u);
-                    }
-                }
-            }
-        }
+        if (first_key + KEYS > warp_query + 1) hide<false>(scores, warp_query, first_key);
 #pragma unroll
         for (u32 i = 0; i < TALL; i++) {
 #pragma unroll
@@ -363,7 +382,7 @@ __device__ inline void backward_queries(const Heads& s, const Noise& noise, cons
         for (u32 half = 0; half < 2; half++) {
             u32 row = i * 16 + half * 8;
             // A row beyond the window has no weights.
-            bases[i][half] = query + row < s.block ? kept[u64(place) * s.block + query + row] * LOG2_E : __uint_as_float(0x7f800000u);
+            bases[i][half] = query + row < s.block ? kept[u64(place) * s.block + query + row] * LOG2_E : infinity();
             means[i][half] = product_tile[own + lane() / 4 + row];
         }
     }
@@ -381,11 +400,11 @@ __device__ inline void backward_queries(const Heads& s, const Noise& noise, cons
         copy_async_commit();
 #pragma unroll 1
         for (u32 within = 0; within < keys; within += strip) {
-            u32 first_key = step * keys + within, key = first_key + lane() % 4 * 2;
+            u32 first_key = step * keys + within;
             if (first_key >= warp_query + 16 * TALL) break;
-            bool edge = first_key + strip > warp_query + 1;
             float weights[TALL][strip / 8][4], d_weights[TALL][strip / 8][4];
             dots<SIZE>(weights, query_tile, own, key_tiles + stage, within);
+            if (first_key + strip > warp_query + 1) hide<false>(weights, warp_query, first_key);
             dots<SIZE>(d_weights, d_tile, own, value_tiles + stage, within);
 #pragma unroll
             for (u32 i = 0; i < TALL; i++) {
@@ -400,7 +419,6 @@ __device__ inline void backward_queries(const Heads& s, const Noise& noise, cons
 #pragma unroll
                     for (u32 e = 0; e < 4; e++) {
                         float weight = exp2_near(fmaf(weights[i][j][e], factor, -bases[i][e / 2]));
-                        if (edge && key + j * 8 + e % 2 > query + i * 16 + e / 2 * 8) weight = 0.0f;
                         d_weights[i][j][e] = weight * (d_weights[i][j][e] - means[i][e / 2]);
                     }
                 }
@@ -442,7 +460,7 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
         u32 row = from + threadIdx.x % queries;
         bool base = threadIdx.x < queries;
         // A row beyond the window has no weights.
-        if (row >= s.block) return base ? __uint_as_float(0x7f800000u) : 0.0f;
+        if (row >= s.block) return base ? infinity() : 0.0f;
         u64 at = (u64(sequence) * s.heads + head) * s.block + row;
         return base ? kept[at] * LOG2_E : products[at];
     };
@@ -451,7 +469,7 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
     row_tiles[0][threadIdx.x / queries][threadIdx.x % queries] = fetch_step(0, 0);
     copy_async_commit();
 
-    u32 own = warp() * 16 * TALL, warp_key = first + own, key = warp_key + lane() / 4;
+    u32 own = warp() * 16 * TALL, warp_key = first + own;
     float d_keys[TALL][SIZE / 8][4], d_values[TALL][SIZE / 8][4];
     clear(d_keys);
     clear(d_values);
@@ -468,11 +486,11 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
         u64 row = (u64(sequence) * s.heads + head) * s.block;
 #pragma unroll 1
         for (u32 within = 0; within < queries; within += STRIP) {
-            u32 first_query = from + within, query = first_query + lane() % 4 * 2;
+            u32 first_query = from + within;
             if (first_query + STRIP <= warp_key || first_query >= s.block) continue;
-            bool edge = first_query < warp_key + 16 * TALL;
             float weights[TALL][STRIP / 8][4], d_weights[TALL][STRIP / 8][4];
             dots<SIZE>(weights, key_tile, own, query_tile, within);
+            if (first_query < warp_key + 16 * TALL) hide<true>(weights, first_query, warp_key);
             dots<SIZE>(d_weights, value_tile, own, d_tile, within);
 #pragma unroll
             for (u32 j = 0; j < STRIP / 8; j++) {
@@ -488,7 +506,6 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
 #pragma unroll
                     for (u32 e = 0; e < 4; e++) {
                         float weight = exp2_near(fmaf(weights[i][j][e], factor, -bases[e % 2]));
-                        if (edge && key + i * 16 + e / 2 * 8 > query + j * 8 + e % 2) weight = 0.0f;
                         weights[i][j][e] = weight * factors[e];
                         d_weights[i][j][e] = weight * fmaf(d_weights[i][j][e], factors[e], -means[e % 2]);
                     }
@@ -554,8 +571,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_forward_128(
 }
 
 // Heads of up to 32.
-// registers: 255
-extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_queries_32(
+// registers: 168
+extern "C" __global__ void __launch_bounds__(128, 3) attention_backward_queries_32(
     const value* __restrict__ qkv, const value* __restrict__ out, const value* __restrict__ d_out,
     const float* __restrict__ kept, float* products, value* d_qkv,
     const Clock* clock, u64 seed, u64 site, u64 first_row, u32 threshold, float dropout_scale,
