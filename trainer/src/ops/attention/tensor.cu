@@ -132,16 +132,18 @@ __device__ inline void store_rows(const float (&sums)[TALL][SIZE / 8][4], const 
         }
     }
     __syncwarp();
-#pragma unroll
+    bool whole = in_chunks(to);
+#pragma unroll 2
     for (u32 i = 0; i < TALL * SIZE / 16; i++) {
         u32 index = i * 32 + lane();
         u32 line = own + index / (SIZE / 8), chunk = index % (SIZE / 8);
         value* at = const_cast<value*>(to.line(first + line));
         if (at == nullptr || chunk * 8 >= to.length) continue;
         const value* from = tile + spot<SIZE>(line, chunk);
-        if (to.aligned && chunk * 8 + 8 <= to.length) {
+        if (whole) {
             store16(at + chunk * 8, load16(from));
         } else {
+#pragma unroll 1
             for (u32 e = 0; e < 8 && chunk * 8 + e < to.length; e++) at[chunk * 8 + e] = from[e];
         }
     }
@@ -499,15 +501,23 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
                 float means[2] = {row_tiles[stage][1][at], row_tiles[stage][1][at + 1]};
 #pragma unroll
                 for (u32 i = 0; i < TALL; i++) {
-                    float factors[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-                    if (noise.threshold != 0) {
-                        drop_queries(noise, s.block, row + first_query + j * 8, warp_key + i * 16, factors);
-                    }
 #pragma unroll
                     for (u32 e = 0; e < 4; e++) {
-                        float weight = exp2_near(fmaf(weights[i][j][e], factor, -bases[e % 2]));
-                        weights[i][j][e] = weight * factors[e];
-                        d_weights[i][j][e] = weight * fmaf(d_weights[i][j][e], factors[e], -means[e % 2]);
+                        weights[i][j][e] = exp2_near(fmaf(weights[i][j][e], factor, -bases[e % 2]));
+                    }
+                    if (noise.threshold != 0) {
+                        float factors[4];
+                        drop_queries(noise, s.block, row + first_query + j * 8, warp_key + i * 16, factors);
+#pragma unroll
+                        for (u32 e = 0; e < 4; e++) {
+                            d_weights[i][j][e] = weights[i][j][e] * fmaf(d_weights[i][j][e], factors[e], -means[e % 2]);
+                            weights[i][j][e] *= factors[e];
+                        }
+                    } else {
+#pragma unroll
+                        for (u32 e = 0; e < 4; e++) {
+                            d_weights[i][j][e] = weights[i][j][e] * (d_weights[i][j][e] - means[e % 2]);
+                        }
                     }
                 }
             }
@@ -556,7 +566,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_forward_96(
     u32 sequences, u32 block, u32 heads, u32 kv_heads, u32 size, float scale) {
     Heads s{sequences, block, heads, kv_heads, size, scale};
     Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
-    forward<96, 1, 64>(s, noise, qkv, out, kept);
+    forward<96, 2, 32>(s, noise, qkv, out, kept);
 }
 
 // Heads of up to 128.
@@ -567,7 +577,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_forward_128(
     u32 sequences, u32 block, u32 heads, u32 kv_heads, u32 size, float scale) {
     Heads s{sequences, block, heads, kv_heads, size, scale};
     Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
-    forward<128, 1, 64>(s, noise, qkv, out, kept);
+    forward<128, 2, 32>(s, noise, qkv, out, kept);
 }
 
 // Heads of up to 32.
