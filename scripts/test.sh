@@ -77,7 +77,7 @@ cuda() {
     esac
     said=$target/cuda-said
     LD_LIBRARY_PATH=${compiler:+$compiler/lib:}${LD_LIBRARY_PATH:-} \
-        cargo test --locked -p tests --test kernels --test emulator --test cuda -- --nocapture | tee "$said"
+        cargo test --locked -p tests --test kernels --test emulator --test cuda --test processes -- --nocapture | tee "$said"
     compiled=$(sed -n 's/^compiled: //p' "$said")
     runs=$(sed -n 's/^host runs: //p' "$said")
     if [ -n "$compiled" ] && [ -n "$runs" ]; then

@@ -41,6 +41,8 @@ pub struct BatchShape {
 /// How a batch is cut: `shards x passes x sequences` windows, in that order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
+    /// Where this process's part of a micro-batch begins.
+    pub first: usize,
     /// Shards side by side.
     pub shards: usize,
     /// Passes of one shard, one after the other.
@@ -53,7 +55,7 @@ impl Cut {
     /// Where a shard's windows of one pass begin in the batch; passes are counted on over the micro-batches.
     fn first_sequence(&self, shape: BatchShape, shard: usize, pass: usize) -> usize {
         let (micro, pass) = (pass / self.passes, pass % self.passes);
-        micro * shape.sequences + (shard * self.passes + pass) * self.sequences
+        micro * shape.sequences + self.first + (shard * self.passes + pass) * self.sequences
     }
 }
 
@@ -73,7 +75,18 @@ impl BatchShape {
         let fits =
             |passes: &usize| each.is_multiple_of(*passes) && each / passes * self.block <= limits.pass_rows;
         let passes = (1..=each).find(fits).unwrap_or(each);
-        Cut { shards, passes, sequences: each / passes }
+        Cut { first: 0, shards, passes, sequences: each / passes }
+    }
+
+    /// The cut of this process's part of the batch, which is dealt evenly.
+    fn cut_on<B: Backend>(&self, parameters: usize, backend: &B) -> Result<Cut> {
+        let (rank, world) = backend.ranks();
+        if !self.sequences.is_multiple_of(world) {
+            let expected = format!("a multiple of the {world} processes that share it");
+            return Err(Error::config("options", "batch", self.sequences, expected));
+        }
+        let part = BatchShape { sequences: self.sequences / world, ..*self };
+        Ok(Cut { first: rank * part.sequences, ..part.cut_for(parameters, B::LIMITS) })
     }
 }
 
@@ -179,7 +192,7 @@ impl<B: Backend> Learner<B> {
     ) -> Result<Learner<B>> {
         let layout = Layout::new(config);
         let parameters = layout.parameters();
-        let cut = shape.cut_for(parameters, B::LIMITS);
+        let cut = shape.cut_on(parameters, &backend)?;
         let windows = Shape { sequences: cut.sequences, block: shape.block };
         let program = record(config, &layout, windows, Mode::Train, mixing, recompute);
         let asked = program.loads();
@@ -219,7 +232,7 @@ impl<B: Backend> Learner<B> {
         recompute: Recompute,
     ) -> Result<MemoryPlan> {
         let layout = Layout::new(config);
-        let cut = shape.cut_for(layout.parameters(), B::LIMITS);
+        let cut = shape.cut_on(layout.parameters(), backend)?;
         let program = |sequences: usize, mode: Mode| {
             let shape = Shape { sequences, block: shape.block };
             record(config, &layout, shape, mode, &Mixing::default(), recompute)
@@ -347,6 +360,19 @@ impl<B: Backend> Learner<B> {
              checkpoint with a smaller --learning-rate, or set --clip",
             record[DIVERGED], outcome.loss, outcome.gradient_norm
         )))
+    }
+
+    /// The sum of a number that each process of the run gives; all of them must ask.
+    pub fn united(&self, number: f32) -> Result<f64> {
+        if self.backend.ranks().1 == 1 {
+            return Ok(f64::from(number));
+        }
+        let (mut numbers, mut sum, mut result) = (self.backend.floats(1)?, self.backend.sums(1)?, [0.0]);
+        self.backend.upload(&[number], &mut numbers);
+        self.backend.total(&numbers, 1, &mut sum);
+        self.backend.unite(&mut sum);
+        self.backend.read(&sum, &mut result)?;
+        Ok(result[0])
     }
 
     /// Mean loss and the gradient of every parameter over as many, with no update and no noise.
@@ -480,6 +506,8 @@ impl<B: Backend> Work<'_, B> {
     fn finish(&self, shards: &mut [Shard<B>], totals: &mut Totals<B>) {
         self.backend.clear(&mut totals.loss);
         shards.iter().for_each(|shard| self.backend.tally(&shard.loss, &mut totals.loss));
+        self.backend.unite(&mut totals.loss);
+        self.backend.unite(&mut totals.loads);
         self.backend.gather(shards, |shard| &mut shard.grads, &mut totals.squared);
     }
 }
@@ -488,6 +516,7 @@ impl<B: Backend> Work<'_, B> {
 fn balance<B: Backend>(backend: &B, shards: &mut [Shard<B>], whole: &mut B::Sums) {
     backend.clear(whole);
     shards.iter().for_each(|shard| backend.tally(&shard.loads, whole));
+    backend.unite(whole);
     shards.iter_mut().for_each(|shard| shard.replay.balance(backend, whole));
 }
 
@@ -533,12 +562,15 @@ mod tests {
                 let cut = shape.cut_for(1, cpu);
                 assert_eq!(cut.shards * cut.passes * cut.sequences, sequences, "{shape:?}");
                 assert!(cut.sequences * block <= cpu.pass_rows.max(block), "{shape:?} {cut:?}");
-                assert_eq!(shape.cut_for(1, device), Cut { shards: 1, passes: 1, sequences });
+                assert_eq!(shape.cut_for(1, device), Cut { first: 0, shards: 1, passes: 1, sequences });
             }
         }
         let cut = |sequences, block, parameters| BatchShape { sequences, block }.cut_for(parameters, cpu);
-        assert_eq!(cut(16, 8, 1), Cut { shards: 2, passes: 1, sequences: 8 });
-        assert_eq!(cut(64, 256, MAX_SHARD_PARAMETERS), Cut { shards: 4, passes: 4, sequences: 4 });
-        assert_eq!(cut(64, 256, MAX_SHARD_PARAMETERS + 1), Cut { shards: 1, passes: 16, sequences: 4 });
+        assert_eq!(cut(16, 8, 1), Cut { first: 0, shards: 2, passes: 1, sequences: 8 });
+        assert_eq!(cut(64, 256, MAX_SHARD_PARAMETERS), Cut { first: 0, shards: 4, passes: 4, sequences: 4 });
+        assert_eq!(
+            cut(64, 256, MAX_SHARD_PARAMETERS + 1),
+            Cut { first: 0, shards: 1, passes: 16, sequences: 4 }
+        );
     }
 }

@@ -84,6 +84,12 @@ pub trait Backend: Sync + Sized {
     /// Does `work`, which calls only verbs without a result and is the same work on the same buffers whenever `phase` is
     /// the same: all that may differ is what `adam` says of the step. A device may record it and carry out the record.
     fn replayed(&self, phase: Phase, adam: Option<&Adam>, work: impl FnOnce()) -> Result<()>;
+    /// Which of the processes that share every batch this is, and how many there are.
+    fn ranks(&self) -> (usize, usize) {
+        (0, 1)
+    }
+    /// Replaces what each process summed over its part of a batch by the sums over all of it.
+    fn unite(&self, _: &mut Self::Sums) {}
     /// How many shards it can work on side by side.
     fn lanes(&self) -> usize;
     /// Does `work` for each shard, side by side where the device can.
@@ -385,8 +391,8 @@ pub trait Backend: Sync + Sized {
     /// Sets sums to zero.
     fn clear(&self, sums: &mut Self::Sums);
 
-    /// Adds the shards' gradients, in order, into the first's and zeroes the others; the squared norm is the first of
-    /// `squared`.
+    /// Adds the shards' gradients, in order, into the first's and zeroes the others; and those of all processes that share
+    /// the batch. The squared norm is the first of `squared`.
     fn gather<T: Send>(
         &self,
         shards: &mut [T],
