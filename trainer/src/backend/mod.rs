@@ -454,8 +454,10 @@ pub enum Phase {
     },
     /// A pass of an evaluation.
     Evaluate {
-        /// Rows that count.
+        /// Rows of the pass.
         rows: usize,
+        /// How many of them count.
+        counted: usize,
     },
 }
 
