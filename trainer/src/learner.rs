@@ -165,6 +165,8 @@ pub struct Learner<B: Backend> {
     loads: Vec<Load>,
     shards: Vec<Shard<B>>,
     totals: Totals<B>,
+    /// The seed and the passes of the last step.
+    made: Option<(u64, usize)>,
     /// What all routers were asked, on its way from the device.
     asked: Vec<f64>,
     lanes: Vec<Lane<B>>,
@@ -218,6 +220,7 @@ impl<B: Backend> Learner<B> {
             loads,
             shards,
             totals: Totals::new(&backend, asked)?,
+            made: None,
             asked: vec![0.0; asked],
             lanes: vec![],
             backend,
@@ -231,20 +234,25 @@ impl<B: Backend> Learner<B> {
         shape: BatchShape,
         recompute: Recompute,
     ) -> Result<MemoryPlan> {
+        let plan = Learner::plan(backend, config, shape, recompute)?;
+        plan.require(backend.available().unwrap_or(u64::MAX))?;
+        Ok(plan)
+    }
+
+    /// The same, whether it fits or not.
+    pub fn plan(backend: &B, config: &Config, shape: BatchShape, recompute: Recompute) -> Result<MemoryPlan> {
         let layout = Layout::new(config);
         let cut = shape.cut_on(layout.parameters(), backend)?;
         let program = |sequences: usize, mode: Mode| {
             let shape = Shape { sequences, block: shape.block };
             record(config, &layout, shape, mode, &Mixing::default(), recompute)
         };
-        let plan = backend.plan(&Held {
+        Ok(backend.plan(&Held {
             parameters: layout.parameters(),
             program: &program(cut.sequences, Mode::Train),
             shards: cut.shards,
             evaluation: &program(evaluation_sequences::<B>(shape.block), Mode::Evaluate),
-        });
-        plan.require(backend.available().unwrap_or(u64::MAX))?;
-        Ok(plan)
+        }))
     }
 
     /// The model's parameters.
@@ -302,14 +310,10 @@ impl<B: Backend> Learner<B> {
         let passes = self.passes(inputs, targets)?;
         let adam = self.optimizer.adam(rates.learning_rate, rates.step);
         let rows = inputs.len();
-        // Passes that draw no noise differ in nothing but their ids.
-        let noisy = self.config.experts.as_ref().is_some_and(|experts| experts.noise);
-        let disturbed = self.config.dropout > 0.0 || self.mixing.disturbs() || noisy;
+        self.made = Some((rates.seed, passes));
         for pass in 0..passes {
             self.upload(inputs, targets, pass);
-            let last = pass + 1 == passes;
-            let place = if disturbed { pass } else { pass.min(1) };
-            let phase = Phase::Train { seed: rates.seed, pass: place, passes, last };
+            let (phase, last) = (self.phase(rates.seed, pass, passes), pass + 1 == passes);
             let Learner { backend, params, optimizer, cut, shape, mixing, shards, totals, .. } = self;
             backend.replayed(phase, Some(&adam), || {
                 let work = Work { backend, params, cut: *cut, shape: *shape, mixing, rows };
@@ -339,6 +343,22 @@ impl<B: Backend> Learner<B> {
         }
         self.totals.rows += rows;
         Ok(())
+    }
+
+    /// What names a pass of a step; passes that draw no noise differ in nothing but their ids.
+    fn phase(&self, seed: u64, pass: usize, passes: usize) -> Phase {
+        let noisy = self.config.experts.as_ref().is_some_and(|experts| experts.noise);
+        let disturbed = self.config.dropout > 0.0 || self.mixing.disturbs() || noisy;
+        let place = if disturbed { pass } else { pass.min(1) };
+        Phase::Train { seed, pass: place, passes, last: pass + 1 == passes }
+    }
+
+    /// Into how many records the last step was made, and how many launches and copies they are together, where the
+    /// device records.
+    pub fn nodes(&self) -> Option<(usize, usize)> {
+        let (seed, passes) = self.made?;
+        let nodes = (0..passes).map(|pass| self.backend.nodes(self.phase(seed, pass, passes)));
+        nodes.sum::<Option<usize>>().map(|nodes| (passes, nodes))
     }
 
     /// What the last step saw; [`Learner::loads`] are then those of the steps since this was last asked. Waits for the

@@ -90,6 +90,10 @@ pub trait Backend: Sync + Sized {
     }
     /// Replaces what each process summed over its part of a batch by the sums over all of it.
     fn unite(&self, _: &mut Self::Sums) {}
+    /// How many launches and copies the record of a phase is made of, if there is one.
+    fn nodes(&self, _: Phase) -> Option<usize> {
+        None
+    }
     /// How many shards it can work on side by side.
     fn lanes(&self) -> usize;
     /// Does `work` for each shard, side by side where the device can.
