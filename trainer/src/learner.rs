@@ -10,7 +10,7 @@
 mod evaluation;
 
 use crate::backend::{Backend, Held, Limits, Phase, Seen};
-use crate::memory::MemoryPlan;
+use crate::memory::{self, MemoryPlan};
 use crate::mixing::{Load, Mixing};
 use crate::ops::adamw::{DIVERGED, LOSS, NORM, RECORD};
 use crate::ops::dropout::Noise;
@@ -41,6 +41,8 @@ pub struct BatchShape {
 /// How a batch is cut: `shards x passes x sequences` windows, in that order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
+    /// Where this process's part of a micro-batch begins.
+    pub first: usize,
     /// Shards side by side.
     pub shards: usize,
     /// Passes of one shard, one after the other.
@@ -53,7 +55,7 @@ impl Cut {
     /// Where a shard's windows of one pass begin in the batch; passes are counted on over the micro-batches.
     fn first_sequence(&self, shape: BatchShape, shard: usize, pass: usize) -> usize {
         let (micro, pass) = (pass / self.passes, pass % self.passes);
-        micro * shape.sequences + (shard * self.passes + pass) * self.sequences
+        micro * shape.sequences + self.first + (shard * self.passes + pass) * self.sequences
     }
 }
 
@@ -73,7 +75,18 @@ impl BatchShape {
         let fits =
             |passes: &usize| each.is_multiple_of(*passes) && each / passes * self.block <= limits.pass_rows;
         let passes = (1..=each).find(fits).unwrap_or(each);
-        Cut { shards, passes, sequences: each / passes }
+        Cut { first: 0, shards, passes, sequences: each / passes }
+    }
+
+    /// The cut of this process's part of the batch, which is dealt evenly.
+    fn cut_on<B: Backend>(&self, parameters: usize, backend: &B) -> Result<Cut> {
+        let (rank, world) = backend.ranks();
+        if !self.sequences.is_multiple_of(world) {
+            let expected = format!("a multiple of the {world} processes that share it");
+            return Err(Error::config("options", "batch", self.sequences, expected));
+        }
+        let part = BatchShape { sequences: self.sequences / world, ..*self };
+        Ok(Cut { first: rank * part.sequences, ..part.cut_for(parameters, B::LIMITS) })
     }
 }
 
@@ -152,6 +165,8 @@ pub struct Learner<B: Backend> {
     loads: Vec<Load>,
     shards: Vec<Shard<B>>,
     totals: Totals<B>,
+    /// The seed and the passes of the last step.
+    made: Option<(u64, usize)>,
     /// What all routers were asked, on its way from the device.
     asked: Vec<f64>,
     lanes: Vec<Lane<B>>,
@@ -179,7 +194,7 @@ impl<B: Backend> Learner<B> {
     ) -> Result<Learner<B>> {
         let layout = Layout::new(config);
         let parameters = layout.parameters();
-        let cut = shape.cut_for(parameters, B::LIMITS);
+        let cut = shape.cut_on(parameters, &backend)?;
         let windows = Shape { sequences: cut.sequences, block: shape.block };
         let program = record(config, &layout, windows, Mode::Train, mixing, recompute);
         let asked = program.loads();
@@ -205,6 +220,7 @@ impl<B: Backend> Learner<B> {
             loads,
             shards,
             totals: Totals::new(&backend, asked)?,
+            made: None,
             asked: vec![0.0; asked],
             lanes: vec![],
             backend,
@@ -218,20 +234,31 @@ impl<B: Backend> Learner<B> {
         shape: BatchShape,
         recompute: Recompute,
     ) -> Result<MemoryPlan> {
+        let plan = Learner::plan(backend, config, shape, recompute)?;
+        plan.require(backend.available().unwrap_or(u64::MAX))?;
+        if plan.copies == 0 {
+            // A checkpoint passes through the host, wherever the buffers are.
+            let copies = 3 * 4 * Layout::new(config).parameters() as u64;
+            let host = MemoryPlan { copies, ..MemoryPlan::default() };
+            host.require(memory::available().unwrap_or(u64::MAX))?;
+        }
+        Ok(plan)
+    }
+
+    /// The same, whether it fits or not.
+    pub fn plan(backend: &B, config: &Config, shape: BatchShape, recompute: Recompute) -> Result<MemoryPlan> {
         let layout = Layout::new(config);
-        let cut = shape.cut_for(layout.parameters(), B::LIMITS);
+        let cut = shape.cut_on(layout.parameters(), backend)?;
         let program = |sequences: usize, mode: Mode| {
             let shape = Shape { sequences, block: shape.block };
             record(config, &layout, shape, mode, &Mixing::default(), recompute)
         };
-        let plan = backend.plan(&Held {
+        Ok(backend.plan(&Held {
             parameters: layout.parameters(),
             program: &program(cut.sequences, Mode::Train),
             shards: cut.shards,
             evaluation: &program(evaluation_sequences::<B>(shape.block), Mode::Evaluate),
-        });
-        plan.require(backend.available().unwrap_or(u64::MAX))?;
-        Ok(plan)
+        }))
     }
 
     /// The model's parameters.
@@ -289,14 +316,10 @@ impl<B: Backend> Learner<B> {
         let passes = self.passes(inputs, targets)?;
         let adam = self.optimizer.adam(rates.learning_rate, rates.step);
         let rows = inputs.len();
-        // Passes that draw no noise differ in nothing but their ids.
-        let noisy = self.config.experts.as_ref().is_some_and(|experts| experts.noise);
-        let disturbed = self.config.dropout > 0.0 || self.mixing.disturbs() || noisy;
+        self.made = Some((rates.seed, passes));
         for pass in 0..passes {
             self.upload(inputs, targets, pass);
-            let last = pass + 1 == passes;
-            let place = if disturbed { pass } else { pass.min(1) };
-            let phase = Phase::Train { seed: rates.seed, pass: place, passes, last };
+            let (phase, last) = (self.phase(rates.seed, pass, passes), pass + 1 == passes);
             let Learner { backend, params, optimizer, cut, shape, mixing, shards, totals, .. } = self;
             backend.replayed(phase, Some(&adam), || {
                 let work = Work { backend, params, cut: *cut, shape: *shape, mixing, rows };
@@ -328,6 +351,22 @@ impl<B: Backend> Learner<B> {
         Ok(())
     }
 
+    /// What names a pass of a step; passes that draw no noise differ in nothing but their ids.
+    fn phase(&self, seed: u64, pass: usize, passes: usize) -> Phase {
+        let noisy = self.config.experts.as_ref().is_some_and(|experts| experts.noise);
+        let disturbed = self.config.dropout > 0.0 || self.mixing.disturbs() || noisy;
+        let place = if disturbed { pass } else { pass.min(1) };
+        Phase::Train { seed, pass: place, passes, last: pass + 1 == passes }
+    }
+
+    /// Into how many records the last step was made, and how many launches and copies they are together, where the
+    /// device records.
+    pub fn nodes(&self) -> Option<(usize, usize)> {
+        let (seed, passes) = self.made?;
+        let nodes = (0..passes).map(|pass| self.backend.nodes(self.phase(seed, pass, passes)));
+        nodes.sum::<Option<usize>>().map(|nodes| (passes, nodes))
+    }
+
     /// What the last step saw; [`Learner::loads`] are then those of the steps since this was last asked. Waits for the
     /// device. Steps that were not made, because a loss or gradient was not finite, are [`Error::Diverged`].
     pub fn outcome(&mut self) -> Result<Outcome> {
@@ -347,6 +386,19 @@ impl<B: Backend> Learner<B> {
              checkpoint with a smaller --learning-rate, or set --clip",
             record[DIVERGED], outcome.loss, outcome.gradient_norm
         )))
+    }
+
+    /// The sum of a number that each process of the run gives; all of them must ask.
+    pub fn united(&self, number: f32) -> Result<f64> {
+        if self.backend.ranks().1 == 1 {
+            return Ok(f64::from(number));
+        }
+        let (mut numbers, mut sum, mut result) = (self.backend.floats(1)?, self.backend.sums(1)?, [0.0]);
+        self.backend.upload(&[number], &mut numbers);
+        self.backend.total(&numbers, 1, &mut sum);
+        self.backend.unite(&mut sum);
+        self.backend.read(&sum, &mut result)?;
+        Ok(result[0])
     }
 
     /// Mean loss and the gradient of every parameter over as many, with no update and no noise.
@@ -480,6 +532,8 @@ impl<B: Backend> Work<'_, B> {
     fn finish(&self, shards: &mut [Shard<B>], totals: &mut Totals<B>) {
         self.backend.clear(&mut totals.loss);
         shards.iter().for_each(|shard| self.backend.tally(&shard.loss, &mut totals.loss));
+        self.backend.unite(&mut totals.loss);
+        self.backend.unite(&mut totals.loads);
         self.backend.gather(shards, |shard| &mut shard.grads, &mut totals.squared);
     }
 }
@@ -488,6 +542,7 @@ impl<B: Backend> Work<'_, B> {
 fn balance<B: Backend>(backend: &B, shards: &mut [Shard<B>], whole: &mut B::Sums) {
     backend.clear(whole);
     shards.iter().for_each(|shard| backend.tally(&shard.loads, whole));
+    backend.unite(whole);
     shards.iter_mut().for_each(|shard| shard.replay.balance(backend, whole));
 }
 
@@ -523,6 +578,42 @@ fn count_loads(loads: &mut [Load], asked: &[f64], rows: usize) {
 mod tests {
     use super::*;
     use crate::backend::cpu::Cpu;
+    use crate::presets;
+
+    /// A learner of the lecture's model, and ids for it.
+    fn learner() -> (Learner<Cpu>, Vec<u32>, Vec<f32>) {
+        let options = presets::find("gpt-zero").expect("a preset");
+        let config = options.model(65).expect("a model");
+        let shape = BatchShape { sequences: 2, block: 8 };
+        let cpu = Cpu::new(1).expect("a thread");
+        let learner = Learner::new(cpu, &config, shape, &options.optimizer()).expect("a learner");
+        let weights = (0..learner.layout().parameters()).map(|index| (index as f32).sin() / 16.0).collect();
+        (learner, (0..16).map(|id| id * 7 % 65).collect(), weights)
+    }
+
+    #[test]
+    fn a_step_that_diverges_changes_nothing_nor_does_any_after_it_until_it_was_told() {
+        let (mut learner, ids, weights) = learner();
+        let zeros = vec![0.0; weights.len()];
+        let mut broken = weights.clone();
+        broken[3] = f32::NAN;
+        learner.load(&broken, &zeros, &zeros).expect("weights");
+        let rates = |step| Rates { learning_rate: 1e-3, step, seed: 1 };
+        let ids = ids.iter().map(|id| id % 2).collect::<Vec<_>>();
+        for step in 7..10 {
+            learner.step(&ids, &ids, rates(step)).expect("a step");
+        }
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert!(bits(learner.weights().expect("weights")) == bits(broken));
+        assert!(learner.first_moment().expect("a moment") == zeros);
+        let error = learner.outcome().expect_err("no number");
+        assert!(error.exit_code() == 9 && error.to_string().contains("step 7: the loss is NaN"), "{error}");
+
+        learner.load(&weights, &zeros, &zeros).expect("weights");
+        learner.step(&ids, &ids, rates(7)).expect("a step");
+        assert!(learner.outcome().expect("a number").loss > 0.0);
+        assert!(learner.weights().expect("weights") != weights);
+    }
 
     #[test]
     fn a_cut_covers_the_batch_whatever_its_size() {
@@ -533,12 +624,15 @@ mod tests {
                 let cut = shape.cut_for(1, cpu);
                 assert_eq!(cut.shards * cut.passes * cut.sequences, sequences, "{shape:?}");
                 assert!(cut.sequences * block <= cpu.pass_rows.max(block), "{shape:?} {cut:?}");
-                assert_eq!(shape.cut_for(1, device), Cut { shards: 1, passes: 1, sequences });
+                assert_eq!(shape.cut_for(1, device), Cut { first: 0, shards: 1, passes: 1, sequences });
             }
         }
         let cut = |sequences, block, parameters| BatchShape { sequences, block }.cut_for(parameters, cpu);
-        assert_eq!(cut(16, 8, 1), Cut { shards: 2, passes: 1, sequences: 8 });
-        assert_eq!(cut(64, 256, MAX_SHARD_PARAMETERS), Cut { shards: 4, passes: 4, sequences: 4 });
-        assert_eq!(cut(64, 256, MAX_SHARD_PARAMETERS + 1), Cut { shards: 1, passes: 16, sequences: 4 });
+        assert_eq!(cut(16, 8, 1), Cut { first: 0, shards: 2, passes: 1, sequences: 8 });
+        assert_eq!(cut(64, 256, MAX_SHARD_PARAMETERS), Cut { first: 0, shards: 4, passes: 4, sequences: 4 });
+        assert_eq!(
+            cut(64, 256, MAX_SHARD_PARAMETERS + 1),
+            Cut { first: 0, shards: 1, passes: 16, sequences: 4 }
+        );
     }
 }

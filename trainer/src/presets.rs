@@ -47,6 +47,11 @@ pub const PRESETS: &[Preset] = &[
         options: gpt1,
     },
     of_byte_pairs("gpt2", "GPT-2, 124M (Radford et al. 2019)", || gpt2("gpt2", 12, 768, 12, 6e-4)),
+    of_byte_pairs(
+        "moe-gpt2",
+        "gpt2 with 8 experts of half its hidden width, top-2; its dense twin is gpt2",
+        moe_gpt2,
+    ),
     of_byte_pairs("gpt2-medium", "GPT-2, 355M", || gpt2("gpt2-medium", 24, 1024, 16, 3e-4)),
     of_byte_pairs("gpt2-large", "GPT-2, 774M", || gpt2("gpt2-large", 36, 1280, 20, 2.5e-4)),
     of_byte_pairs("gpt2-xl", "GPT-2, 1.6B", || gpt2("gpt2-xl", 48, 1600, 25, 2e-4)),
@@ -316,6 +321,17 @@ fn gpt2(name: &str, layers: usize, width: usize, heads: usize, learning_rate: f6
     }
 }
 
+/// GPT-2 with eight half-sized experts in each layer, of which two are active: a token costs what it costs GPT-2.
+fn moe_gpt2() -> Options {
+    Options {
+        preset: "moe-gpt2".to_owned(),
+        experts: 8,
+        active_experts: 2,
+        expert_width: Some(1536),
+        ..gpt2("moe-gpt2", 12, 768, 12, 6e-4)
+    }
+}
+
 /// GPT-3 of one of its sizes (Brown et al. 2020, table 2.1 and appendix B): 300 billion tokens in windows of 2048, the
 /// rate rising over 375 million of them and falling to a tenth over 260 billion.
 fn gpt3(
@@ -396,7 +412,9 @@ mod tests {
 
     #[test]
     fn a_mixture_and_its_dense_twin_cost_the_same_but_for_the_router() {
-        for (mixture, dense) in [("moe-zero", "gpt-zero"), ("moe-nano", "moe-nano-dense")] {
+        for (mixture, dense) in
+            [("moe-zero", "gpt-zero"), ("moe-nano", "moe-nano-dense"), ("moe-gpt2", "gpt2")]
+        {
             let [mixture, dense] = [mixture, dense].map(|name| {
                 let config = find(name).and_then(|options| options.model(CHARACTERS)).expect("a preset");
                 (count(&config, &Layout::new(&config)).flops, config)

@@ -109,6 +109,11 @@ impl Progress {
         Progress::with(Output::Live { bar, drawn: None }, total_steps, already)
     }
 
+    /// Tells nothing: in a process that leaves it to another.
+    pub fn silent() -> Progress {
+        Progress::writing_to(Box::new(std::io::sink()), ProgressMode::Off, 0, 0)
+    }
+
     fn writing_to(
         writer: Box<dyn Write + Send>,
         mode: ProgressMode,

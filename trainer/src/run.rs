@@ -1,6 +1,6 @@
 //! A run's directory on disk: its lock, its config, its metrics, and where its checkpoints are.
 //!
-//! Whoever holds a [`Run`] is the only trainer in the directory. What checkpoints contain is [`crate::state`]'s and
+//! Whoever holds a locked [`Run`] is the only trainer in the directory; its other processes, if any, only read there. What checkpoints contain is [`crate::state`]'s and
 //! [`formats::checkpoint`]'s business.
 
 use crate::mixing::Health;
@@ -16,11 +16,11 @@ const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
 
-/// A run directory, locked until this is dropped or the process ends in whatever way.
+/// A run directory; where it is locked, until this is dropped or the process ends in whatever way.
 #[derive(Debug)]
 pub struct Run {
     path: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl Run {
@@ -56,7 +56,12 @@ impl Run {
         lock.set_len(0)
             .and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()))
             .map_err(|error| Error::write(&lock_path, error))?;
-        Ok(Run { path: path.to_path_buf(), _lock: lock })
+        Ok(Run { path: path.to_path_buf(), _lock: Some(lock) })
+    }
+
+    /// The directory as a process sees it that leaves the lock, and all writing, to the first of its run.
+    pub fn visit(path: &Path) -> Run {
+        Run { path: path.to_path_buf(), _lock: None }
     }
 
     /// The directory.

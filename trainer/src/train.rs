@@ -6,6 +6,7 @@
 use crate::backend::Backend;
 use crate::backend::choice::{self, Job};
 use crate::data::{self, Batch, Data, Side, TokenizerSource};
+use crate::device::ranks::Ranks;
 use crate::finetune::Begun;
 use crate::learner::{BatchShape, Learner, Outcome, Rates};
 use crate::memory::{self, MemoryPlan};
@@ -23,14 +24,18 @@ use formats::checkpoint::{self, Commit, GenerationConfig, ModelFiles};
 use formats::families::Family;
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// On a terminal the live line follows as fast as one can read; elsewhere a line is kept, so it comes rarely.
 const LIVE_EVERY: Duration = Duration::from_millis(100);
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 /// Tokens of an evaluation that are gathered before they are judged; a signal waits no longer.
 const EVALUATED_AT_ONCE: usize = 1 << 16;
+/// What a process exits with whose sisters were told to stop: as if it had been told, too.
+const TERMINATED: u8 = 143;
 
 /// Adds the losses of the batch's windows to those of the splits they are from, so many of each, and empties it. Both
 /// splits are judged at once, since their windows may begin alike.
@@ -63,13 +68,21 @@ pub enum End {
 pub fn train(request: &Request, out: &Path, resume: bool) -> Result<End> {
     // A directory that is there is taken before it is looked at; one that is not is made only once everything
     // asked for is known to be possible, so that a mistyped flag leaves nothing behind.
-    let run = if out.is_dir() { Some(Run::lock(out)?) } else { None };
+    // Of several processes the first alone does that; none begins before all have looked.
+    let first = Ranks::from_environment()?.is_none_or(|ranks| ranks.is_first());
+    let run = match out.is_dir() {
+        true if first => Some(Run::lock(out)?),
+        true if resume => Some(Run::visit(out)),
+        _ => None,
+    };
     let (recipe, recorded) = settle(request, run.as_ref(), out, resume)?;
     let options = &recipe.options;
     let mut problems = vec![];
     let newest = match run.as_ref().map(Run::checkpoints).filter(|checkpoints| checkpoints.is_dir()) {
         Some(checkpoints) => {
-            checkpoint::clean(&checkpoints)?;
+            if first {
+                checkpoint::clean(&checkpoints)?;
+            }
             checkpoint::newest(&checkpoints, &mut problems)?
         }
         None => None,
@@ -110,16 +123,35 @@ struct Plan<'a> {
 
 impl Job for Plan<'_> {
     type Output = End;
+    const TOGETHER: bool = true;
 
     fn on<B: Backend>(mut self, backend: B, device: &str) -> Result<End> {
         let options = &self.recipe.options;
         let memory = Learner::require_memory(&backend, &self.config, shape(options), options.recompute)?;
         let run = match self.run.take() {
             Some(run) => run,
-            None => Run::lock(self.out)?,
+            None if backend.ranks().0 == 0 => Run::lock(self.out)?,
+            None => Run::visit(self.out),
         };
         Trainer::begin(backend, (device, memory), run, self)?.carry_out()
     }
+}
+
+/// Refuses processes that do not begin from the same step and weights.
+fn agree<B: Backend>(learner: &Learner<B>, state: &TrainState) -> Result<()> {
+    let world = learner.backend().ranks().1 as f64;
+    // Of whole numbers up to here a float holds each.
+    let digest = xxh3_64(bytemuck::cast_slice(&state.weights)) >> 40;
+    for number in [state.step as f32, digest as f32] {
+        if learner.united(number)? != world * f64::from(number) {
+            return Err(Error::Usage(
+                "the processes of this run begin from different weights\n  help: give all of them the same command and \
+                 the same files"
+                    .to_owned(),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn shape(options: &Options) -> BatchShape {
@@ -148,7 +180,8 @@ struct Trainer<B: Backend> {
     step: u64,
     saved: Option<u64>,
     best_validation: Option<f64>,
-    metrics: Metrics,
+    /// None in a process that leaves writing to the first of its run.
+    metrics: Option<Metrics>,
     progress: Progress,
     interrupt: Interrupt,
     begin: Instant,
@@ -159,6 +192,8 @@ struct Trainer<B: Backend> {
     outcome: Outcome,
     /// Whether a step was made since.
     unread: bool,
+    /// Whether it was said what a step is.
+    told: bool,
     /// What the steps since the last row, and since the last line shown, asked of the experts.
     row_loads: Vec<Load>,
     shown_loads: Vec<Load>,
@@ -181,7 +216,7 @@ impl<B: Backend> Trainer<B> {
                 Error::file(run.path(), "holds a damaged generator state", "resume from another checkpoint")
             })?;
         }
-        let free = backend.available();
+        let (free, first) = (backend.available(), backend.ranks().0 == 0);
         let mut learner = Learner::with(
             backend,
             &config,
@@ -192,7 +227,10 @@ impl<B: Backend> Trainer<B> {
         )?;
         learner.load(&state.weights, &state.first_moment, &state.second_moment)?;
 
-        let mut progress = Progress::new(options.progress, options.steps, state.step);
+        let mut progress = match first {
+            true => Progress::new(options.progress, options.steps, state.step),
+            false => Progress::silent(),
+        };
         for problem in problems {
             progress.message(&format!("passed over a damaged checkpoint: {problem}"));
         }
@@ -240,21 +278,25 @@ impl<B: Backend> Trainer<B> {
             TokenizerSource::File(path) => TokenizerSource::File(whole(path)),
             word => word.clone(),
         };
-        run.record(&Recipe {
-            options: Options { tokenizer: tokenizer_source, ..options.clone() },
-            data: recipe.data.iter().map(whole).collect(),
-            data_weight: recipe.data_weight.clone(),
-            upcycle: recipe.upcycle.as_ref().map(whole),
-            from: recipe.from.as_ref().map(whole),
-        })?;
+        agree(&learner, &state)?;
+        if first {
+            run.record(&Recipe {
+                options: Options { tokenizer: tokenizer_source, ..options.clone() },
+                data: recipe.data.iter().map(whole).collect(),
+                data_weight: recipe.data_weight.clone(),
+                upcycle: recipe.upcycle.as_ref().map(whole),
+                from: recipe.from.as_ref().map(whole),
+            })?;
+        }
         Ok(Trainer {
-            metrics: run.metrics(state.step)?,
+            metrics: if first { Some(run.metrics(state.step)?) } else { None },
             interrupt: Interrupt::listen()?,
             begin: Instant::now(),
             batch: Batch::default(),
             starved: vec![],
             outcome: Outcome::default(),
             unread: false,
+            told: false,
             row_loads: vec![],
             shown_loads: vec![],
             step: state.step,
@@ -299,6 +341,7 @@ impl<B: Backend> Trainer<B> {
             made.map_err(|error| self.explain(error))?;
             self.step += 1;
             self.unread = true;
+            self.tell_records();
             let due = self.step.is_multiple_of(options.log_every) || last;
             let shows = shown.0.elapsed() >= show_every || last;
             if B::AT_HAND || due || shows {
@@ -307,7 +350,7 @@ impl<B: Backend> Trainer<B> {
             let outcome = self.outcome;
             if due {
                 let now = Instant::now();
-                self.metrics.add(&StepRow {
+                self.log(&StepRow {
                     step,
                     loss: outcome.loss,
                     lr: learning_rate,
@@ -335,7 +378,7 @@ impl<B: Backend> Trainer<B> {
                 self.shown_loads.iter_mut().for_each(Load::clear);
                 shown = (now, self.step);
             }
-            if let Some(exit_code) = self.interrupt.exit_code().filter(|_| !last) {
+            if let Some(exit_code) = self.interrupted(due)?.filter(|_| !last) {
                 return self.leave(exit_code);
             }
             if options.save_every > 0 && self.step.is_multiple_of(options.save_every) {
@@ -347,6 +390,14 @@ impl<B: Backend> Trainer<B> {
         self.save()?;
         self.finish(&options)?;
         Ok(End::Done)
+    }
+
+    /// Says once what a step is on a device that records it.
+    fn tell_records(&mut self) {
+        let Some((graphs, nodes)) = self.learner.nodes().filter(|_| !self.told) else { return };
+        self.told = true;
+        let graphs = if graphs == 1 { "one graph".to_owned() } else { format!("{graphs} graphs") };
+        self.progress.message(&format!("step    {graphs} of {nodes} nodes"));
     }
 
     /// Asks what the last step saw, if it is not known: a device may still be at work on it.
@@ -398,7 +449,7 @@ impl<B: Backend> Trainer<B> {
     fn evaluate(&mut self, step: u64) -> Result<Option<u8>> {
         self.read()?;
         let options = &self.recipe.options;
-        let before = self.generator.clone();
+        let (before, alone) = (self.generator.clone(), self.learner.backend().ranks().1 == 1);
         let (mut losses, mut windows) = ([0.0; 2], [0; 2]);
         self.batch.clear();
         for side in Side::ALL {
@@ -406,7 +457,7 @@ impl<B: Backend> Trainer<B> {
                 if self.batch.inputs.len() >= EVALUATED_AT_ONCE {
                     judge(&mut self.learner, &mut self.batch, &mut windows, &mut losses)?;
                 }
-                if let Some(exit_code) = self.interrupt.exit_code() {
+                if let Some(exit_code) = self.interrupt.exit_code().filter(|_| alone) {
                     self.generator = before;
                     return Ok(Some(exit_code));
                 }
@@ -422,19 +473,38 @@ impl<B: Backend> Trainer<B> {
         if step.is_multiple_of(options.eval_every) {
             self.best_validation = Some(self.best_validation.map_or(val_loss, |best| best.min(val_loss)));
         }
-        self.metrics.add(&EvaluationRow { step, train_loss, val_loss, seconds: self.seconds() })?;
+        self.log(&EvaluationRow { step, train_loss, val_loss, seconds: self.seconds() })?;
         self.progress.evaluation(step, train_loss, val_loss);
         Ok(None)
     }
 
     /// Seconds the run has taken, all its processes together.
     fn seconds(&self) -> f64 {
-        self.metrics.seconds() + self.begin.elapsed().as_secs_f64()
+        self.metrics.as_ref().map_or(0.0, Metrics::seconds) + self.begin.elapsed().as_secs_f64()
+    }
+
+    /// Adds a row to the run's metrics.
+    fn log(&mut self, row: &impl Serialize) -> Result<()> {
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.add(row))
+    }
+
+    /// What to exit with, if a signal came. Several processes must leave after the same step, so they ask one another,
+    /// which waits for the device, where a row is `due` anyway.
+    fn interrupted(&self, due: bool) -> Result<Option<u8>> {
+        let own = self.interrupt.exit_code();
+        if self.learner.backend().ranks().1 == 1 {
+            return Ok(own);
+        }
+        let any = due && self.learner.united(f32::from(u8::from(own.is_some())))? > 0.0;
+        Ok(any.then_some(own.unwrap_or(TERMINATED)))
     }
 
     /// Model and state, committed together; said only once they are durable. What is saved already stays as it is,
     /// and only its link and the retention, which a kill may have forestalled, are made sure of.
     fn save(&mut self) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         if self.saved == Some(self.step) {
             return self.settle();
         }
@@ -448,7 +518,7 @@ impl<B: Backend> Trainer<B> {
                 self.step, weights[bad]
             )));
         }
-        self.metrics.sync()?;
+        self.metrics.as_mut().map_or(Ok(()), Metrics::sync)?;
         let checkpoints = self.run.checkpoints();
         let mut commit = Commit::begin(&checkpoints, self.step)?;
         let files = ModelFiles {
@@ -487,6 +557,9 @@ impl<B: Backend> Trainer<B> {
     /// The sample, the report, and what to do next.
     fn finish(&mut self, options: &Options) -> Result<()> {
         self.progress.finish();
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         let model = self.run.path().join("model");
         let (mut sample, mut sampled) = (String::new(), Ok(()));
         if options.sample > 0 {

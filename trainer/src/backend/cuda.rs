@@ -4,8 +4,11 @@
 //! from step to step stands in the clock, which the host writes before each pass.
 
 mod arena;
+pub mod sketch;
 
 use super::{Backend, Embed, Held, Limits, Phase, Rows, Seen, Write};
+use crate::device::nccl::Communicator;
+use crate::device::ranks::Ranks;
 use crate::device::{Buffer, Device, Element, Graph, Precision};
 use crate::memory::MemoryPlan;
 use crate::ops::activation::{self, Hidden};
@@ -38,6 +41,8 @@ pub struct Cuda {
     records: Mutex<Vec<(Phase, Option<Graph>)>>,
     /// Whether work is recorded at all.
     recording: bool,
+    /// The processes that share every batch.
+    together: Option<(Ranks, Communicator)>,
 }
 
 impl Cuda {
@@ -48,6 +53,7 @@ impl Cuda {
             partials: Mutex::new(device.buffer(Element::F64, adamw::cuda::PARTIALS)?),
             records: Mutex::default(),
             recording: true,
+            together: None,
             device,
         })
     }
@@ -57,15 +63,19 @@ impl Cuda {
         Cuda { recording: false, ..self }
     }
 
+    /// The same, sharing every batch with the other processes of its run.
+    pub fn together(self, ranks: Ranks) -> Result<Cuda> {
+        match Communicator::join(&self.device, &ranks) {
+            Ok(communicator) => Ok(Cuda { together: Some((ranks, communicator)), ..self }),
+            // One process has nobody to add to.
+            Err(_) if ranks.world == 1 => Ok(self),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
-    }
-
-    /// Launches and copies of each pass that was recorded.
-    pub fn nodes(&self) -> Vec<(Phase, usize)> {
-        let records = held(&self.records);
-        records.iter().filter_map(|(phase, graph)| Some((*phase, graph.as_ref()?.nodes()))).collect()
     }
 
     /// Writes what this step is made with.
@@ -204,6 +214,19 @@ impl Backend for Cuda {
             }
         }
         self.device.check()
+    }
+
+    fn ranks(&self) -> (usize, usize) {
+        self.together.as_ref().map_or((0, 1), |(ranks, _)| (ranks.rank, ranks.world))
+    }
+
+    fn unite(&self, sums: &mut Buffer) {
+        self.together.iter().for_each(|(_, communicator)| communicator.sum(&mut *sums));
+    }
+
+    fn nodes(&self, phase: Phase) -> Option<usize> {
+        let records = held(&self.records);
+        records.iter().find(|(known, _)| *known == phase)?.1.as_ref().map(Graph::nodes)
     }
 
     fn lanes(&self) -> usize {
@@ -626,6 +649,7 @@ impl Backend for Cuda {
         squared: &mut Buffer,
     ) {
         let [shard] = shards else { unreachable!("a device's batch is one shard") };
+        self.together.iter().for_each(|(_, communicator)| communicator.sum(&mut *grads(shard)));
         let mut partials = held(&self.partials);
         let (grads, partials) = (grads(shard).view(), partials.view_mut());
         adamw::cuda::norm(&self.device, grads, partials, squared.view_mut());

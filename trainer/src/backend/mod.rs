@@ -84,6 +84,16 @@ pub trait Backend: Sync + Sized {
     /// Does `work`, which calls only verbs without a result and is the same work on the same buffers whenever `phase` is
     /// the same: all that may differ is what `adam` says of the step. A device may record it and carry out the record.
     fn replayed(&self, phase: Phase, adam: Option<&Adam>, work: impl FnOnce()) -> Result<()>;
+    /// Which of the processes that share every batch this is, and how many there are.
+    fn ranks(&self) -> (usize, usize) {
+        (0, 1)
+    }
+    /// Replaces what each process summed over its part of a batch by the sums over all of it.
+    fn unite(&self, _: &mut Self::Sums) {}
+    /// How many launches and copies the record of a phase is made of, if there is one.
+    fn nodes(&self, _: Phase) -> Option<usize> {
+        None
+    }
     /// How many shards it can work on side by side.
     fn lanes(&self) -> usize;
     /// Does `work` for each shard, side by side where the device can.
@@ -348,6 +358,22 @@ pub trait Backend: Sync + Sized {
         mask: Mask,
         out: &mut Self::Values,
     );
+    /// [`Backend::add`] to `sum`, and [`Backend::norm`] of it.
+    fn add_norm(
+        &self,
+        s: &Rows,
+        stream: &Self::Values,
+        branch: &Self::Values,
+        mask: Mask,
+        norm: &Norm,
+        params: &Params<Self>,
+        sum: &mut Self::Values,
+        out: &mut Self::Values,
+        moments: &mut Self::Floats,
+    ) {
+        self.add(s.rows, stream, branch, mask, sum);
+        self.norm(s, sum, norm, params, out, moments);
+    }
     /// The gradient of the branch, or of the stream, which has no mask.
     fn add_backward(&self, rows: usize, d_out: &Self::Values, mask: Mask, d: (&mut Self::Values, Write));
 
@@ -385,8 +411,8 @@ pub trait Backend: Sync + Sized {
     /// Sets sums to zero.
     fn clear(&self, sums: &mut Self::Sums);
 
-    /// Adds the shards' gradients, in order, into the first's and zeroes the others; the squared norm is the first of
-    /// `squared`.
+    /// Adds the shards' gradients, in order, into the first's and zeroes the others; and those of all processes that share
+    /// the batch. The squared norm is the first of `squared`.
     fn gather<T: Send>(
         &self,
         shards: &mut [T],
@@ -448,8 +474,10 @@ pub enum Phase {
     },
     /// A pass of an evaluation.
     Evaluate {
-        /// Rows that count.
+        /// Rows of the pass.
         rows: usize,
+        /// How many of them count.
+        counted: usize,
     },
 }
 

@@ -6,6 +6,8 @@ use formats::{Error, Result};
 use runtime::simd::Simd;
 use serde_json::json;
 use std::fmt::Write;
+use std::io::ErrorKind;
+use std::process::Command;
 use std::time::Instant;
 use trainer::backend::Backend;
 use trainer::backend::cpu::Cpu;
@@ -35,6 +37,9 @@ pub struct Selfcheck {
     /// A few small shapes and steps: about a minute where the device is emulated
     #[arg(long)]
     quick: bool,
+    /// Do without compute-sanitizer, which otherwise runs over the few small shapes where it is in PATH
+    #[arg(long)]
+    no_sanitizer: bool,
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -97,6 +102,7 @@ impl Selfcheck {
                     let other = again.then(|| device::Device::open(precision)).transpose()?;
                     self.cuda(other.as_ref().unwrap_or(&found), &mut report)?;
                 }
+                self.sanitize(&mut report)?;
             }
             Chosen::Cpu(why) => {
                 if let Some(why) = why {
@@ -106,6 +112,55 @@ impl Selfcheck {
             }
         }
         report.finish()
+    }
+
+    /// NVIDIA's sanitizer over the few small shapes: memory out of bounds, and shared memory that threads race for.
+    fn sanitize(&self, report: &mut Report<'_>) -> Result<()> {
+        if self.no_sanitizer {
+            return Ok(());
+        }
+        let program = std::env::current_exe()
+            .map_err(|error| Error::Internal(format!("cannot tell which program this is: {error}")))?;
+        let precision = match self.precision {
+            Kept::Bf16 => "bf16",
+            Kept::F32 => "f32",
+            Kept::Both => "both",
+        };
+        for tool in ["memcheck", "racecheck"] {
+            let mut command = Command::new("compute-sanitizer");
+            command.args(["--tool", tool, "--error-exitcode", "99"]).arg(&program);
+            command.args([
+                "selfcheck",
+                "--device",
+                "cuda",
+                "--quick",
+                "--no-sanitizer",
+                "--precision",
+                precision,
+            ]);
+            let verdict = match command.output() {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    "skipped: compute-sanitizer is not in PATH".to_owned()
+                }
+                Err(error) => format!("skipped: compute-sanitizer cannot be started: {error}"),
+                Ok(output) if output.status.success() => format!("ok     compute-sanitizer {tool}"),
+                Ok(output) => {
+                    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                    let first =
+                        said.lines().find(|line| line.starts_with("========= ") && line.contains("rror"));
+                    let first = first.unwrap_or("it names none").to_owned();
+                    report.failures.push(format!("compute-sanitizer {tool}, {}: {first}", output.status));
+                    format!("FAILED compute-sanitizer {tool}\n{said}")
+                }
+            };
+            report.say(&format!("{verdict}\n"))?;
+            let skipped = verdict.starts_with("skipped");
+            report.parts.push(json!({ "sanitizer": tool, "verdict": verdict }));
+            if skipped {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// A CUDA device against plain code on the CPU.

@@ -10,6 +10,7 @@ mod graph;
 mod imagined;
 pub mod kernels;
 mod launch;
+mod libraries;
 mod memory;
 pub mod nccl;
 pub mod probe;
@@ -211,14 +212,18 @@ impl Device {
     pub fn describe(&self) -> String {
         let (major, minor) = self.capability();
         let products = self.inner.blas.as_ref().map_or_else(
-            || "products by our own kernels, as cuBLASLt is not found".to_owned(),
-            |blas| format!("products by cuBLASLt {}", blas.version()),
+            || "products by our own kernels as cuBLASLt is not found".to_owned(),
+            |blas| {
+                // As NVIDIA counts: 130200 is 13.2.
+                let version = blas.version();
+                format!("products by cuBLASLt {}.{}", version / 10_000, version / 100 % 100)
+            },
         );
         let precision = match self.precision() {
             Precision::Bf16 => "bf16",
             Precision::F32 => "f32",
         };
-        format!("{} (compute capability {major}.{minor}, {precision}, {products})", self.name())
+        format!("{}, sm_{major}{minor}, {precision}, {products}", self.name())
     }
 
     /// Whether all has gone well so far. Work still on its way may go wrong later; see [`Device::synchronize`].

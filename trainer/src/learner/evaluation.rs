@@ -76,8 +76,9 @@ impl<B: Backend> Learner<B> {
         if inputs.is_empty() || stretches.iter().sum::<usize>() * block != inputs.len() {
             return Err(Error::Internal(format!("{} ids are no whole windows of {block}", inputs.len())));
         }
-        self.make_lanes()?;
-        let rows = evaluation_sequences::<B>(block) * block;
+        let sequences = (inputs.len() / block).min(evaluation_sequences::<B>(block));
+        self.make_lanes(sequences)?;
+        let rows = self.lanes.first().map_or(block, |lane| lane.inputs.len());
         let Learner { backend, params, lanes, loads, asked, .. } = self;
         let shares = lanes.first().is_some_and(|lane| lane.replay.shares_rows());
         let ends = stretches.iter().scan(0, |end, windows| {
@@ -123,9 +124,12 @@ impl<B: Backend> Learner<B> {
         Ok(losses)
     }
 
-    fn make_lanes(&mut self) -> Result<()> {
-        let sequences = evaluation_sequences::<B>(self.shape.block);
+    /// Lanes for passes of so many windows, unless those there are take more.
+    fn make_lanes(&mut self, sequences: usize) -> Result<()> {
         let shape = Shape { sequences, block: self.shape.block };
+        if self.lanes.first().is_some_and(|lane| lane.inputs.len() < shape.rows()) {
+            self.lanes.clear();
+        }
         while self.lanes.len() < self.backend.lanes() {
             let program = record(
                 &self.config,
@@ -161,8 +165,9 @@ impl<B: Backend> Lane<B> {
         match &pass.part {
             Part::Whole { ids, stretch } => {
                 self.fill(backend, &evaluated.inputs[ids.clone()], &evaluated.targets[ids.clone()]);
-                let Lane { replay, loss, loads, .. } = self;
-                backend.replayed(Phase::Evaluate { rows: ids.len() }, None, || {
+                let Lane { replay, inputs, loss, loads, .. } = self;
+                let phase = Phase::Evaluate { rows: inputs.len(), counted: ids.len() };
+                backend.replayed(phase, None, || {
                     backend.clear(loss);
                     backend.clear(loads);
                     replay.forward(backend, params, Place::default());
@@ -205,7 +210,7 @@ impl<B: Backend> Lane<B> {
     }
 }
 
-/// Windows of one evaluation pass.
+/// Most windows of one evaluation pass.
 pub(super) fn evaluation_sequences<B: Backend>(block: usize) -> usize {
     (B::LIMITS.evaluation_rows / block).max(1)
 }

@@ -22,8 +22,8 @@ const BF16_UNIT: f64 = 1.0 / (1u64 << 8) as f64;
 /// Roundings of a sum go either way: their total stays below this times the root of their number, but for a chance below
 /// that of a bit flipped by itself (Higham and Mary 2019, theorem 2.4).
 const EITHER_WAY: f64 = 6.0;
-/// Below the smallest normal number a device may give zero.
-const SMALLEST: f64 = f32::MIN_POSITIVE as f64;
+/// Below the smallest normal number a device may give zero, and so it may for a sum of some such numbers.
+const SMALLEST: f64 = 1024.0 * f32::MIN_POSITIVE as f64;
 
 impl Rounding {
     /// Half the distance between neighbouring stored activations, relative.

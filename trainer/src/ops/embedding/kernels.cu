@@ -39,6 +39,28 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 constexpr u32 SORTERS = 512;
 constexpr u32 DIGIT_BITS = 4;
 constexpr u32 DIGITS = 1 << DIGIT_BITS;
+// Rows whose tokens are read before any is placed.
+constexpr u32 TOGETHER = 8;
+
+// Calls `with(row, digit)` for the rows `from[begin]` to `from[end - 1]`, or `begin` to `end - 1` where nothing is sorted.
+template <class With>
+__device__ __forceinline__ void each(const u32* from, const u32* ids, bool unsorted, u32 begin, u32 end, u32 shift,
+                                     With with) {
+    for (u32 first = begin; first < end; first += TOGETHER) {
+        u32 rows[TOGETHER], digits[TOGETHER];
+#pragma unroll
+        for (u32 i = 0; i < TOGETHER; ++i) {
+            const u32 place = min(first + i, end - 1);
+            rows[i] = unsorted ? place : from[place];
+        }
+#pragma unroll
+        for (u32 i = 0; i < TOGETHER; ++i) digits[i] = (ids[rows[i]] >> shift) % DIGITS;
+#pragma unroll
+        for (u32 i = 0; i < TOGETHER; ++i) {
+            if (first + i < end) with(rows[i], digits[i]);
+        }
+    }
+}
 
 // Rows sorted by token, those of one token in order: least digit first, in one block. Thread `t` has the `t`-th of 512
 // stretches of what is to be sorted and counts its digits; where each of its digits begins is the sum of what stands before
@@ -48,18 +70,15 @@ extern "C" __global__ void __launch_bounds__(SORTERS)
     embed_sort(const u32* __restrict__ ids, u32* order, u32* spare, u32 rows, u32 passes) {
     __shared__ u32 counts[DIGITS * SORTERS];
     __shared__ u32 totals[SORTERS / 32];
-    const u32 each = (rows + SORTERS - 1) / SORTERS;
-    const u32 begin = min(threadIdx.x * each, rows), end = min(begin + each, rows);
+    const u32 stretch = (rows + SORTERS - 1) / SORTERS;
+    const u32 begin = min(threadIdx.x * stretch, rows), end = min(begin + stretch, rows);
     for (u32 pass = 0; pass < passes; ++pass) {
         // The last pass writes to `order`.
         u32* const to = (passes - pass) % 2 == 1 ? order : spare;
         const u32* const from = (passes - pass) % 2 == 1 ? spare : order;
         const u32 shift = pass * DIGIT_BITS;
         for (u32 digit = 0; digit < DIGITS; ++digit) counts[digit * SORTERS + threadIdx.x] = 0;
-        for (u32 i = begin; i < end; ++i) {
-            const u32 row = pass == 0 ? i : from[i];
-            ++counts[(ids[row] >> shift) % DIGITS * SORTERS + threadIdx.x];
-        }
+        each(from, ids, pass == 0, begin, end, shift, [&](u32, u32 digit) { ++counts[digit * SORTERS + threadIdx.x]; });
         __syncthreads();
         u32 sum = 0;
         for (u32 i = 0; i < DIGITS; ++i) sum += counts[threadIdx.x * DIGITS + i];
@@ -78,10 +97,8 @@ extern "C" __global__ void __launch_bounds__(SORTERS)
             before += count;
         }
         __syncthreads();
-        for (u32 i = begin; i < end; ++i) {
-            const u32 row = pass == 0 ? i : from[i];
-            to[counts[(ids[row] >> shift) % DIGITS * SORTERS + threadIdx.x]++] = row;
-        }
+        each(from, ids, pass == 0, begin, end, shift,
+             [&](u32 row, u32 digit) { to[counts[digit * SORTERS + threadIdx.x]++] = row; });
         __syncthreads();
     }
 }

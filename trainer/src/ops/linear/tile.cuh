@@ -18,21 +18,19 @@
 [[maybe_unused]] constexpr bool ALONG = true, ACROSS = false;
 
 // Threads of a block that multiplies a tile.
-constexpr u32 TILE_THREADS = 128;
+[[maybe_unused]] constexpr u32 TILE_THREADS = 128;
 
 // A factor that stands in memory line after line.
 struct Lines {
     const value* first;
-    u64 stride;
-    u32 count;
-    u32 length;
+    u32 stride, count, length;
     bool aligned;
 
     __device__ Lines(const value* first, u64 stride, u32 count, u32 length)
-        : first(first), stride(stride), count(count), length(length),
+        : first(first), stride(u32(stride)), count(count), length(length),
           aligned(((u64)first | stride * sizeof(value)) % 16 == 0) {}
 
-    __device__ const value* line(u32 index) const { return index < count ? first + index * stride : nullptr; }
+    __device__ const value* line(u32 index) const { return index < count ? first + u64(index) * stride : nullptr; }
 };
 
 // Two neighbouring floats, stored at once.
@@ -76,17 +74,22 @@ struct TilePlace {
 // Elements of sixteen bytes.
 [[maybe_unused]] constexpr u32 CHUNK = 16 / sizeof(value);
 
-// Sixteen bytes of a line, from element `from`, to shared memory; zeros beyond the line's end.
+// Whether a factor's lines consist of whole chunks that can be copied at once.
 template <class Factor>
+__device__ inline bool in_chunks(const Factor& factor) {
+    return factor.aligned && factor.length % CHUNK == 0;
+}
+
+// The chunk of a line that begins at element `from`, to shared memory; zeros beyond the line's end.
+template <bool IN_CHUNKS, class Factor>
 __device__ inline void copy_chunk(value* to, const Factor& factor, const value* line, u32 from) {
-    bool whole = line != nullptr && from + CHUNK <= factor.length;
-    if (factor.aligned && (whole || line == nullptr || from >= factor.length)) {
-        copy_async16(to, whole ? line + from : nullptr, whole);
-        return;
-    }
+    if constexpr (IN_CHUNKS) {
+        copy_async16(to, line + from, line != nullptr && from < factor.length);
+    } else {
 #pragma unroll
-    for (u32 i = 0; i < CHUNK; i++) {
-        to[i] = line != nullptr && from + i < factor.length ? line[from + i] : narrow(0.0f);
+        for (u32 i = 0; i < CHUNK; i++) {
+            to[i] = line != nullptr && from + i < factor.length ? line[from + i] : narrow(0.0f);
+        }
     }
 }
 
@@ -111,16 +114,25 @@ __device__ inline u32 place_of(u32 line, u32 chunk) {
 }
 
 // Starts the copy of one factor's part of a stage.
-template <u32 EXTENT, u32 DEPTH, bool WAY, class Factor>
-__device__ inline void fetch(value* stage, const Factor& factor, u32 first, u32 inner) {
-    constexpr u32 across = (WAY == ALONG ? DEPTH : EXTENT) / CHUNK;
-#pragma unroll
-    for (u32 i = 0; i < EXTENT * DEPTH / CHUNK / TILE_THREADS; i++) {
+template <u32 EXTENT, u32 DEPTH, bool WAY, bool IN_CHUNKS, class Factor>
+__device__ inline void fetch_chunks(value* stage, const Factor& factor, u32 first, u32 inner) {
+    constexpr u32 across = (WAY == ALONG ? DEPTH : EXTENT) / CHUNK, count = EXTENT * DEPTH / CHUNK / TILE_THREADS;
+#pragma unroll(IN_CHUNKS ? count : 1)
+    for (u32 i = 0; i < count; i++) {
         u32 index = i * TILE_THREADS + threadIdx.x;
         u32 line = index / across, chunk = index % across;
         const value* from = factor.line((WAY == ALONG ? first : inner) + line);
-        copy_chunk(stage + place_of<EXTENT, DEPTH, WAY>(line, chunk), factor, from,
-                   (WAY == ALONG ? inner : first) + chunk * CHUNK);
+        copy_chunk<IN_CHUNKS>(stage + place_of<EXTENT, DEPTH, WAY>(line, chunk), factor, from,
+                              (WAY == ALONG ? inner : first) + chunk * CHUNK);
+    }
+}
+
+template <u32 EXTENT, u32 DEPTH, bool WAY, class Factor>
+__device__ inline void fetch(value* stage, const Factor& factor, u32 first, u32 inner) {
+    if (in_chunks(factor)) {
+        fetch_chunks<EXTENT, DEPTH, WAY, true>(stage, factor, first, inner);
+    } else {
+        fetch_chunks<EXTENT, DEPTH, WAY, false>(stage, factor, first, inner);
     }
 }
 

@@ -18,7 +18,7 @@ const MANY: usize = 1024;
 /// Threads of a block for rows of few classes, one a warp.
 const THREADS_FEW: u32 = 256;
 /// Threads of a block for rows of many.
-const THREADS_MANY: u32 = 512;
+const THREADS_MANY: u32 = 1024;
 /// Threads that add up losses.
 const TOTAL_THREADS: u32 = 1024;
 

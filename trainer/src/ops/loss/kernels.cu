@@ -4,10 +4,14 @@
 // Backward with d_loss_r = scale: d_z_rv = scale (exp(z_rv) / sum_u exp(z_ru) - [v = target]).
 //
 // The maximum and the sum are found together: where a greater value turns up, the sum so far is scaled down. The second
-// pass goes backwards, so that what was read last is read first.
+// pass goes backwards, so that what was read last is read first. Powers are of two: with t the maximum times log2 e,
+// rounded once for both passes, exp(z - max) is 2^(z log2 e - t).
 
-constexpr u32 THREADS = 512;
+constexpr u32 THREADS = 1024;
 constexpr u32 NARROW_THREADS = 256;
+
+constexpr float LOG2_E = 1.44269504f;
+constexpr float LN_2 = 0.69314718f;
 
 // What the threads of a row share: a warp, or a block with `shared`.
 template <bool WIDE> __device__ __forceinline__ float top_of(float x, float* shared) {
@@ -24,21 +28,23 @@ __device__ __forceinline__ void judge(value* logits, u32 target, float* loss, u3
     const float lowest = __uint_as_float(0xff800000u);
     const bool aligned = aligned16(logits, 8);
     const float wanted = widen(logits[target]);
+    // In units of log2 e, like all that is compared here.
     float top = lowest, sum = 0.0f;
     for (u32 column = me * 8; column < vocabulary; column += together * 8) {
         const octet z = read8(logits, column, vocabulary, aligned);
         float here = lowest;
         for (u32 i = 0; i < 8; ++i) here = column + i < vocabulary ? fmaxf(here, z.at[i]) : here;
+        here *= LOG2_E;
         if (here > top) {
-            sum *= expf(top - here);
+            sum *= exp2_near(top - here);
             top = here;
         }
-        for (u32 i = 0; i < 8; ++i) sum += column + i < vocabulary ? expf(z.at[i] - top) : 0.0f;
+        for (u32 i = 0; i < 8; ++i) sum += column + i < vocabulary ? exp2_near(fmaf(z.at[i], LOG2_E, -top)) : 0.0f;
     }
     const float highest = top_of<WIDE>(top, shared);
     // Of a thread without columns nothing is left.
-    sum = sum_of<WIDE>(sum * expf(top - highest), shared);
-    if (me == 0) *loss = highest + logf(sum) - wanted;
+    sum = sum_of<WIDE>(sum * exp2_near(top - highest), shared);
+    if (me == 0) *loss = fmaf(highest, LN_2, logf(sum)) - wanted;
     if (!backwards) return;
     if (!WIDE) __syncwarp();
     const float share = scale / sum;
@@ -48,15 +54,16 @@ __device__ __forceinline__ void judge(value* logits, u32 target, float* loss, u3
         if (column >= vocabulary) continue;
         octet z = read8(logits, column, vocabulary, aligned);
         for (u32 i = 0; i < 8; ++i) {
-            z.at[i] = expf(z.at[i] - highest) * share - (column + i == target ? scale : 0.0f);
+            z.at[i] = exp2_near(fmaf(z.at[i], LOG2_E, -highest)) * share - (column + i == target ? scale : 0.0f);
         }
         write8(logits, column, vocabulary, aligned, z);
     }
 }
 
-// One row a block. Rows of logits are `stride` apart.
-// registers: 64
-extern "C" __global__ void __launch_bounds__(THREADS)
+// One row a block, two blocks a multiprocessor: rows in work should stay in the second-level cache between the passes. Rows
+// of logits are `stride` apart.
+// registers: 32
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     loss_judge(value* __restrict__ logits, const u32* __restrict__ targets, float* __restrict__ losses, u32 vocabulary,
                u64 stride, u32 backwards, float scale) {
     __shared__ float shared[32];

@@ -1,0 +1,136 @@
+//! Data parallel on emulated devices: processes that share every batch learn what one of them alone learns, and only the
+//! first of them writes. And products as cuBLASLt makes them, by its documented meaning.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use tests::emulator::{available, emulated};
+use tests::programs::{Program, Ran, run};
+use tests::training::{Job, metrics, tiny, with};
+
+const STEPS: u64 = 6;
+
+/// A run of a few steps, of two micro-batches each.
+fn job(name: &str, more: &[(&'static str, &str)]) -> Job {
+    let text: String = tests::fixtures::text().chars().take(700).collect();
+    let keys =
+        [("save_every", "2"), ("eval_every", "3"), ("log_every", "1"), ("dropout", "0.1"), ("batch", "4")];
+    Job::new(name, &text, &with(with(tiny(STEPS), &keys), more))
+}
+
+/// A command on an emulated device that has NCCL.
+fn command(job: &Job, out: &Path, more: &[&str], environment: &[(&str, String)]) -> Command {
+    let more: Vec<&str> = ["--device", "cuda", "--precision", "f32"].iter().chain(more).copied().collect();
+    let mut inner = job.command(out, &more);
+    inner.env("LECTERN_EMULATOR_WITH", "nccl");
+    inner.envs(environment.iter().map(|(name, value)| (name, value)));
+    emulated(&inner)
+}
+
+/// Whether there is an emulator; then with every kernel compiled, which takes longer than a command of a test may.
+fn ready() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        available() && {
+            let job = job("ready", &[("steps", "1")]);
+            let status = command(&job, &job.out("run"), &[], &[]).status().expect("the emulator starts");
+            assert!(status.success(), "a first run: {status}");
+            true
+        }
+    })
+}
+
+/// All processes of one run, to their ends.
+fn together(job: &Job, out: &Path, world: usize, more: &[&str]) -> Vec<Ran> {
+    let free =
+        TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let ran = std::thread::scope(|scope| {
+        let started: Vec<_> = (0..world)
+            .map(|rank| {
+                let environment = [
+                    ("RANK", rank.to_string()),
+                    ("WORLD_SIZE", world.to_string()),
+                    ("LOCAL_RANK", rank.to_string()),
+                    ("MASTER_ADDR", "127.0.0.1".to_owned()),
+                    ("MASTER_PORT", (free.port() - 1).to_string()),
+                ];
+                scope.spawn(move || run(command(job, out, more, &environment)))
+            })
+            .collect();
+        started.into_iter().map(|process| process.join().expect("no panic")).collect::<Vec<Ran>>()
+    });
+    ran.into_iter().map(|ran| ran.sound().calm()).collect()
+}
+
+/// Asserts that two runs logged the same losses, but for the order in which their sums were made.
+#[track_caller]
+fn assert_same_losses(what: &str, actual: &Path, expected: &Path) {
+    let (actual, expected) = (metrics(actual), metrics(expected));
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    for (row, other) in actual.iter().zip(&expected) {
+        for (key, value) in other.iter().filter(|(key, _)| key.contains("loss") || *key == "gradient_norm") {
+            let (a, b) = (row[key].as_f64().expect("a number"), value.as_f64().expect("a number"));
+            assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{what}: {key} is {a}, {b} alone: {row:?}");
+        }
+    }
+}
+
+#[test]
+fn processes_learn_together_what_one_learns_alone() {
+    if !ready() {
+        return;
+    }
+    let experts = [("experts", "4"), ("active_experts", "2"), ("balance", "0.01"), ("bias_rate", "0.01")];
+    for (name, more) in [("dense", &[][..]), ("mixture", &experts[..])] {
+        let job = job(name, &[more, &[("accumulate", "2")]].concat());
+        let (alone, two, four) = (job.out("alone"), job.out("two"), job.out("four"));
+        run(command(&job, &alone, &[], &[])).sound().calm().expect(0);
+        for (out, world) in [(&two, 2), (&four, 4)] {
+            for (rank, ran) in together(&job, out, world, &[]).into_iter().enumerate() {
+                let ran = ran.expect(0);
+                // The first speaks for all; of the others one hears at most that kernels are compiled.
+                assert_eq!(ran.stderr.contains("saved step 6"), rank == 0, "{ran}");
+                assert_eq!(ran.stderr.contains(&format!("one of {world}")), rank == 0, "{ran}");
+            }
+            assert_same_losses(&format!("{name} by {world}"), out, &alone);
+        }
+        // From the middle on, by another number of processes.
+        tests::folder::remove(&two.join("checkpoints/00000006"));
+        together(&job, &two, 4, &["--resume"]).into_iter().for_each(|ran| drop(ran.expect(0)));
+        assert_same_losses(&format!("{name} resumed"), &two, &alone);
+    }
+}
+
+#[test]
+fn one_process_goes_the_same_way_and_an_uneven_batch_is_refused() {
+    if !ready() {
+        return;
+    }
+    let job = job("one", &[]);
+    let (alone, one) = (job.out("alone"), job.out("one"));
+    run(command(&job, &alone, &[], &[])).sound().calm().expect(0);
+    together(&job, &one, 1, &[]).into_iter().for_each(|ran| drop(ran.expect(0)));
+    tests::training::assert_same_run("one of one", &one, &alone);
+
+    for ran in together(&job, &job.out("three"), 3, &[]) {
+        ran.expect(4).naming("batch is 4, expected a multiple of the 3 processes that share it");
+    }
+    let environment = ["RANK", "WORLD_SIZE", "LOCAL_RANK"].map(|name| (name, "1".to_owned()));
+    let wrong = run(command(&job, &job.out("wrong"), &[], &environment)).sound().calm();
+    wrong.expect(4).naming("RANK is 1, expected less than WORLD_SIZE (1)");
+}
+
+#[test]
+fn products_by_the_library_agree_with_the_processor() {
+    if !available() {
+        return;
+    }
+    for precision in ["f32", "bf16"] {
+        let mut inner =
+            Program::Trainer.command(&["selfcheck", "--device", "cuda", "--quick", "--precision", precision]);
+        inner.env("LECTERN_EMULATOR_WITH", "cublasLt");
+        let status = emulated(&inner).status().expect("the emulator starts");
+        assert!(status.success(), "selfcheck --precision {precision} with cuBLASLt: {status}");
+    }
+}
