@@ -10,7 +10,7 @@
 mod evaluation;
 
 use crate::backend::{Backend, Held, Limits, Phase, Seen};
-use crate::memory::MemoryPlan;
+use crate::memory::{self, MemoryPlan};
 use crate::mixing::{Load, Mixing};
 use crate::ops::adamw::{DIVERGED, LOSS, NORM, RECORD};
 use crate::ops::dropout::Noise;
@@ -236,6 +236,12 @@ impl<B: Backend> Learner<B> {
     ) -> Result<MemoryPlan> {
         let plan = Learner::plan(backend, config, shape, recompute)?;
         plan.require(backend.available().unwrap_or(u64::MAX))?;
+        if plan.copies == 0 {
+            // A checkpoint passes through the host, wherever the buffers are.
+            let copies = 3 * 4 * Layout::new(config).parameters() as u64;
+            let host = MemoryPlan { copies, ..MemoryPlan::default() };
+            host.require(memory::available().unwrap_or(u64::MAX))?;
+        }
         Ok(plan)
     }
 
@@ -572,6 +578,42 @@ fn count_loads(loads: &mut [Load], asked: &[f64], rows: usize) {
 mod tests {
     use super::*;
     use crate::backend::cpu::Cpu;
+    use crate::presets;
+
+    /// A learner of the lecture's model, and ids for it.
+    fn learner() -> (Learner<Cpu>, Vec<u32>, Vec<f32>) {
+        let options = presets::find("gpt-zero").expect("a preset");
+        let config = options.model(65).expect("a model");
+        let shape = BatchShape { sequences: 2, block: 8 };
+        let cpu = Cpu::new(1).expect("a thread");
+        let learner = Learner::new(cpu, &config, shape, &options.optimizer()).expect("a learner");
+        let weights = (0..learner.layout().parameters()).map(|index| (index as f32).sin() / 16.0).collect();
+        (learner, (0..16).map(|id| id * 7 % 65).collect(), weights)
+    }
+
+    #[test]
+    fn a_step_that_diverges_changes_nothing_nor_does_any_after_it_until_it_was_told() {
+        let (mut learner, ids, weights) = learner();
+        let zeros = vec![0.0; weights.len()];
+        let mut broken = weights.clone();
+        broken[3] = f32::NAN;
+        learner.load(&broken, &zeros, &zeros).expect("weights");
+        let rates = |step| Rates { learning_rate: 1e-3, step, seed: 1 };
+        let ids = ids.iter().map(|id| id % 2).collect::<Vec<_>>();
+        for step in 7..10 {
+            learner.step(&ids, &ids, rates(step)).expect("a step");
+        }
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert!(bits(learner.weights().expect("weights")) == bits(broken));
+        assert!(learner.first_moment().expect("a moment") == zeros);
+        let error = learner.outcome().expect_err("no number");
+        assert!(error.exit_code() == 9 && error.to_string().contains("step 7: the loss is NaN"), "{error}");
+
+        learner.load(&weights, &zeros, &zeros).expect("weights");
+        learner.step(&ids, &ids, rates(7)).expect("a step");
+        assert!(learner.outcome().expect("a number").loss > 0.0);
+        assert!(learner.weights().expect("weights") != weights);
+    }
 
     #[test]
     fn a_cut_covers_the_batch_whatever_its_size() {

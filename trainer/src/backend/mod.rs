@@ -358,6 +358,22 @@ pub trait Backend: Sync + Sized {
         mask: Mask,
         out: &mut Self::Values,
     );
+    /// [`Backend::add`] to `sum`, and [`Backend::norm`] of it.
+    fn add_norm(
+        &self,
+        s: &Rows,
+        stream: &Self::Values,
+        branch: &Self::Values,
+        mask: Mask,
+        norm: &Norm,
+        params: &Params<Self>,
+        sum: &mut Self::Values,
+        out: &mut Self::Values,
+        moments: &mut Self::Floats,
+    ) {
+        self.add(s.rows, stream, branch, mask, sum);
+        self.norm(s, sum, norm, params, out, moments);
+    }
     /// The gradient of the branch, or of the stream, which has no mask.
     fn add_backward(&self, rows: usize, d_out: &Self::Values, mask: Mask, d: (&mut Self::Values, Write));
 

@@ -150,7 +150,8 @@ impl Program {
     fn log(&self) -> String {
         // SAFETY: the program lives until `self` is dropped.
         let log = unsafe { result::get_program_log(self.0) }.unwrap_or_default();
-        let bytes: Vec<u8> = log.into_iter().map(|c| c.to_ne_bytes()[0]).take_while(|&byte| byte != 0).collect();
+        let bytes: Vec<u8> =
+            log.into_iter().map(|c| c.to_ne_bytes()[0]).take_while(|&byte| byte != 0).collect();
         let text = String::from_utf8_lossy(&bytes);
         text.lines().take(LOG_LINES).map(|line| format!("  {line}\n")).collect()
     }
