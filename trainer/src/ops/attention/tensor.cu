@@ -132,16 +132,18 @@ __device__ inline void store_rows(const float (&sums)[TALL][SIZE / 8][4], const 
         }
     }
     __syncwarp();
-#pragma unroll
+    bool whole = in_chunks(to);
+#pragma unroll 2
     for (u32 i = 0; i < TALL * SIZE / 16; i++) {
         u32 index = i * 32 + lane();
         u32 line = own + index / (SIZE / 8), chunk = index % (SIZE / 8);
         value* at = const_cast<value*>(to.line(first + line));
         if (at == nullptr || chunk * 8 >= to.length) continue;
         const value* from = tile + spot<SIZE>(line, chunk);
-        if (to.aligned && chunk * 8 + 8 <= to.length) {
+        if (whole) {
             store16(at + chunk * 8, load16(from));
         } else {
+#pragma unroll 1
             for (u32 e = 0; e < 8 && chunk * 8 + e < to.length; e++) at[chunk * 8 + e] = from[e];
         }
     }
@@ -318,30 +320,39 @@ __device__ inline void forward(const Heads& s, const Noise& noise, const value* 
 }
 
 // `D_i = d_o_i . o_i` of a warp's `16 TALL` rows, to the block's rows and to memory: eight lanes a row.
-template <u32 TALL>
+template <u32 SIZE, u32 TALL>
 __device__ inline void row_products(const Lines& d_out, const Lines& out, u32 first, u32 own, float* tile, float* products) {
+    bool whole = in_chunks(d_out) && in_chunks(out);
+    float sums[TALL * 4];
+#pragma unroll
+    for (u32 i = 0; i < TALL * 4; i++) {
+        u32 row = first + own + i * 4 + lane() / 8;
+        const value* left = d_out.line(row);
+        const value* right = out.line(row);
+        sums[i] = 0.0f;
+        if (left == nullptr) continue;
+        if (whole) {
+#pragma unroll
+            for (u32 part = 0; part < SIZE; part += 64) {
+                u32 from = part + lane() % 8 * 8;
+                if (from >= out.length) continue;
+                Pack<value> a = load16(left + from), b = load16(right + from);
+#pragma unroll
+                for (u32 e = 0; e < 8; e++) sums[i] = fmaf(widen(a.at[e]), widen(b.at[e]), sums[i]);
+            }
+        } else {
+#pragma unroll 1
+            for (u32 e = lane() % 8; e < out.length; e += 8) sums[i] = fmaf(widen(left[e]), widen(right[e]), sums[i]);
+        }
+    }
 #pragma unroll
     for (u32 i = 0; i < TALL * 4; i++) {
         u32 row = own + i * 4 + lane() / 8;
-        const value* left = d_out.line(first + row);
-        const value* right = out.line(first + row);
-        float sum = 0.0f;
-        if (left != nullptr) {
-            for (u32 from = lane() % 8 * 8; from < out.length; from += 64) {
-                if (d_out.aligned && out.aligned && from + 8 <= out.length) {
-                    Pack<value> a = load16(left + from), b = load16(right + from);
-#pragma unroll
-                    for (u32 e = 0; e < 8; e++) sum = fmaf(widen(a.at[e]), widen(b.at[e]), sum);
-                } else {
-                    for (u32 e = from; e < from + 8 && e < out.length; e++) sum = fmaf(widen(left[e]), widen(right[e]), sum);
-                }
-            }
-        }
-        sum = row_sum(sum);
+        float sum = row_sum(sums[i]);
         sum += __shfl_xor_sync(0xffffffffu, sum, 4);
         if (lane() % 8 == 0) {
             tile[row] = sum;
-            if (left != nullptr) products[first + row] = sum;
+            if (first + row < out.count) products[first + row] = sum;
         }
     }
     __syncwarp();
@@ -373,7 +384,7 @@ __device__ inline void backward_queries(const Heads& s, const Noise& noise, cons
     copy_async_commit();
 
     u32 own = warp() * 16 * TALL, warp_query = first + own, query = warp_query + lane() / 4;
-    row_products<TALL>(d_o, o, first, own, product_tile, products + u64(place) * s.block);
+    row_products<SIZE, TALL>(d_o, o, first, own, product_tile, products + u64(place) * s.block);
     float sums[TALL][SIZE / 8][4], bases[TALL][2], means[TALL][2];
     clear(sums);
 #pragma unroll
@@ -449,24 +460,36 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
     u32 place = blockIdx.x % all, first = blockIdx.x / all * keys;
     u32 sequence = place / s.kv_heads, shared_head = place % s.kv_heads;
     u64 key_column = s.key_column(shared_head), value_column = s.value_column(shared_head);
-    // Tiles of queries that see one of these keys, for each head.
-    u32 begin = first / queries, tiles = (s.block + queries - 1) / queries - begin, steps = group * tiles;
+    // The tiles of queries that see one of these keys, of each head in turn.
+    u32 begin = first / queries * queries, steps = group * ((s.block - begin + queries - 1) / queries);
+    u32 head = shared_head * group, from = begin;
+    auto advance = [&](u32& head, u32& from) {
+        from += queries;
+        if (from >= s.block) {
+            from = begin;
+            head++;
+        }
+    };
 
-    // Starts the copy of a step's queries; what it returns belongs into its row tiles.
-    auto fetch_step = [&](u32 step, u32 stage) {
-        u32 head = shared_head * group + step / tiles, from = (begin + step % tiles) * queries;
-        copy_rows<SIZE, queries>(query_tiles + stage * queries * SIZE, s.lines(qkv, s.row(), sequence, s.query_column(head)), from);
-        copy_rows<SIZE, queries>(d_tiles + stage * queries * SIZE, s.lines(d_out, s.width(), sequence, s.query_column(head)), from);
+    // Starts the copy of a tile of queries; what it returns belongs into their row tiles.
+    auto fetch_queries = [&](u32 head, u32 from, u32 stage) {
+        Lines q = s.lines(qkv, s.row(), sequence, s.query_column(head));
+        Lines d_o = s.lines(d_out, s.width(), sequence, s.query_column(head));
+        copy_rows<SIZE, queries>(query_tiles + stage * queries * SIZE, q, from);
+        copy_rows<SIZE, queries>(d_tiles + stage * queries * SIZE, d_o, from);
         u32 row = from + threadIdx.x % queries;
         bool base = threadIdx.x < queries;
         // A row beyond the window has no weights.
-        if (row >= s.block) return base ? infinity() : 0.0f;
-        u64 at = (u64(sequence) * s.heads + head) * s.block + row;
-        return base ? kept[at] * LOG2_E : products[at];
+        float number = base ? infinity() : 0.0f;
+        if (row < s.block) {
+            u64 at = (u64(sequence) * s.heads + head) * s.block + row;
+            number = base ? kept[at] * LOG2_E : products[at];
+        }
+        return number;
     };
     copy_rows<SIZE, keys>(key_tile, s.lines(qkv, s.row(), sequence, key_column), first);
     copy_rows<SIZE, keys>(value_tile, s.lines(qkv, s.row(), sequence, value_column), first);
-    row_tiles[0][threadIdx.x / queries][threadIdx.x % queries] = fetch_step(0, 0);
+    row_tiles[0][threadIdx.x / queries][threadIdx.x % queries] = fetch_queries(head, from, 0);
     copy_async_commit();
 
     u32 own = warp() * 16 * TALL, warp_key = first + own;
@@ -478,11 +501,15 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
         copy_async_wait<0>();
         __syncthreads();
         u32 stage = step % 2;
-        float next = step + 1 < steps ? fetch_step(step + 1, 1 - stage) : 0.0f;
+        float next = 0.0f;
+        if (step + 1 < steps) {
+            u32 next_head = head, next_from = from;
+            advance(next_head, next_from);
+            next = fetch_queries(next_head, next_from, 1 - stage);
+        }
         copy_async_commit();
         const value* query_tile = query_tiles + stage * queries * SIZE;
         const value* d_tile = d_tiles + stage * queries * SIZE;
-        u32 head = shared_head * group + step / tiles, from = (begin + step % tiles) * queries;
         u64 row = (u64(sequence) * s.heads + head) * s.block;
 #pragma unroll 1
         for (u32 within = 0; within < queries; within += STRIP) {
@@ -499,15 +526,23 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
                 float means[2] = {row_tiles[stage][1][at], row_tiles[stage][1][at + 1]};
 #pragma unroll
                 for (u32 i = 0; i < TALL; i++) {
-                    float factors[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-                    if (noise.threshold != 0) {
-                        drop_queries(noise, s.block, row + first_query + j * 8, warp_key + i * 16, factors);
-                    }
 #pragma unroll
                     for (u32 e = 0; e < 4; e++) {
-                        float weight = exp2_near(fmaf(weights[i][j][e], factor, -bases[e % 2]));
-                        weights[i][j][e] = weight * factors[e];
-                        d_weights[i][j][e] = weight * fmaf(d_weights[i][j][e], factors[e], -means[e % 2]);
+                        weights[i][j][e] = exp2_near(fmaf(weights[i][j][e], factor, -bases[e % 2]));
+                    }
+                    if (noise.threshold != 0) {
+                        float factors[4];
+                        drop_queries(noise, s.block, row + first_query + j * 8, warp_key + i * 16, factors);
+#pragma unroll
+                        for (u32 e = 0; e < 4; e++) {
+                            d_weights[i][j][e] = weights[i][j][e] * fmaf(d_weights[i][j][e], factors[e], -means[e % 2]);
+                            weights[i][j][e] *= factors[e];
+                        }
+                    } else {
+#pragma unroll
+                        for (u32 e = 0; e < 4; e++) {
+                            d_weights[i][j][e] = weights[i][j][e] * (d_weights[i][j][e] - means[e % 2]);
+                        }
                     }
                 }
             }
@@ -515,6 +550,7 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
             mix<SIZE>(d_keys, d_weights, query_tile, within);
         }
         row_tiles[1 - stage][threadIdx.x / queries][threadIdx.x % queries] = next;
+        advance(head, from);
     }
     float scales[TALL][2], ones[TALL][2];
 #pragma unroll
@@ -556,7 +592,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_forward_96(
     u32 sequences, u32 block, u32 heads, u32 kv_heads, u32 size, float scale) {
     Heads s{sequences, block, heads, kv_heads, size, scale};
     Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
-    forward<96, 1, 64>(s, noise, qkv, out, kept);
+    forward<96, 2, 32>(s, noise, qkv, out, kept);
 }
 
 // Heads of up to 128.
@@ -567,7 +603,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_forward_128(
     u32 sequences, u32 block, u32 heads, u32 kv_heads, u32 size, float scale) {
     Heads s{sequences, block, heads, kv_heads, size, scale};
     Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
-    forward<128, 1, 64>(s, noise, qkv, out, kept);
+    forward<128, 2, 32>(s, noise, qkv, out, kept);
 }
 
 // Heads of up to 32.

@@ -23,16 +23,14 @@
 // A factor that stands in memory line after line.
 struct Lines {
     const value* first;
-    u64 stride;
-    u32 count;
-    u32 length;
+    u32 stride, count, length;
     bool aligned;
 
     __device__ Lines(const value* first, u64 stride, u32 count, u32 length)
-        : first(first), stride(stride), count(count), length(length),
+        : first(first), stride(u32(stride)), count(count), length(length),
           aligned(((u64)first | stride * sizeof(value)) % 16 == 0) {}
 
-    __device__ const value* line(u32 index) const { return index < count ? first + index * stride : nullptr; }
+    __device__ const value* line(u32 index) const { return index < count ? first + u64(index) * stride : nullptr; }
 };
 
 // Two neighbouring floats, stored at once.
