@@ -250,7 +250,7 @@ mod tests {
         let path = folder.join("deep/one.image");
         let image: Vec<u8> = (0..1000).map(|i| (i * 7) as u8).collect();
         keep(&path, &image);
-        let file = fs::read(&path).unwrap();
+        let file = fs::read(&path).expect("sound");
         assert_eq!(whole(file.clone()), Some(image.clone()));
         for at in [0, MAGIC.len(), MAGIC.len() + 16, file.len() - 1] {
             let mut damaged = file.clone();
@@ -262,10 +262,10 @@ mod tests {
         }
         // A second image replaces the first, and nothing else is left behind.
         keep(&path, &image[1..]);
-        assert_eq!(whole(fs::read(&path).unwrap()), Some(image[1..].to_vec()));
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        assert_eq!(whole(fs::read(&path).expect("sound")), Some(image[1..].to_vec()));
+        assert_eq!(fs::read_dir(path.parent().expect("sound")).expect("sound").count(), 1);
         // Where a file stands in the way of the folder, nothing is kept and nothing fails.
         keep(&path.join("below/two.image"), &image);
-        fs::remove_dir_all(&folder).unwrap();
+        fs::remove_dir_all(&folder).expect("sound");
     }
 }
