@@ -64,14 +64,15 @@ once() {
     lecture)
         rm -rf "$folder/run"
         started=$(date +%s.%N)
-        "$programs/trainer" train --preset gpt-zero --rng torch --seed 1337 --threads "$threads" --progress plain \
-            --data "$text" --out "$folder/run" >/dev/null 2>&1
+        "$programs/trainer" train --preset gpt-zero --rng torch --seed 1337 --device cpu --threads "$threads" \
+            --progress plain --data "$text" --out "$folder/run" >/dev/null 2>&1
         python3 -c "import json, sys; print(json.dumps({'seconds': float(sys.argv[2]) - float(sys.argv[1])}))" \
             "$started" "$(date +%s.%N)" >>"$folder/$row.ours"
         [ -z "$torch" ] || python3 scripts/peers/torch_lecture.py "$text" --threads "$threads" | tail -n 1 >>"$folder/$row.peer"
         ;;
     *-step)
-        "$programs/trainer" bench "${sizes[@]}" --dropout 0 --threads "$threads" --secs 5 --format json >>"$folder/$row.ours"
+        "$programs/trainer" bench "${sizes[@]}" --dropout 0 --device cpu --threads "$threads" --secs 5 \
+            --format json >>"$folder/$row.ours"
         [ -z "$torch" ] || python3 scripts/peers/torch_gpt.py "$model" --threads "$threads" --secs 5 | tail -n 1 >>"$folder/$row.peer"
         ;;
     *)
@@ -83,7 +84,7 @@ once() {
 }
 
 # The roof of arithmetic for rows that are bound by it and do not measure it themselves.
-"$programs/trainer" bench --preset nano-cpu --threads "$threads" --secs 1 --format json >"$folder/peak"
+"$programs/trainer" bench --preset nano-cpu --device cpu --threads "$threads" --secs 1 --format json >"$folder/peak"
 
 for round in $(seq "$rounds"); do
     for row in "${rows[@]}"; do

@@ -27,8 +27,8 @@ for round in $(seq "$rounds"); do
     printf 'round %d of %d: lectern ' "$round" "$rounds" >&2
     rm -rf "$folder/run"
     {
-        time "$trainer" train --preset gpt-zero --rng torch --seed 1337 --threads "$threads" --steps "$steps" \
-            --progress plain --data "$text" --out "$folder/run" >/dev/null 2>"$folder/ours"
+        time "$trainer" train --preset gpt-zero --rng torch --seed 1337 --device cpu --threads "$threads" \
+            --steps "$steps" --progress plain --data "$text" --out "$folder/run" >/dev/null 2>"$folder/ours"
     } 2>>"$folder/seconds"
     printf '%s s, pytorch ' "$(tail -n 1 "$folder/seconds")" >&2
     python3 scripts/peers/torch_lecture.py "$text" --threads "$threads" --steps "$steps" >"$folder/theirs"

@@ -75,6 +75,10 @@ cuda() {
     69) why=${why:+$why; }'there is no g++ with AddressSanitizer' ;;
     *) fail 'the emulator does not build' ;;
     esac
+    if [ -n "${LECTERN_EMULATOR:-}" ]; then
+        LECTERN_CACHE=$target/emulator/images cargo test --locked -p trainer --lib \
+            --config 'target."cfg(all())".runner = "scripts/emulated.sh"' cuda::tests
+    fi
     said=$target/cuda-said
     LD_LIBRARY_PATH=${compiler:+$compiler/lib:}${LD_LIBRARY_PATH:-} \
         cargo test --locked -p tests --test kernels --test emulator --test cuda --test processes -- --nocapture | tee "$said"

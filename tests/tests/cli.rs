@@ -368,11 +368,13 @@ fn json_is_one_object_with_the_promised_keys() {
     );
     let bench = ["bench", "--prompt", "0", "--decode", "4", "--format", "json"];
     assert!(keys(run(runtime(&bench)), &["prefill_tokens_per_s"])["prefill_tokens_per_s"].is_null());
-    let bench = ["bench", "--preset", "gpt-zero", "--secs", "0.2", "--format", "json"];
+    let bench = ["bench", "--preset", "gpt-zero", "--device", "cpu", "--secs", "0.2", "--format", "json"];
     keys(
         Program::Trainer.run(&bench),
         &["tokens_per_s", "step_ms", "gflops", "peak_gflops", "steps", "seconds", "loss"],
     );
+    let selfcheck = ["selfcheck", "--device", "cpu", "--quick", "--format", "json"];
+    assert_eq!(keys(Program::Trainer.run(&selfcheck), &["passed", "seconds", "parts"])["passed"], true);
     let job = Job::new("eval", &text(), &tiny(2));
     let out = job.out("run");
     job.train(&out, &[]).expect(0);
@@ -380,6 +382,15 @@ fn json_is_one_object_with_the_promised_keys() {
     eval.arg(&out).arg("--data").arg(job.folder.join("text.txt"));
     keys(run(eval), &["train_loss", "val_loss", "val_bits_per_byte"]);
     keys(run(runtime(&["generate", "-n", "5", "--format", "json", "--seed", "1"])), &[]);
+}
+
+#[test]
+fn a_selfcheck_says_what_it_found_and_what_it_cannot_check() {
+    let ran = Program::Trainer.run(&["selfcheck", "--device", "cpu", "--quick"]).expect(0);
+    let last = ran.text().lines().last().expect("a last line").to_owned();
+    assert!(last.starts_with("selfcheck: ") && last.contains("all within their bounds"), "{last}");
+    let refused = ["selfcheck", "--device", "cpu", "--quick", "--precision", "bf16"];
+    Program::Trainer.run(&refused).expect(2).naming("--precision f32");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 use tests::emulator::{available, emulated};
 use tests::programs::{Program, Ran, run};
 use tests::training::{Job, metrics, tiny, with};
@@ -25,6 +26,19 @@ fn command(job: &Job, out: &Path, more: &[&str], environment: &[(&str, String)])
     inner.env("LECTERN_EMULATOR_WITH", "nccl");
     inner.envs(environment.iter().map(|(name, value)| (name, value)));
     emulated(&inner)
+}
+
+/// Whether there is an emulator; then with every kernel compiled, which takes longer than a command of a test may.
+fn ready() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        available() && {
+            let job = job("ready", &[("steps", "1")]);
+            let status = command(&job, &job.out("run"), &[], &[]).status().expect("the emulator starts");
+            assert!(status.success(), "a first run: {status}");
+            true
+        }
+    })
 }
 
 /// All processes of one run, to their ends.
@@ -64,7 +78,7 @@ fn assert_same_losses(what: &str, actual: &Path, expected: &Path) {
 
 #[test]
 fn processes_learn_together_what_one_learns_alone() {
-    if !available() {
+    if !ready() {
         return;
     }
     let experts = [("experts", "4"), ("active_experts", "2"), ("balance", "0.01"), ("bias_rate", "0.01")];
@@ -90,7 +104,7 @@ fn processes_learn_together_what_one_learns_alone() {
 
 #[test]
 fn one_process_goes_the_same_way_and_an_uneven_batch_is_refused() {
-    if !available() {
+    if !ready() {
         return;
     }
     let job = job("one", &[]);

@@ -10,7 +10,7 @@
 mod evaluation;
 
 use crate::backend::{Backend, Held, Limits, Phase, Seen};
-use crate::memory::MemoryPlan;
+use crate::memory::{self, MemoryPlan};
 use crate::mixing::{Load, Mixing};
 use crate::ops::adamw::{DIVERGED, LOSS, NORM, RECORD};
 use crate::ops::dropout::Noise;
@@ -165,6 +165,8 @@ pub struct Learner<B: Backend> {
     loads: Vec<Load>,
     shards: Vec<Shard<B>>,
     totals: Totals<B>,
+    /// The seed and the passes of the last step.
+    made: Option<(u64, usize)>,
     /// What all routers were asked, on its way from the device.
     asked: Vec<f64>,
     lanes: Vec<Lane<B>>,
@@ -218,6 +220,7 @@ impl<B: Backend> Learner<B> {
             loads,
             shards,
             totals: Totals::new(&backend, asked)?,
+            made: None,
             asked: vec![0.0; asked],
             lanes: vec![],
             backend,
@@ -231,20 +234,31 @@ impl<B: Backend> Learner<B> {
         shape: BatchShape,
         recompute: Recompute,
     ) -> Result<MemoryPlan> {
+        let plan = Learner::plan(backend, config, shape, recompute)?;
+        plan.require(backend.available().unwrap_or(u64::MAX))?;
+        if plan.copies == 0 {
+            // A checkpoint passes through the host, wherever the buffers are.
+            let copies = 3 * 4 * Layout::new(config).parameters() as u64;
+            let host = MemoryPlan { copies, ..MemoryPlan::default() };
+            host.require(memory::available().unwrap_or(u64::MAX))?;
+        }
+        Ok(plan)
+    }
+
+    /// The same, whether it fits or not.
+    pub fn plan(backend: &B, config: &Config, shape: BatchShape, recompute: Recompute) -> Result<MemoryPlan> {
         let layout = Layout::new(config);
         let cut = shape.cut_on(layout.parameters(), backend)?;
         let program = |sequences: usize, mode: Mode| {
             let shape = Shape { sequences, block: shape.block };
             record(config, &layout, shape, mode, &Mixing::default(), recompute)
         };
-        let plan = backend.plan(&Held {
+        Ok(backend.plan(&Held {
             parameters: layout.parameters(),
             program: &program(cut.sequences, Mode::Train),
             shards: cut.shards,
             evaluation: &program(evaluation_sequences::<B>(shape.block), Mode::Evaluate),
-        });
-        plan.require(backend.available().unwrap_or(u64::MAX))?;
-        Ok(plan)
+        }))
     }
 
     /// The model's parameters.
@@ -302,14 +316,10 @@ impl<B: Backend> Learner<B> {
         let passes = self.passes(inputs, targets)?;
         let adam = self.optimizer.adam(rates.learning_rate, rates.step);
         let rows = inputs.len();
-        // Passes that draw no noise differ in nothing but their ids.
-        let noisy = self.config.experts.as_ref().is_some_and(|experts| experts.noise);
-        let disturbed = self.config.dropout > 0.0 || self.mixing.disturbs() || noisy;
+        self.made = Some((rates.seed, passes));
         for pass in 0..passes {
             self.upload(inputs, targets, pass);
-            let last = pass + 1 == passes;
-            let place = if disturbed { pass } else { pass.min(1) };
-            let phase = Phase::Train { seed: rates.seed, pass: place, passes, last };
+            let (phase, last) = (self.phase(rates.seed, pass, passes), pass + 1 == passes);
             let Learner { backend, params, optimizer, cut, shape, mixing, shards, totals, .. } = self;
             backend.replayed(phase, Some(&adam), || {
                 let work = Work { backend, params, cut: *cut, shape: *shape, mixing, rows };
@@ -339,6 +349,22 @@ impl<B: Backend> Learner<B> {
         }
         self.totals.rows += rows;
         Ok(())
+    }
+
+    /// What names a pass of a step; passes that draw no noise differ in nothing but their ids.
+    fn phase(&self, seed: u64, pass: usize, passes: usize) -> Phase {
+        let noisy = self.config.experts.as_ref().is_some_and(|experts| experts.noise);
+        let disturbed = self.config.dropout > 0.0 || self.mixing.disturbs() || noisy;
+        let place = if disturbed { pass } else { pass.min(1) };
+        Phase::Train { seed, pass: place, passes, last: pass + 1 == passes }
+    }
+
+    /// Into how many records the last step was made, and how many launches and copies they are together, where the
+    /// device records.
+    pub fn nodes(&self) -> Option<(usize, usize)> {
+        let (seed, passes) = self.made?;
+        let nodes = (0..passes).map(|pass| self.backend.nodes(self.phase(seed, pass, passes)));
+        nodes.sum::<Option<usize>>().map(|nodes| (passes, nodes))
     }
 
     /// What the last step saw; [`Learner::loads`] are then those of the steps since this was last asked. Waits for the
@@ -552,6 +578,42 @@ fn count_loads(loads: &mut [Load], asked: &[f64], rows: usize) {
 mod tests {
     use super::*;
     use crate::backend::cpu::Cpu;
+    use crate::presets;
+
+    /// A learner of the lecture's model, and ids for it.
+    fn learner() -> (Learner<Cpu>, Vec<u32>, Vec<f32>) {
+        let options = presets::find("gpt-zero").expect("a preset");
+        let config = options.model(65).expect("a model");
+        let shape = BatchShape { sequences: 2, block: 8 };
+        let cpu = Cpu::new(1).expect("a thread");
+        let learner = Learner::new(cpu, &config, shape, &options.optimizer()).expect("a learner");
+        let weights = (0..learner.layout().parameters()).map(|index| (index as f32).sin() / 16.0).collect();
+        (learner, (0..16).map(|id| id * 7 % 65).collect(), weights)
+    }
+
+    #[test]
+    fn a_step_that_diverges_changes_nothing_nor_does_any_after_it_until_it_was_told() {
+        let (mut learner, ids, weights) = learner();
+        let zeros = vec![0.0; weights.len()];
+        let mut broken = weights.clone();
+        broken[3] = f32::NAN;
+        learner.load(&broken, &zeros, &zeros).expect("weights");
+        let rates = |step| Rates { learning_rate: 1e-3, step, seed: 1 };
+        let ids = ids.iter().map(|id| id % 2).collect::<Vec<_>>();
+        for step in 7..10 {
+            learner.step(&ids, &ids, rates(step)).expect("a step");
+        }
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert!(bits(learner.weights().expect("weights")) == bits(broken));
+        assert!(learner.first_moment().expect("a moment") == zeros);
+        let error = learner.outcome().expect_err("no number");
+        assert!(error.exit_code() == 9 && error.to_string().contains("step 7: the loss is NaN"), "{error}");
+
+        learner.load(&weights, &zeros, &zeros).expect("weights");
+        learner.step(&ids, &ids, rates(7)).expect("a step");
+        assert!(learner.outcome().expect("a number").loss > 0.0);
+        assert!(learner.weights().expect("weights") != weights);
+    }
 
     #[test]
     fn a_cut_covers_the_batch_whatever_its_size() {

@@ -192,6 +192,8 @@ struct Trainer<B: Backend> {
     outcome: Outcome,
     /// Whether a step was made since.
     unread: bool,
+    /// Whether it was said what a step is.
+    told: bool,
     /// What the steps since the last row, and since the last line shown, asked of the experts.
     row_loads: Vec<Load>,
     shown_loads: Vec<Load>,
@@ -294,6 +296,7 @@ impl<B: Backend> Trainer<B> {
             starved: vec![],
             outcome: Outcome::default(),
             unread: false,
+            told: false,
             row_loads: vec![],
             shown_loads: vec![],
             step: state.step,
@@ -338,6 +341,7 @@ impl<B: Backend> Trainer<B> {
             made.map_err(|error| self.explain(error))?;
             self.step += 1;
             self.unread = true;
+            self.tell_records();
             let due = self.step.is_multiple_of(options.log_every) || last;
             let shows = shown.0.elapsed() >= show_every || last;
             if B::AT_HAND || due || shows {
@@ -386,6 +390,14 @@ impl<B: Backend> Trainer<B> {
         self.save()?;
         self.finish(&options)?;
         Ok(End::Done)
+    }
+
+    /// Says once what a step is on a device that records it.
+    fn tell_records(&mut self) {
+        let Some((graphs, nodes)) = self.learner.nodes().filter(|_| !self.told) else { return };
+        self.told = true;
+        let graphs = if graphs == 1 { "one graph".to_owned() } else { format!("{graphs} graphs") };
+        self.progress.message(&format!("step    {graphs} of {nodes} nodes"));
     }
 
     /// Asks what the last step saw, if it is not known: a device may still be at work on it.

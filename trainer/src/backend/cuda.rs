@@ -4,6 +4,7 @@
 //! from step to step stands in the clock, which the host writes before each pass.
 
 mod arena;
+pub mod sketch;
 
 use super::{Backend, Embed, Held, Limits, Phase, Rows, Seen, Write};
 use crate::device::nccl::Communicator;
@@ -75,12 +76,6 @@ impl Cuda {
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
-    }
-
-    /// Launches and copies of each pass that was recorded.
-    pub fn nodes(&self) -> Vec<(Phase, usize)> {
-        let records = held(&self.records);
-        records.iter().filter_map(|(phase, graph)| Some((*phase, graph.as_ref()?.nodes()))).collect()
     }
 
     /// Writes what this step is made with.
@@ -227,6 +222,11 @@ impl Backend for Cuda {
 
     fn unite(&self, sums: &mut Buffer) {
         self.together.iter().for_each(|(_, communicator)| communicator.sum(&mut *sums));
+    }
+
+    fn nodes(&self, phase: Phase) -> Option<usize> {
+        let records = held(&self.records);
+        records.iter().find(|(known, _)| *known == phase)?.1.as_ref().map(Graph::nodes)
     }
 
     fn lanes(&self) -> usize {

@@ -90,6 +90,10 @@ pub trait Backend: Sync + Sized {
     }
     /// Replaces what each process summed over its part of a batch by the sums over all of it.
     fn unite(&self, _: &mut Self::Sums) {}
+    /// How many launches and copies the record of a phase is made of, if there is one.
+    fn nodes(&self, _: Phase) -> Option<usize> {
+        None
+    }
     /// How many shards it can work on side by side.
     fn lanes(&self) -> usize;
     /// Does `work` for each shard, side by side where the device can.
@@ -354,6 +358,22 @@ pub trait Backend: Sync + Sized {
         mask: Mask,
         out: &mut Self::Values,
     );
+    /// [`Backend::add`] to `sum`, and [`Backend::norm`] of it.
+    fn add_norm(
+        &self,
+        s: &Rows,
+        stream: &Self::Values,
+        branch: &Self::Values,
+        mask: Mask,
+        norm: &Norm,
+        params: &Params<Self>,
+        sum: &mut Self::Values,
+        out: &mut Self::Values,
+        moments: &mut Self::Floats,
+    ) {
+        self.add(s.rows, stream, branch, mask, sum);
+        self.norm(s, sum, norm, params, out, moments);
+    }
     /// The gradient of the branch, or of the stream, which has no mask.
     fn add_backward(&self, rows: usize, d_out: &Self::Values, mask: Mask, d: (&mut Self::Values, Write));
 

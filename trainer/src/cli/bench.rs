@@ -193,7 +193,7 @@ impl Bench {
             }
             Chosen::Cuda(device) => {
                 let (timed, learner) = work.time(Cuda::new(device.clone())?, self.secs)?;
-                let nodes = learner.backend().nodes().iter().map(|(_, nodes)| nodes).sum::<usize>();
+                let nodes = learner.nodes().map_or(0, |(_, nodes)| nodes);
                 let who = Who {
                     told: format!("{}, {nodes} nodes a step", device.describe()),
                     peak_gflops: card_gflops(&device),

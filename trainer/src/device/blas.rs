@@ -8,6 +8,7 @@
 //! chosen once for each shape, by the library's own rule and not by the clock, and one whose partial sums meet in the
 //! result itself is never taken: the same bytes come out on every run of one card.
 
+use super::libraries::found;
 use super::memory::{Element, View, ViewMut};
 use super::{Device, Inner, Precision};
 use cudarc::cublaslt::result::{self, CublasError};
@@ -94,6 +95,8 @@ struct Key {
     a: (usize, bool, u32),
     b: (usize, bool, u32),
     out: (usize, u32),
+    /// Alignment of what the result is made of last: itself, and the bias.
+    last: u32,
     floats: bool,
     bias: bool,
     accumulate: bool,
@@ -127,7 +130,7 @@ impl Blas {
     /// The library, if it is whole and willing; the context is current.
     pub fn open() -> Result<Option<Blas>, DriverError> {
         // SAFETY: loading a library runs its initialisers, which for NVIDIA's own do not depend on us.
-        if !unsafe { sys::is_culib_present() } {
+        if !found("libcublasLt", || unsafe { sys::is_culib_present() }) {
             return Ok(None);
         }
         // SAFETY: it is there, so this does not panic; a symbol is only looked up, never called as the type named here.
@@ -253,7 +256,7 @@ impl Plan {
             (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.b.2),
             (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.a.2),
             (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.out.1),
-            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.out.1),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.last),
         ] {
             preference.set(attribute, &alignment)?;
         }
@@ -402,6 +405,7 @@ impl Device {
             a: (p.a.stride, p.a.transposed, alignment(p.a.values.pointer)),
             b: (p.b.stride, p.b.transposed, alignment(p.b.values.pointer)),
             out: (p.stride, alignment(out.pointer)),
+            last: alignment(out.pointer | p.bias.map_or(0, |bias| bias.pointer)),
             floats: out.element == Element::F32,
             bias: p.bias.is_some(),
             accumulate: p.write == Write::Accumulate,

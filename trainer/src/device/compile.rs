@@ -150,7 +150,8 @@ impl Program {
     fn log(&self) -> String {
         // SAFETY: the program lives until `self` is dropped.
         let log = unsafe { result::get_program_log(self.0) }.unwrap_or_default();
-        let bytes: Vec<u8> = log.into_iter().map(|c| c as u8).take_while(|&byte| byte != 0).collect();
+        let bytes: Vec<u8> =
+            log.into_iter().map(|c| c.to_ne_bytes()[0]).take_while(|&byte| byte != 0).collect();
         let text = String::from_utf8_lossy(&bytes);
         text.lines().take(LOG_LINES).map(|line| format!("  {line}\n")).collect()
     }
@@ -169,7 +170,7 @@ impl Program {
     fn text(&self) -> Result<Vec<u8>, NvrtcError> {
         // SAFETY: the program lives.
         let text = unsafe { result::get_ptx(self.0) }?;
-        Ok(text.into_iter().map(|c| c as u8).collect())
+        Ok(text.into_iter().map(|c| c.to_ne_bytes()[0]).collect())
     }
 }
 
@@ -249,7 +250,7 @@ mod tests {
         let path = folder.join("deep/one.image");
         let image: Vec<u8> = (0..1000).map(|i| (i * 7) as u8).collect();
         keep(&path, &image);
-        let file = fs::read(&path).unwrap();
+        let file = fs::read(&path).expect("sound");
         assert_eq!(whole(file.clone()), Some(image.clone()));
         for at in [0, MAGIC.len(), MAGIC.len() + 16, file.len() - 1] {
             let mut damaged = file.clone();
@@ -261,10 +262,10 @@ mod tests {
         }
         // A second image replaces the first, and nothing else is left behind.
         keep(&path, &image[1..]);
-        assert_eq!(whole(fs::read(&path).unwrap()), Some(image[1..].to_vec()));
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        assert_eq!(whole(fs::read(&path).expect("sound")), Some(image[1..].to_vec()));
+        assert_eq!(fs::read_dir(path.parent().expect("sound")).expect("sound").count(), 1);
         // Where a file stands in the way of the folder, nothing is kept and nothing fails.
         keep(&path.join("below/two.image"), &image);
-        fs::remove_dir_all(&folder).unwrap();
+        fs::remove_dir_all(&folder).expect("sound");
     }
 }

@@ -10,6 +10,7 @@ mod graph;
 mod imagined;
 pub mod kernels;
 mod launch;
+mod libraries;
 mod memory;
 pub mod nccl;
 pub mod probe;

@@ -103,9 +103,9 @@ impl Communicator {
             // SAFETY: the place is live.
             let result = unsafe { (calls.unique_id)(&mut id) };
             calls.said("ncclGetUniqueId", result).map_err(refused)?;
-            Ok(id.internal.map(|byte| byte as u8))
+            Ok(id.internal.map(|byte| byte.to_ne_bytes()[0]))
         })?;
-        let id = ncclUniqueId { internal: bytes.map(|byte| byte as c_char) };
+        let id = ncclUniqueId { internal: bytes.map(|byte| c_char::from_ne_bytes([byte])) };
         let number =
             |count: usize| c_int::try_from(count).map_err(|_| refused(format!("{count} are too many")));
         let (world, rank) = (number(ranks.world)?, number(ranks.rank)?);

@@ -2,6 +2,7 @@
 //!
 //! Nothing that is missing panics: a library is looked for before its first call, and so is every symbol of it.
 
+use super::libraries::found;
 use super::ranks::Ranks;
 use super::{Device, Precision, Stop};
 use crate::options;
@@ -137,8 +138,9 @@ fn driver_library() -> Result<(), Stop> {
 /// Whether the compiler's library is there with every call we make.
 pub(super) fn compiler_library() -> Result<(), Stop> {
     // SAFETY: as above.
-    if !unsafe { nvrtc::is_culib_present() } {
-        return Err(Stop::Library("no NVRTC (libnvrtc.so.13 is not found on the loader's path)".to_owned()));
+    if !found("libnvrtc", || unsafe { nvrtc::is_culib_present() }) {
+        let problem = "no NVRTC (libnvrtc.so is not found on the loader's path nor in CUDA_HOME/lib64)";
+        return Err(Stop::Library(problem.to_owned()));
     }
     // SAFETY: as above.
     let library = unsafe { nvrtc::culib() };

@@ -19,11 +19,13 @@ pub fn eighths(count: usize, seed: u64) -> Vec<f32> {
     values(count, seed).iter().map(|value| (8.0 * value).round() / 8.0).collect()
 }
 
-/// Does `work` on the first CUDA device in both precisions; without one it is skipped, and says why.
+/// Does `work` on the first CUDA device in both precisions. Without one it is skipped, and says why, unless
+/// LECTERN_EMULATOR promises an emulated one.
 pub fn with_devices(work: impl Fn(&Device)) {
     for precision in [Precision::F32, Precision::Bf16] {
         match Device::open(precision) {
             Ok(device) => work(&device),
+            Err(error) if std::env::var_os("LECTERN_EMULATOR").is_some() => panic!("{error}"),
             Err(error) => eprintln!("skipped: {error}"),
         }
     }

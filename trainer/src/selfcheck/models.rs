@@ -154,7 +154,7 @@ impl Model {
             for place in 0..block {
                 inputs.push(id);
                 let word = stream.draw(step, (sequences + sequence * block + place) as u64);
-                id = if word % 8 == 0 { word / 8 } else { 7 * id + 3 } % VOCABULARY as u32;
+                id = if word.is_multiple_of(8) { word / 8 } else { 7 * id + 3 } % VOCABULARY as u32;
                 targets.push(id);
             }
         }
@@ -223,7 +223,7 @@ pub fn train<B: Backend>(
         }
         let [first, last] =
             [expected.first(), expected.last()].map(|seen| seen.map_or(f32::NAN, |seen| seen[0]));
-        if extent == Extent::Whole && !(last < first - 0.2) {
+        if extent == Extent::Whole && (last.is_nan() || last >= first - 0.2) {
             let sentence =
                 format!("{}: the loss went from {first} to {last}, which teaches nothing", model.name);
             rows[0].failure.get_or_insert(sentence);

@@ -24,6 +24,8 @@ pub(super) const WIDTHS: &[usize] = &[
 ];
 /// A few of them.
 pub(super) const FEW_WIDTHS: &[usize] = &[1, 7, 16, 33, 64];
+/// More than the threads of a block hold of a row at once.
+const WIDER_THAN_A_BLOCK: usize = 8209;
 /// Numbers of rows, one taken after the other.
 pub(super) const COUNTS: &[usize] = &[1, 2, 3, 5, 8, 13, 17, 33];
 
@@ -218,7 +220,8 @@ impl Case for Normed {
 }
 
 pub(super) fn norms<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
-    let widths = suite.choose(WIDTHS, FEW_WIDTHS).to_vec();
+    let widths = suite.choose(WIDTHS, FEW_WIDTHS).iter().copied().chain([WIDER_THAN_A_BLOCK]);
+    let widths: Vec<usize> = widths.collect();
     for (index, width) in widths.into_iter().enumerate() {
         for (kind, norm_bias) in
             [(NormKind::LayerNorm, true), (NormKind::LayerNorm, false), (NormKind::RmsNorm, false)]

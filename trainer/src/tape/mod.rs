@@ -196,6 +196,11 @@ impl Op {
         }
     }
 
+    /// Whether it is the norm of a sum that `before` makes: the two are carried out as one.
+    pub fn follows(&self, before: &Op) -> bool {
+        matches!((before, self), (Op::Add { out, .. }, Op::Norm { x, .. }) if out == x)
+    }
+
     /// The same operation over other activations.
     pub fn over(self, other: impl Fn(Act) -> Act) -> Op {
         let mut op = self;

@@ -53,6 +53,12 @@ impl Plan {
             for act in op.inputs().into_iter().chain([op.out()]).flatten() {
                 Life::reach(&mut values[act.index()], time);
             }
+            if forward.get(time + 1).is_some_and(|next| next.follows(op)) {
+                op.inputs()
+                    .into_iter()
+                    .flatten()
+                    .for_each(|act| Life::reach(&mut values[act.index()], time + 1));
+            }
         }
         for (time, step) in (forward.len()..).zip(backward) {
             let op = match *step {

@@ -228,9 +228,37 @@ impl<B: Backend> Replay<B> {
 
     /// The forward pass over the uploaded ids. In training the loss waits for [`Replay::backward`].
     pub fn forward(&mut self, backend: &B, params: &Params<B>, place: Place<'_>) {
-        for index in 0..self.program.forward.len() {
-            self.carry_out(index, backend, params, place);
+        let mut index = 0;
+        while index < self.program.forward.len() {
+            if self.carry_out_sum(index, backend, params, place) {
+                index += 1;
+            } else {
+                self.carry_out(index, backend, params, place);
+            }
+            index += 1;
         }
+    }
+
+    /// A residual connection and the norm that follows it, if that is what stands there.
+    fn carry_out_sum(&mut self, index: usize, backend: &B, params: &Params<B>, place: Place<'_>) -> bool {
+        let [before, after] = match self.program.forward.get(index..index + 2) {
+            Some(&[before, after]) if after.follows(&before) => [before, after],
+            _ => return false,
+        };
+        let (Op::Add { stream, branch, out: sum, site }, Op::Norm { norm, out, moments, .. }) =
+            (before, after)
+        else {
+            return false;
+        };
+        let (shape, mask) = (self.rows_shape(sum), self.row_mask(place, site, sum));
+        let slot = self.program.plan.value[sum.index()];
+        let mut buffer = self.take(slot);
+        self.make_with_stat(out, moments, |this, out, moments| {
+            let (stream, branch) = (this.value(stream), this.value(branch));
+            backend.add_norm(&shape, stream, branch, mask, &norm, params, &mut buffer, out, moments);
+        });
+        self.slots[slot] = Some(buffer);
+        true
     }
 
     /// One operation's forward pass.

@@ -27,8 +27,8 @@ const fn kernel(most: usize, name: &'static str, rows: usize, held: usize) -> Ke
 const FORWARD: [Kernel; 4] = [
     kernel(32, "attention_forward_32", 128, 128 + 4 * 64),
     kernel(64, "attention_forward_64", 128, 128 + 4 * 64),
-    kernel(96, "attention_forward_96", 64, 64 + 4 * 64),
-    kernel(128, "attention_forward_128", 64, 64 + 4 * 64),
+    kernel(96, "attention_forward_96", 128, 128 + 4 * 32),
+    kernel(128, "attention_forward_128", 128, 128 + 4 * 32),
 ];
 /// A tile of queries and of their results' gradients; two tiles of keys, two of values.
 const BACKWARD_QUERIES: [Kernel; 4] = [

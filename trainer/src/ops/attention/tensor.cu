@@ -18,200 +18,6 @@
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
-__device__ inline float infinity() { return __uint_as_float(0x7f800000u); }
-
-// Where a chunk of a row stands in a tile: turned about so that eight neighbouring rows lie in different banks.
-template <u32 SIZE>
-__device__ inline u32 spot(u32 row, u32 chunk) {
-    return row * SIZE + (chunk ^ (SIZE % 64 == 0 ? row % 8 : row / 2 % 4)) * 8;
-}
-
-// Starts the copy of `ROWS` rows from row `first` on.
-template <u32 SIZE, u32 ROWS, bool IN_CHUNKS>
-__device__ inline void copy_chunks(value* tile, const Lines& lines, u32 first) {
-    constexpr u32 across = SIZE / CHUNK, count = ROWS * across / TILE_THREADS;
-#pragma unroll(IN_CHUNKS ? count : 1)
-    for (u32 i = 0; i < count; i++) {
-        u32 index = i * TILE_THREADS + threadIdx.x;
-        u32 row = index / across, chunk = index % across;
-        copy_chunk<IN_CHUNKS>(tile + spot<SIZE>(row, chunk), lines, lines.line(first + row), chunk * CHUNK);
-    }
-}
-
-template <u32 SIZE, u32 ROWS>
-__device__ inline void copy_rows(value* tile, const Lines& lines, u32 first) {
-    if (in_chunks(lines)) {
-        copy_chunks<SIZE, ROWS, true>(tile, lines, first);
-    } else {
-        copy_chunks<SIZE, ROWS, false>(tile, lines, first);
-    }
-}
-
-// Sets sums to zero.
-template <u32 TALL, u32 WIDE>
-__device__ inline void clear(float (&sums)[TALL][WIDE][4]) {
-#pragma unroll
-    for (u32 i = 0; i < TALL; i++) {
-#pragma unroll
-        for (u32 j = 0; j < WIDE; j++) {
-#pragma unroll
-            for (u32 e = 0; e < 4; e++) sums[i][j][e] = 0.0f;
-        }
-    }
-}
-
-// `sums = left right^T` over the head's width: `16 TALL` rows of one tile by `8 WIDE` rows of another.
-template <u32 SIZE, u32 TALL, u32 WIDE>
-__device__ inline void dots(float (&sums)[TALL][WIDE][4], const value* left, u32 left_row, const value* right, u32 right_row) {
-    u32 at = lane();
-    clear(sums);
-#pragma unroll
-    for (u32 k = 0; k < SIZE / 8; k += 2) {
-        u32 a[TALL][4];
-#pragma unroll
-        for (u32 i = 0; i < TALL; i++) load_matrix_x4(a[i], left + spot<SIZE>(left_row + i * 16 + at % 16, k + at / 16));
-#pragma unroll
-        for (u32 j = 0; j < WIDE; j += 2) {
-            u32 b[4];
-            load_matrix_x4(b, right + spot<SIZE>(right_row + j * 8 + at % 8 + at / 16 * 8, k + at / 8 % 2));
-            u32 first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-#pragma unroll
-            for (u32 i = 0; i < TALL; i++) {
-                mma_bf16(sums[i][j], a[i], first);
-                mma_bf16(sums[i][j + 1], a[i], second);
-            }
-        }
-    }
-}
-
-// `sums += weights rows`: `16 TALL x 8 WIDE` weights in registers times `8 WIDE` rows of a tile.
-template <u32 SIZE, u32 TALL, u32 WIDE>
-__device__ inline void mix(float (&sums)[TALL][SIZE / 8][4], const float (&weights)[TALL][WIDE][4], const value* tile, u32 row) {
-    u32 at = lane();
-#pragma unroll
-    for (u32 k = 0; k < WIDE; k += 2) {
-        u32 a[TALL][4];
-#pragma unroll
-        for (u32 i = 0; i < TALL; i++) {
-            const float(&near)[4] = weights[i][k];
-            const float(&far)[4] = weights[i][k + 1];
-            a[i][0] = pack_bf16(near[0], near[1]);
-            a[i][1] = pack_bf16(near[2], near[3]);
-            a[i][2] = pack_bf16(far[0], far[1]);
-            a[i][3] = pack_bf16(far[2], far[3]);
-        }
-#pragma unroll
-        for (u32 j = 0; j < SIZE / 8; j += 2) {
-            u32 b[4];
-            load_matrix_x4_transposed(b, tile + spot<SIZE>(row + k * 8 + at % 16, j + at / 16));
-            u32 first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-#pragma unroll
-            for (u32 i = 0; i < TALL; i++) {
-                mma_bf16(sums[i][j], a[i], first);
-                mma_bf16(sums[i][j + 1], a[i], second);
-            }
-        }
-    }
-}
-
-// Stores a warp's rows, each times its factor, through the tile's rows of the same warp, so that they leave sixteen bytes
-// at a time. `own` is the warp's first row in the tile, `first` the tile's first row in the window.
-template <u32 SIZE, u32 TALL>
-__device__ inline void store_rows(const float (&sums)[TALL][SIZE / 8][4], const float (&factors)[TALL][2], value* tile, u32 own,
-                                  const Lines& to, u32 first) {
-    u32 row = own + lane() / 4, column = lane() % 4 * 2;
-    __syncwarp();
-#pragma unroll
-    for (u32 i = 0; i < TALL; i++) {
-#pragma unroll
-        for (u32 j = 0; j < SIZE / 8; j++) {
-            const float(&four)[4] = sums[i][j];
-            float near = factors[i][0], far = factors[i][1];
-            *(u32*)(tile + spot<SIZE>(row + i * 16, j) + column) = pack_bf16(four[0] * near, four[1] * near);
-            *(u32*)(tile + spot<SIZE>(row + i * 16 + 8, j) + column) = pack_bf16(four[2] * far, four[3] * far);
-        }
-    }
-    __syncwarp();
-#pragma unroll
-    for (u32 i = 0; i < TALL * SIZE / 16; i++) {
-        u32 index = i * 32 + lane();
-        u32 line = own + index / (SIZE / 8), chunk = index % (SIZE / 8);
-        value* at = const_cast<value*>(to.line(first + line));
-        if (at == nullptr || chunk * 8 >= to.length) continue;
-        const value* from = tile + spot<SIZE>(line, chunk);
-        if (to.aligned && chunk * 8 + 8 <= to.length) {
-            store16(at + chunk * 8, load16(from));
-        } else {
-            for (u32 e = 0; e < 8 && chunk * 8 + e < to.length; e++) at[chunk * 8 + e] = from[e];
-        }
-    }
-}
-
-// The noise of one result of mma.sync whose rows are queries and whose columns are keys. Keys in fours share a draw, which
-// two lanes need: the even one draws for the upper row, the odd one for the lower, and they exchange halves.
-__device__ inline void drop_keys(const Noise& noise, u32 width, u64 row, u32 key, float (&factors)[4]) {
-    bool even = lane() % 2 == 0;
-    words4 words = noise.words(row + (even ? 0 : 8), width, key / 4 + lane() % 4 / 2);
-    u32 left = __shfl_xor_sync(0xffffffffu, even ? words.at[2] : words.at[0], 1);
-    u32 right = __shfl_xor_sync(0xffffffffu, even ? words.at[3] : words.at[1], 1);
-    factors[0] = noise.factor(even ? words.at[0] : left);
-    factors[1] = noise.factor(even ? words.at[1] : right);
-    factors[2] = noise.factor(even ? left : words.at[2]);
-    factors[3] = noise.factor(even ? right : words.at[3]);
-}
-
-// The same with keys for rows and queries for columns: four lanes hold four neighbouring keys of two queries, upper and
-// lower; each draws for one of the four pairs and a transposition deals the words out.
-__device__ inline void drop_queries(const Noise& noise, u32 width, u64 row, u32 key, float (&factors)[4]) {
-    u32 mine = lane() / 4 % 4, column = lane() % 4 * 2;
-    words4 words = noise.words(row + column + mine % 2, width, key / 4 + lane() / 16 + mine / 2 * 2);
-    bool odd = mine % 2 == 1, late = mine / 2 == 1;
-#pragma unroll
-    for (u32 i = 0; i < 4; i += 2) {
-        u32 got = __shfl_xor_sync(0xffffffffu, odd ? words.at[i] : words.at[i + 1], 4);
-        if (odd) words.at[i] = got;
-        else words.at[i + 1] = got;
-    }
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        u32 got = __shfl_xor_sync(0xffffffffu, late ? words.at[i] : words.at[i + 2], 8);
-        if (late) words.at[i] = got;
-        else words.at[i + 2] = got;
-    }
-#pragma unroll
-    for (u32 e = 0; e < 4; e++) factors[e] = noise.factor(words.at[e]);
-}
-
-// Takes a query's scores of the keys behind it away: rows are queries from `query` on, columns keys from `key` on, or, with
-// `TURNED`, the other way round.
-template <bool TURNED, u32 TALL, u32 WIDE>
-__device__ inline void hide(float (&scores)[TALL][WIDE][4], u32 query, u32 key) {
-    u32 row = lane() / 4, column = lane() % 4 * 2;
-#pragma unroll
-    for (u32 i = 0; i < TALL; i++) {
-#pragma unroll
-        for (u32 j = 0; j < WIDE; j++) {
-#pragma unroll
-            for (u32 e = 0; e < 4; e++) {
-                u32 down = row + i * 16 + e / 2 * 8, across = column + j * 8 + e % 2;
-                bool behind = TURNED ? key + down > query + across : key + across > query + down;
-                if (behind) scores[i][j][e] = -infinity();
-            }
-        }
-    }
-}
-
-// The sum over the four lanes that share a row of a result.
-__device__ inline float row_sum(float x) {
-    x += __shfl_xor_sync(0xffffffffu, x, 1);
-    return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
-__device__ inline float row_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
 // `64 TALL` queries against `KEYS` keys at a time.
 template <u32 SIZE, u32 TALL, u32 KEYS>
 __device__ inline void forward(const Heads& s, const Noise& noise, const value* qkv, value* out, float* kept) {
@@ -268,7 +74,8 @@ __device__ inline void forward(const Heads& s, const Noise& noise, const value* 
                     maximum = fmaxf(maximum, fmaxf(scores[i][j][half * 2], scores[i][j][half * 2 + 1]));
                 }
                 maximum = row_max(maximum);
-                float correction = exp2_near((maxima[i][half] - maximum) * factor), base = maximum * factor, total = 0.0f;
+                float correction = exp2_near((maxima[i][half] - maximum) * factor), base = maximum * factor,
+                    total = 0.0f;
                 maxima[i][half] = maximum;
 #pragma unroll
                 for (u32 j = 0; j < wide; j++) {
@@ -318,30 +125,40 @@ __device__ inline void forward(const Heads& s, const Noise& noise, const value* 
 }
 
 // `D_i = d_o_i . o_i` of a warp's `16 TALL` rows, to the block's rows and to memory: eight lanes a row.
-template <u32 TALL>
-__device__ inline void row_products(const Lines& d_out, const Lines& out, u32 first, u32 own, float* tile, float* products) {
+template <u32 SIZE, u32 TALL>
+__device__ inline void row_products(const Lines& d_out, const Lines& out, u32 first, u32 own, float* tile,
+                                    float* products) {
+    bool whole = in_chunks(d_out) && in_chunks(out);
+    float sums[TALL * 4];
+#pragma unroll
+    for (u32 i = 0; i < TALL * 4; i++) {
+        u32 row = first + own + i * 4 + lane() / 8;
+        const value* left = d_out.line(row);
+        const value* right = out.line(row);
+        sums[i] = 0.0f;
+        if (left == nullptr) continue;
+        if (whole) {
+#pragma unroll
+            for (u32 part = 0; part < SIZE; part += 64) {
+                u32 from = part + lane() % 8 * 8;
+                if (from >= out.length) continue;
+                Pack<value> a = load16(left + from), b = load16(right + from);
+#pragma unroll
+                for (u32 e = 0; e < 8; e++) sums[i] = fmaf(widen(a.at[e]), widen(b.at[e]), sums[i]);
+            }
+        } else {
+#pragma unroll 1
+            for (u32 e = lane() % 8; e < out.length; e += 8) sums[i] = fmaf(widen(left[e]), widen(right[e]), sums[i]);
+        }
+    }
 #pragma unroll
     for (u32 i = 0; i < TALL * 4; i++) {
         u32 row = own + i * 4 + lane() / 8;
-        const value* left = d_out.line(first + row);
-        const value* right = out.line(first + row);
-        float sum = 0.0f;
-        if (left != nullptr) {
-            for (u32 from = lane() % 8 * 8; from < out.length; from += 64) {
-                if (d_out.aligned && out.aligned && from + 8 <= out.length) {
-                    Pack<value> a = load16(left + from), b = load16(right + from);
-#pragma unroll
-                    for (u32 e = 0; e < 8; e++) sum = fmaf(widen(a.at[e]), widen(b.at[e]), sum);
-                } else {
-                    for (u32 e = from; e < from + 8 && e < out.length; e++) sum = fmaf(widen(left[e]), widen(right[e]), sum);
-                }
-            }
-        }
-        sum = row_sum(sum);
+        float sum = row_sum(sums[i]);
         sum += __shfl_xor_sync(0xffffffffu, sum, 4);
         if (lane() % 8 == 0) {
             tile[row] = sum;
-            if (left != nullptr) products[first + row] = sum;
+            if (first + row < out.count) products[first + row] = sum;
         }
     }
     __syncwarp();
@@ -349,7 +166,8 @@ __device__ inline void row_products(const Lines& d_out, const Lines& out, u32 fi
 
 // Gradients of `64 TALL` queries; leaves `D` for the other kernel.
 template <u32 SIZE, u32 TALL>
-__device__ inline void backward_queries(const Heads& s, const Noise& noise, const value* qkv, const value* out, const value* d_out,
+__device__ inline void backward_queries(const Heads& s, const Noise& noise, const value* qkv, const value* out,
+                                        const value* d_out,
                                         const float* kept, float* products, value* d_qkv) {
     constexpr u32 queries = 64 * TALL, keys = 64, strip = 32;
     DYNAMIC_SHARED(value, query_tile);
@@ -373,7 +191,7 @@ __device__ inline void backward_queries(const Heads& s, const Noise& noise, cons
     copy_async_commit();
 
     u32 own = warp() * 16 * TALL, warp_query = first + own, query = warp_query + lane() / 4;
-    row_products<TALL>(d_o, o, first, own, product_tile, products + u64(place) * s.block);
+    row_products<SIZE, TALL>(d_o, o, first, own, product_tile, products + u64(place) * s.block);
     float sums[TALL][SIZE / 8][4], bases[TALL][2], means[TALL][2];
     clear(sums);
 #pragma unroll
@@ -435,7 +253,8 @@ __device__ inline void backward_queries(const Heads& s, const Noise& noise, cons
 
 // Gradients of `64 TALL` keys and values, `STRIP` queries at a time.
 template <u32 SIZE, u32 TALL, u32 STRIP>
-__device__ inline void backward_keys(const Heads& s, const Noise& noise, const value* qkv, const value* d_out, const float* kept,
+__device__ inline void backward_keys(const Heads& s, const Noise& noise, const value* qkv, const value* d_out,
+                                     const float* kept,
                                      const float* products, value* d_qkv) {
     constexpr u32 keys = 64 * TALL, queries = 64;
     DYNAMIC_SHARED(value, key_tile);
@@ -449,24 +268,36 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
     u32 place = blockIdx.x % all, first = blockIdx.x / all * keys;
     u32 sequence = place / s.kv_heads, shared_head = place % s.kv_heads;
     u64 key_column = s.key_column(shared_head), value_column = s.value_column(shared_head);
-    // Tiles of queries that see one of these keys, for each head.
-    u32 begin = first / queries, tiles = (s.block + queries - 1) / queries - begin, steps = group * tiles;
+    // The tiles of queries that see one of these keys, of each head in turn.
+    u32 begin = first / queries * queries, steps = group * ((s.block - begin + queries - 1) / queries);
+    u32 head = shared_head * group, from = begin;
+    auto advance = [&](u32& head, u32& from) {
+        from += queries;
+        if (from >= s.block) {
+            from = begin;
+            head++;
+        }
+    };
 
-    // Starts the copy of a step's queries; what it returns belongs into its row tiles.
-    auto fetch_step = [&](u32 step, u32 stage) {
-        u32 head = shared_head * group + step / tiles, from = (begin + step % tiles) * queries;
-        copy_rows<SIZE, queries>(query_tiles + stage * queries * SIZE, s.lines(qkv, s.row(), sequence, s.query_column(head)), from);
-        copy_rows<SIZE, queries>(d_tiles + stage * queries * SIZE, s.lines(d_out, s.width(), sequence, s.query_column(head)), from);
+    // Starts the copy of a tile of queries; what it returns belongs into their row tiles.
+    auto fetch_queries = [&](u32 head, u32 from, u32 stage) {
+        Lines q = s.lines(qkv, s.row(), sequence, s.query_column(head));
+        Lines d_o = s.lines(d_out, s.width(), sequence, s.query_column(head));
+        copy_rows<SIZE, queries>(query_tiles + stage * queries * SIZE, q, from);
+        copy_rows<SIZE, queries>(d_tiles + stage * queries * SIZE, d_o, from);
         u32 row = from + threadIdx.x % queries;
         bool base = threadIdx.x < queries;
         // A row beyond the window has no weights.
-        if (row >= s.block) return base ? infinity() : 0.0f;
-        u64 at = (u64(sequence) * s.heads + head) * s.block + row;
-        return base ? kept[at] * LOG2_E : products[at];
+        float number = base ? infinity() : 0.0f;
+        if (row < s.block) {
+            u64 at = (u64(sequence) * s.heads + head) * s.block + row;
+            number = base ? kept[at] * LOG2_E : products[at];
+        }
+        return number;
     };
     copy_rows<SIZE, keys>(key_tile, s.lines(qkv, s.row(), sequence, key_column), first);
     copy_rows<SIZE, keys>(value_tile, s.lines(qkv, s.row(), sequence, value_column), first);
-    row_tiles[0][threadIdx.x / queries][threadIdx.x % queries] = fetch_step(0, 0);
+    row_tiles[0][threadIdx.x / queries][threadIdx.x % queries] = fetch_queries(head, from, 0);
     copy_async_commit();
 
     u32 own = warp() * 16 * TALL, warp_key = first + own;
@@ -478,11 +309,15 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
         copy_async_wait<0>();
         __syncthreads();
         u32 stage = step % 2;
-        float next = step + 1 < steps ? fetch_step(step + 1, 1 - stage) : 0.0f;
+        float next = 0.0f;
+        if (step + 1 < steps) {
+            u32 next_head = head, next_from = from;
+            advance(next_head, next_from);
+            next = fetch_queries(next_head, next_from, 1 - stage);
+        }
         copy_async_commit();
         const value* query_tile = query_tiles + stage * queries * SIZE;
         const value* d_tile = d_tiles + stage * queries * SIZE;
-        u32 head = shared_head * group + step / tiles, from = (begin + step % tiles) * queries;
         u64 row = (u64(sequence) * s.heads + head) * s.block;
 #pragma unroll 1
         for (u32 within = 0; within < queries; within += STRIP) {
@@ -499,15 +334,23 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
                 float means[2] = {row_tiles[stage][1][at], row_tiles[stage][1][at + 1]};
 #pragma unroll
                 for (u32 i = 0; i < TALL; i++) {
-                    float factors[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-                    if (noise.threshold != 0) {
-                        drop_queries(noise, s.block, row + first_query + j * 8, warp_key + i * 16, factors);
-                    }
 #pragma unroll
                     for (u32 e = 0; e < 4; e++) {
-                        float weight = exp2_near(fmaf(weights[i][j][e], factor, -bases[e % 2]));
-                        weights[i][j][e] = weight * factors[e];
-                        d_weights[i][j][e] = weight * fmaf(d_weights[i][j][e], factors[e], -means[e % 2]);
+                        weights[i][j][e] = exp2_near(fmaf(weights[i][j][e], factor, -bases[e % 2]));
+                    }
+                    if (noise.threshold != 0) {
+                        float factors[4];
+                        drop_queries(noise, s.block, row + first_query + j * 8, warp_key + i * 16, factors);
+#pragma unroll
+                        for (u32 e = 0; e < 4; e++) {
+                            d_weights[i][j][e] = weights[i][j][e] * fmaf(d_weights[i][j][e], factors[e], -means[e % 2]);
+                            weights[i][j][e] *= factors[e];
+                        }
+                    } else {
+#pragma unroll
+                        for (u32 e = 0; e < 4; e++) {
+                            d_weights[i][j][e] = weights[i][j][e] * (d_weights[i][j][e] - means[e % 2]);
+                        }
                     }
                 }
             }
@@ -515,6 +358,7 @@ __device__ inline void backward_keys(const Heads& s, const Noise& noise, const v
             mix<SIZE>(d_keys, d_weights, query_tile, within);
         }
         row_tiles[1 - stage][threadIdx.x / queries][threadIdx.x % queries] = next;
+        advance(head, from);
     }
     float scales[TALL][2], ones[TALL][2];
 #pragma unroll
@@ -556,7 +400,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_forward_96(
     u32 sequences, u32 block, u32 heads, u32 kv_heads, u32 size, float scale) {
     Heads s{sequences, block, heads, kv_heads, size, scale};
     Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
-    forward<96, 1, 64>(s, noise, qkv, out, kept);
+    forward<96, 2, 32>(s, noise, qkv, out, kept);
 }
 
 // Heads of up to 128.
@@ -567,7 +411,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_forward_128(
     u32 sequences, u32 block, u32 heads, u32 kv_heads, u32 size, float scale) {
     Heads s{sequences, block, heads, kv_heads, size, scale};
     Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
-    forward<128, 1, 64>(s, noise, qkv, out, kept);
+    forward<128, 2, 32>(s, noise, qkv, out, kept);
 }
 
 // Heads of up to 32.
