@@ -22,6 +22,9 @@ const WIDE_WARPS: usize = 16;
 /// Most blocks of the backward pass: each leaves sums to be added.
 const BLOCKS: usize = 512;
 
+/// Most blocks whose sums the last of them adds up: for more, [`columns`] is faster than a launch costs.
+const FINISHED: usize = 32;
+
 /// Where rows stand: `several` side by side from `offset` on in each row of `stride` values, their moments likewise.
 #[derive(Clone, Copy, Debug)]
 pub struct Places {
@@ -144,8 +147,8 @@ pub fn backward_at(
     moments: View<'_>,
     d_out: View<'_>,
     (d_x, write): (ViewMut<'_>, Write),
-    d_gain: ViewMut<'_>,
-    d_bias: Option<ViewMut<'_>>,
+    mut d_gain: ViewMut<'_>,
+    mut d_bias: Option<ViewMut<'_>>,
     scratch: ViewMut<'_>,
 ) {
     let Cut { team, teams, each, blocks } = Cut::new(s.rows, s.width);
@@ -153,6 +156,7 @@ pub fn backward_at(
     let kernel = if wide { "norm_backward_wide" } else { "norm_backward" };
     let layers = 1 + usize::from(d_bias.is_some());
     let mut partials = scratch.part(0..blocks * layers * s.width);
+    let finish = blocks <= FINISHED;
     launch!(
         device,
         kernel,
@@ -163,6 +167,8 @@ pub fn backward_at(
         d_out,
         d_x,
         partials.reborrow(),
+        d_gain.reborrow(),
+        d_bias.as_mut().map(ViewMut::reborrow),
         s.rows,
         each,
         s.width,
@@ -173,8 +179,10 @@ pub fn backward_at(
         at.moment_offset,
         team,
         s.kind == NormKind::LayerNorm,
-        d_bias.is_some(),
-        write
+        write,
+        finish
     );
-    columns::cuda::gather(device, partials.view(), blocks, s.width, d_gain, d_bias);
+    if !finish {
+        columns::cuda::gather(device, partials.view(), blocks, s.width, d_gain, d_bias);
+    }
 }
