@@ -488,6 +488,34 @@ impl Backend for Cuda {
         add::cuda::forward(&self.device, rows, stream.view(), branch.view(), noise, out.view_mut());
     }
 
+    fn add_norm(
+        &self,
+        s: &Rows,
+        stream: &Buffer,
+        branch: &Buffer,
+        mask: Mask,
+        norm: &Norm,
+        params: &Params<Cuda>,
+        sum: &mut Buffer,
+        out: &mut Buffer,
+        moments: &mut Buffer,
+    ) {
+        let clock = held(&self.clock);
+        let (gain, bias) = (part(params, norm.gain), norm.bias.map(|id| part(params, id)));
+        norm::cuda::forward_of_sum(
+            &self.device,
+            s,
+            stream.view(),
+            branch.view(),
+            (mask, clock.view()),
+            gain,
+            bias,
+            sum.view_mut(),
+            out.view_mut(),
+            moments.view_mut(),
+        );
+    }
+
     fn add_backward(&self, rows: usize, d_out: &Buffer, mask: Mask, (d, write): (&mut Buffer, Write)) {
         let clock = held(&self.clock);
         let (noise, d) = ((mask, clock.view()), (d.view_mut(), write));

@@ -176,17 +176,36 @@ impl Case for Normed {
         let norm = self.subject.layout.layers[0].attention_norm;
         let x = values(backend, &self.x)?;
         let mut out = unwritten(backend, self.x.len())?;
-        let mut moments = floats(backend, &vec![f32::NAN; 2 * self.s.rows])?;
+        let moments_len = 2 * self.s.rows;
+        let mut moments = floats(backend, &vec![f32::NAN; moments_len])?;
         backend.norm(&self.s, &x, &norm, &params, &mut out, &mut moments);
         let mut grads = floats(backend, &self.subject.grads)?;
         let (d_out, mut d_x) = (values(backend, &self.d_out)?, values(backend, &self.d_x)?);
         let to = (&mut d_x, self.write);
         let mut scratch = self.subject.scratch(backend, self.s.rows, 1)?;
         backend.norm_backward(&self.s, &x, &norm, &params, &moments, &d_out, to, &mut grads, &mut scratch);
+        let forward = read(backend, &out, self.x.len())?;
+        // A residual connection and its norm, at once and one after the other.
+        let (len, mask) = (self.x.len(), mask(0.25, self.s.width));
+        let (mut sum, mut sum_apart) = (unwritten(backend, len)?, unwritten(backend, len)?);
+        let (mut out_apart, mut moments_apart) = (unwritten(backend, len)?, backend.floats(moments_len)?);
+        at_step(backend, &ADAM, || {
+            let (to, kept) = (&mut out, &mut moments);
+            backend.add_norm(&self.s, &x, &d_out, mask, &norm, &params, &mut sum, to, kept);
+            backend.add(self.s.rows, &x, &d_out, mask, &mut sum_apart);
+            backend.norm(&self.s, &sum_apart, &norm, &params, &mut out_apart, &mut moments_apart);
+        })?;
+        let mut apart = differences(read(backend, &sum, len)?, read(backend, &sum_apart, len)?);
+        apart.extend(differences(read(backend, &out, len)?, read(backend, &out_apart, len)?));
+        apart.extend(differences(
+            read_floats(backend, &moments, moments_len)?,
+            read_floats(backend, &moments_apart, moments_len)?,
+        ));
         Ok(vec![
-            Found::new("forward", read(backend, &out, self.x.len())?),
+            Found::new("forward", forward),
             Found::new("d_x", read(backend, &d_x, self.x.len())?),
             Found::new("d_gain, d_bias", read_floats(backend, &grads, self.subject.grads.len())?),
+            Found::new("of a sum, beside both apart", apart),
         ])
     }
 
@@ -215,8 +234,15 @@ impl Case for Normed {
             sum(out, width, Kept::Value),
             sum(d_x, width, Kept::Value),
             sum(d_params, self.s.rows + width, Kept::Float),
+            Allowance::none(2 * self.x.len() + 2 * self.s.rows),
         ])
     }
+}
+
+/// 0 where two numbers are the same bits, and 1 elsewhere.
+fn differences(found: Vec<f32>, expected: Vec<f32>) -> Vec<f32> {
+    let pairs = found.into_iter().zip(expected);
+    pairs.map(|(found, expected)| f32::from(u8::from(found.to_bits() != expected.to_bits()))).collect()
 }
 
 pub(super) fn norms<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
