@@ -138,7 +138,13 @@ pub(super) fn norms<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Two rows added up, and the norm of what that left.
+/// 0 where two numbers are the same bits, and 1 elsewhere.
+fn differences(found: Vec<f32>, expected: Vec<f32>) -> Vec<f32> {
+    let pairs = found.into_iter().zip(expected);
+    pairs.map(|(found, expected)| f32::from(u8::from(found.to_bits() != expected.to_bits()))).collect()
+}
+
+/// Two rows added up, and the norm of what that left; at once, and one after the other to the same bytes.
 struct AddNormed {
     s: Rows,
     subject: Subject,
@@ -160,15 +166,26 @@ impl Case for AddNormed {
         let norm = self.subject.layout.layers[0].feed_forward_norm;
         let (stream, branch) = (values(backend, &self.stream)?, values(backend, &self.branch)?);
         let (mut sum, mut out) = (unwritten(backend, len)?, unwritten(backend, len)?);
-        let mut moments = floats(backend, &vec![f32::NAN; 2 * self.s.rows])?;
+        let (mut sum_apart, mut out_apart) = (unwritten(backend, len)?, unwritten(backend, len)?);
+        let kept = 2 * self.s.rows;
+        let mut moments = floats(backend, &vec![f32::NAN; kept])?;
+        let mut moments_apart = floats(backend, &vec![f32::NAN; kept])?;
         let (s, mask) = (&self.s, mask(self.dropout, self.s.width));
         at_step(backend, &ADAM, || {
             let (sum, out, moments) = (&mut sum, &mut out, &mut moments);
             backend.add_norm(s, &stream, &branch, mask, &norm, &params, sum, out, moments);
+            backend.add(s.rows, &stream, &branch, mask, &mut sum_apart);
+            backend.norm(s, &sum_apart, &norm, &params, &mut out_apart, &mut moments_apart);
         })?;
+        let [sum, out] = [read(backend, &sum, len)?, read(backend, &out, len)?];
+        let mut apart = differences(sum.clone(), read(backend, &sum_apart, len)?);
+        apart.extend(differences(out.clone(), read(backend, &out_apart, len)?));
+        let moments = read_floats(backend, &moments, kept)?;
+        apart.extend(differences(moments, read_floats(backend, &moments_apart, kept)?));
         Ok(vec![
-            Found::new("sum", read(backend, &sum, len)?),
-            Found::new("norm of the sum", read(backend, &out, len)?),
+            Found::new("sum", sum),
+            Found::new("norm of the sum", out),
+            Found::new("beside both apart", apart),
         ])
     }
 
@@ -195,7 +212,8 @@ impl Case for AddNormed {
             kept: Kept::Value,
         };
         // What is normed is the sum as it is kept.
-        Ok(vec![allowance(sum, 1, 0), allowance(out, width, 2)])
+        let apart = Allowance::none(2 * self.stream.len() + 2 * self.s.rows);
+        Ok(vec![allowance(sum, 1, 0), allowance(out, width, 2), apart])
     }
 }
 
