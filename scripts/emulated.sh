@@ -33,7 +33,7 @@ sanitizer=$(g++ -print-file-name=libasan.so)
 
 # Compiles and links everything into folder $1.
 build() {
-    local flags=(-std=c++17 -O2 -g1 -fPIC -Wall -Wextra -Werror) file
+    local flags=(-std=c++17 -O3 -g1 -fPIC -Wall -Wextra -Werror) file
     local link=(-shared "-Wl,-Bsymbolic")
     mkdir -p "$1"
     for file in driver work machine fibre together memory errors faults image nvrtc scan; do

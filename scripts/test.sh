@@ -82,8 +82,8 @@ cuda() {
     said=$target/cuda-said
     LD_LIBRARY_PATH=${compiler:+$compiler/lib:}${LD_LIBRARY_PATH:-} \
         cargo test --locked -p tests --test kernels --test emulator --test cuda --test processes -- --nocapture | tee "$said"
-    compiled=$(sed -n 's/^compiled: //p' "$said")
-    runs=$(sed -n 's/^host runs: //p' "$said")
+    compiled=$(sed -n 's/^.*compiled: //p' "$said")
+    runs=$(sed -n 's/^.*host runs: //p' "$said")
     if [ -n "$compiled" ] && [ -n "$runs" ]; then
         printf 'kernels: %s, %s host runs passed\n' "$compiled" "$runs"
     else

@@ -242,13 +242,20 @@ void emulator_together(uint32_t lanes, Together what, void* part) {
     self.lanes = lanes;
     self.what = what;
     self.part = part;
+    // Most come before the last: the lane that was absent a moment ago is looked at first.
+    static uint32_t absent[most_threads / 32];
+    uint32_t& looked_for = absent[first / 32];
     void* parts[32] = {};
-    for (uint32_t lane = 0; lane < 32; ++lane) {
+    for (uint32_t i = 0; i < 32; ++i) {
+        const uint32_t lane = (looked_for + i) % 32;
         if (!(lanes >> lane & 1)) continue;
         const uint32_t other = first + lane;
         if (other >= launch.threads) emulator_wrong("%s for lanes %08x in a warp of %u", name_of(what), lanes, launch.threads - first);
         const Thread& thread = threads[other];
-        if (thread.state != State::Together || thread.lanes != lanes || thread.what != what) return leave(false);
+        if (thread.state != State::Together || thread.lanes != lanes || thread.what != what) {
+            looked_for = lane;
+            return leave(false);
+        }
         parts[lane] = thread.part;
     }
     perform(what, lanes, parts);

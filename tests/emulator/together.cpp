@@ -45,8 +45,7 @@ static float half_of(uint32_t both, uint32_t upper) {
 }
 
 static void multiply(void* const (&parts)[32]) {
-    // Both as rows of the inner index.
-    float a[16][16], b[8][16];
+    float a[16][16], b[16][8], c[16][8] = {};
     for (uint32_t lane = 0; lane < 32; ++lane) {
         const Product& part = *static_cast<const Product*>(parts[lane]);
         const uint32_t group = lane / 4, within = lane % 4;
@@ -54,18 +53,17 @@ static void multiply(void* const (&parts)[32]) {
             for (uint32_t i = 0; i < 4; ++i) {
                 a[group + 8 * (i % 2)][2 * within + upper + 8 * (i / 2)] = half_of(part.a[i], upper);
             }
-            for (uint32_t i = 0; i < 2; ++i) b[group][2 * within + upper + 8 * i] = half_of(part.b[i], upper);
+            for (uint32_t i = 0; i < 2; ++i) b[2 * within + upper + 8 * i][group] = half_of(part.b[i], upper);
+        }
+    }
+    for (uint32_t row = 0; row < 16; ++row) {
+        for (uint32_t inner = 0; inner < 16; ++inner) {
+            for (uint32_t column = 0; column < 8; ++column) c[row][column] += a[row][inner] * b[inner][column];
         }
     }
     for (uint32_t lane = 0; lane < 32; ++lane) {
-        const Product& part = *static_cast<const Product*>(parts[lane]);
-        for (uint32_t i = 0; i < 4; ++i) {
-            const float* row = a[lane / 4 + 8 * (i / 2)];
-            const float* column = b[2 * (lane % 4) + i % 2];
-            float sum = 0;
-            for (uint32_t inner = 0; inner < 16; ++inner) sum += row[inner] * column[inner];
-            part.d[i] += sum;
-        }
+        float* d = static_cast<const Product*>(parts[lane])->d;
+        for (uint32_t i = 0; i < 4; ++i) d[i] += c[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
     }
 }
 

@@ -66,9 +66,9 @@ mod tests {
 
     #[test]
     fn what_would_be_asked_for_is_counted_and_checked() {
-        let device = Device::imagined(Precision::Bf16, 132).unwrap();
-        let mut values = device.values(1000).unwrap();
-        let floats = device.floats(3).unwrap();
+        let device = Device::imagined(Precision::Bf16, 132).expect("sound");
+        let mut values = device.values(1000).expect("sound");
+        let floats = device.floats(3).expect("sound");
         assert_eq!(device.held(), 2012);
         let graph = device.capture(|| {
             device.zero(&mut values);
@@ -80,20 +80,20 @@ mod tests {
         drop(floats);
         assert_eq!(device.held(), 2000);
 
-        let device = Device::imagined(Precision::F32, 132).unwrap();
-        let mut values = device.values(1000).unwrap();
-        let mut sums = device.buffer(Element::F64, 4).unwrap();
+        let device = Device::imagined(Precision::F32, 132).expect("sound");
+        let mut values = device.values(1000).expect("sound");
+        let mut sums = device.buffer(Element::F64, 4).expect("sound");
         assert_eq!(device.held(), 4032);
         let graph = device
             .capture(|| {
                 device.zero(&mut values);
                 device.zero(sums.part_mut(1..2));
             })
-            .unwrap();
+            .expect("sound");
         assert_eq!(graph.nodes(), 2);
         device.replay(&graph);
-        device.check().unwrap();
+        device.check().expect("sound");
         device.launch("no_kernel_of_ours", Grid::line(1, 32), &[Argument::NULL]);
-        assert!(device.check().unwrap_err().to_string().contains("no_kernel_of_ours"));
+        assert!(device.check().expect_err("refused").to_string().contains("no_kernel_of_ours"));
     }
 }

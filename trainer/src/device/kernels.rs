@@ -163,12 +163,18 @@ mod tests {
     fn every_source_is_listed_once_and_declares_kernels_that_can_be_launched() {
         let ops = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
         let mut on_disk = HashSet::new();
-        for entry in std::fs::read_dir(&ops).unwrap() {
-            let Ok(room) = std::fs::read_dir(entry.unwrap().path()) else { continue };
-            for file in
-                room.map(|file| file.unwrap().path()).filter(|file| file.extension() == Some("cu".as_ref()))
+        for entry in std::fs::read_dir(&ops).expect("sound") {
+            let Ok(room) = std::fs::read_dir(entry.expect("sound").path()) else { continue };
+            for file in room
+                .map(|file| file.expect("sound").path())
+                .filter(|file| file.extension() == Some("cu".as_ref()))
             {
-                let name = file.strip_prefix(ops.parent().unwrap()).unwrap().to_str().unwrap().to_owned();
+                let name = file
+                    .strip_prefix(ops.parent().expect("sound"))
+                    .expect("sound")
+                    .to_str()
+                    .expect("sound")
+                    .to_owned();
                 on_disk.insert(name);
             }
         }

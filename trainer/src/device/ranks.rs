@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn each_starter_is_understood() {
-        assert_eq!(told(&[]).unwrap(), None);
+        assert_eq!(told(&[]).expect("sound"), None);
         let torch = [
             ("RANK", "5"),
             ("WORLD_SIZE", "8"),
@@ -245,7 +245,7 @@ mod tests {
             ("MASTER_PORT", "7"),
         ];
         let expected = Ranks { rank: 5, world: 8, local: 1, master: "a".to_owned(), port: 8 };
-        assert_eq!(told(&torch).unwrap(), Some(expected));
+        assert_eq!(told(&torch).expect("whole"), Some(expected));
         let mpi = [
             ("OMPI_COMM_WORLD_RANK", "1"),
             ("OMPI_COMM_WORLD_SIZE", "2"),
@@ -253,7 +253,7 @@ mod tests {
             ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
         ];
         let expected = Ranks { rank: 1, world: 2, local: 1, master: "127.0.0.1".to_owned(), port: PORT + 1 };
-        assert_eq!(told(&mpi).unwrap(), Some(expected));
+        assert_eq!(told(&mpi).expect("sound"), Some(expected));
         let slurm = [
             ("SLURM_PROCID", "3"),
             ("SLURM_STEP_NUM_TASKS", "4"),
@@ -261,10 +261,10 @@ mod tests {
             ("SLURM_STEP_NODELIST", "gpu[07-08]"),
         ];
         let expected = Ranks { rank: 3, world: 4, local: 1, master: "gpu07".to_owned(), port: PORT + 1 };
-        assert_eq!(told(&slurm).unwrap(), Some(expected));
+        assert_eq!(told(&slurm).expect("sound"), Some(expected));
         // A batch script is not a step of srun's.
         assert_eq!(
-            told(&[("SLURM_PROCID", "0"), ("SLURM_LOCALID", "0"), ("SLURM_NTASKS", "8")]).unwrap(),
+            told(&[("SLURM_PROCID", "0"), ("SLURM_LOCALID", "0"), ("SLURM_NTASKS", "8")]).expect("sound"),
             None
         );
     }
@@ -278,11 +278,11 @@ mod tests {
             (vec![("RANK", "0"), ("MASTER_PORT", "65535")], "MASTER_PORT is 65535"),
             (vec![("RANK", "0"), ("MASTER_PORT", "x")], "MASTER_PORT is x"),
         ] {
-            let error = told(&[base.as_slice(), &more].concat()).unwrap_err();
+            let error = told(&[base.as_slice(), &more].concat()).expect_err("refused");
             assert_eq!(error.exit_code(), 4);
             assert!(error.to_string().contains(named), "{error}");
         }
-        let nowhere = told(&[("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")]).unwrap_err();
+        let nowhere = told(&[("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")]).expect_err("refused");
         assert!(nowhere.to_string().contains("MASTER_ADDR"), "{nowhere}");
     }
 
@@ -299,23 +299,23 @@ mod tests {
 
     #[test]
     fn what_the_first_says_reaches_everyone() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("sound");
+        let port = listener.local_addr().expect("sound").port();
         let of = |rank| Ranks { rank, world: 4, local: rank, master: "127.0.0.1".to_owned(), port };
         std::thread::scope(|scope| {
             // Strangers come first: one that says nothing of ours, one of another run, one that leaves.
-            let mut stranger = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            stranger.write_all(&[7; GREETING.len() + 16]).unwrap();
-            let mut other = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            other.write_all(&[GREETING.as_slice(), &[1; 16]].concat()).unwrap();
-            drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+            let mut stranger = TcpStream::connect(("127.0.0.1", port)).expect("sound");
+            stranger.write_all(&[7; GREETING.len() + 16]).expect("sound");
+            let mut other = TcpStream::connect(("127.0.0.1", port)).expect("sound");
+            other.write_all(&[GREETING.as_slice(), &[1; 16]].concat()).expect("sound");
+            drop(TcpStream::connect(("127.0.0.1", port)).expect("sound"));
             let others: Vec<_> = [3, 1, 2].map(|rank| scope.spawn(move || of(rank).fetch::<128>())).into();
-            of(0).give(&listener, &[9; 128]).unwrap();
+            of(0).give(&listener, &[9; 128]).expect("sound");
             for other in others {
-                assert_eq!(other.join().unwrap().unwrap(), [9; 128]);
+                assert_eq!(other.join().expect("sound").expect("sound"), [9; 128]);
             }
         });
         let alone = Ranks { world: 1, ..of(0) };
-        assert_eq!(alone.share(|| Ok([5; 3])).unwrap(), [5; 3]);
+        assert_eq!(alone.share(|| Ok([5; 3])).expect("sound"), [5; 3]);
     }
 }

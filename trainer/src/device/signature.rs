@@ -203,7 +203,7 @@ mod tests {
             { }
             extern "C" __global__ __launch_bounds__(32) void nothing() {}
         "#;
-        let found = signatures(source).unwrap();
+        let found = signatures(source).expect("sound");
         assert_eq!(found.iter().map(|s| s.name).collect::<Vec<_>>(), ["forward", "nothing"]);
         assert_eq!(found[1].parameters, []);
         let kinds: Vec<_> = found[0].parameters.iter().map(|p| (p.name, p.kind)).collect();

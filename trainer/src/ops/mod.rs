@@ -30,13 +30,17 @@ const TILE: Source = Source::new("ops/linear/tile.cuh", include_str!("linear/til
 const HEADS: Source =
     Source::new("ops/attention/heads.cuh", include_str!("attention/heads.cuh")).behind(&TILE);
 
+/// What its tensor-core kernels are made of, behind that.
+const FRAGMENTS: Source =
+    Source::new("ops/attention/fragments.cuh", include_str!("attention/fragments.cuh")).behind(&HEADS);
+
 /// The kernels of every operation that has some, one line each.
 pub const KERNELS: &[Source] = &[
     Source::new("ops/activation/kernels.cu", include_str!("activation/kernels.cu")),
     Source::new("ops/adamw/kernels.cu", include_str!("adamw/kernels.cu")),
     Source::new("ops/add/kernels.cu", include_str!("add/kernels.cu")),
     Source::new("ops/attention/kernels.cu", include_str!("attention/kernels.cu")).behind(&HEADS),
-    Source::new("ops/attention/tensor.cu", include_str!("attention/tensor.cu")).behind(&HEADS),
+    Source::new("ops/attention/tensor.cu", include_str!("attention/tensor.cu")).behind(&FRAGMENTS),
     Source::new("ops/columns/kernels.cu", include_str!("columns/kernels.cu")),
     Source::new("ops/embedding/kernels.cu", include_str!("embedding/kernels.cu")),
     Source::new("ops/experts/kernels.cu", include_str!("experts/kernels.cu")).behind(&TILE),

@@ -138,7 +138,7 @@ const SHAPES: &[[usize; 3]] = &[
     [33, 16, 5003],
     [3, 8, 50_257],
 ];
-const FEW_SHAPES: &[[usize; 3]] = &[[1, 1, 2], [3, 5, 7], [9, 16, 65], [17, 24, 257]];
+const FEW_SHAPES: &[[usize; 3]] = &[[1, 1, 2], [3, 5, 7], [9, 16, 65], [17, 24, 257], [5, 8, 1031]];
 
 pub(super) fn losses<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     let shapes = suite.choose(SHAPES, FEW_SHAPES).to_vec();

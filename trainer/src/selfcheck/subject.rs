@@ -10,7 +10,7 @@ use crate::tape::recompute::Recompute;
 use crate::tape::record::record;
 use crate::tape::{Mode, Shape};
 use formats::config::{Activation, AttentionScale, Config, NormKind, NormOrder, Position, QueryKeyNorm};
-use formats::layout::{FeedForward, Linear, Role};
+use formats::layout::{FeedForward, Linear, Part, Role};
 use formats::{Layout, Result};
 use runtime::random::{Purpose, Stream};
 
@@ -88,8 +88,16 @@ impl Subject {
             if parameter.role == Role::SelectionBias {
                 grads[parameter.range()].fill(0.0);
             }
-            // Vectors are read in single precision everywhere.
-            if !parameter.is_matrix() {
+            // Vectors are read in single precision, but for biases: NVIDIA's library adds the working ones.
+            let bias = matches!(
+                parameter.role,
+                Role::Qkv(Part::Bias)
+                    | Role::AttentionOut(Part::Bias)
+                    | Role::Up(Part::Bias)
+                    | Role::Down(Part::Bias)
+                    | Role::Head(Part::Bias)
+            );
+            if !parameter.is_matrix() && !bias {
                 let values = drawn(Rounding::F32, parameter.len(), seed + 2 + parameter.offset as u64);
                 weights[parameter.range()].copy_from_slice(&values);
             }

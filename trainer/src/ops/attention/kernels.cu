@@ -1,13 +1,13 @@
-// Causal self-attention in plain float arithmetic: heads of any size, in any precision. Equations and signs are those of
-// tensor.cu beside it, which serves wherever it can.
+// Causal self-attention in plain float arithmetic: heads of any size, in any precision. Equations and signs are those
+// of tensor.cu beside it, which serves wherever it can.
 //
 // Forward: `s_ij = c q_i . k_j` for `j <= i`, `p_ij = exp(s_ij - l_i)` with `l_i = log sum_j exp s_ij`,
 // `o_i = sum_j p_ij m_ij v_j`. Backward: `d_v_j = sum_i p_ij m_ij d_o_i`, `d_p_ij = m_ij d_o_i . v_j`,
 // `D_i = d_o_i . o_i`, `d_s_ij = p_ij (d_p_ij - D_i)`, `d_q_i = c sum_j d_s_ij k_j`, `d_k_j = c sum_i d_s_ij q_i`.
 //
-// A block has sixteen rows of one head (queries, or keys in the last kernel) and passes over the others 64 at a time: first
-// their products with the block's rows, then, a thread a column, their weighted sums. Blocks along y share the columns of
-// heads wider than a block.
+// A block has sixteen rows of one head (queries, or keys in the last kernel) and passes over the others 64 at a time:
+// first their products with the block's rows, then, a thread a column, their weighted sums. Blocks along y share the
+// columns of heads wider than a block.
 
 constexpr u32 PLAIN_ROWS = 16, PLAIN_LINES = 64, PLAIN_PART = 32;
 
@@ -29,7 +29,8 @@ struct PlainParts {
 };
 
 // `scores = left right^T` over the head's width; whoever reads them passes a barrier first.
-__device__ inline void plain_dots(PlainScores& scores, PlainParts& parts, const Lines& left, u32 left_first, const Lines& right,
+__device__ inline void plain_dots(PlainScores& scores, PlainParts& parts, const Lines& left, u32 left_first,
+                                  const Lines& right,
                                   u32 right_first) {
     u32 line = threadIdx.x % PLAIN_LINES, row = threadIdx.x / PLAIN_LINES * (PLAIN_ROWS / 2);
     float sums[PLAIN_ROWS / 2] = {};
@@ -37,7 +38,8 @@ __device__ inline void plain_dots(PlainScores& scores, PlainParts& parts, const 
         __syncthreads();
         for (u32 i = threadIdx.x; i < (PLAIN_ROWS + PLAIN_LINES) * PLAIN_PART; i += TILE_THREADS) {
             u32 place = i / PLAIN_PART, column = i % PLAIN_PART;
-            const value* at = place < PLAIN_ROWS ? left.line(left_first + place) : right.line(right_first + place - PLAIN_ROWS);
+            const value* at =
+                place < PLAIN_ROWS ? left.line(left_first + place) : right.line(right_first + place - PLAIN_ROWS);
             parts.at[place][column] = at != nullptr && first + column < left.length ? widen(at[first + column]) : 0.0f;
         }
         __syncthreads();
@@ -53,7 +55,8 @@ __device__ inline void plain_dots(PlainScores& scores, PlainParts& parts, const 
 }
 
 // `sums_r += sum over lines of scores_r,line lines_line` in this thread's column.
-__device__ inline void plain_mix(float (&sums)[PLAIN_ROWS], const PlainScores& scores, const Lines& lines, u32 first, u32 column) {
+__device__ inline void plain_mix(float (&sums)[PLAIN_ROWS], const PlainScores& scores, const Lines& lines, u32 first,
+                                 u32 column) {
     if (column >= lines.length) return;
     for (u32 line = 0; line < PLAIN_LINES && first + line < lines.count; line++) {
         float x = widen(lines.line(first + line)[column]);
@@ -112,7 +115,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_forward_plain(
                 u32 key = lane() + i * 32;
                 float weight = expf(fmaf(seen[i], scale, -base));
                 total += weight;
-                scores.at[row][key] = weight * plain_factor(noise, u64(place) * block + first + row, block, first_key + key);
+                scores.at[row][key] = weight * plain_factor(noise, u64(place) * block + first + row, block,
+                                                            first_key + key);
             }
             total = warp_sum(total);
             float correction = expf(maxima[row] * scale - base);
@@ -207,7 +211,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) attention_backward_keys_pla
     Noise noise(clock, seed, site, first_row, threshold, dropout_scale);
     __shared__ PlainScores scores, d_scores;
     __shared__ PlainParts parts;
-    u32 all = sequences * kv_heads, group = heads / kv_heads, place = blockIdx.x % all, first = blockIdx.x / all * PLAIN_ROWS;
+    u32 all = sequences * kv_heads, group = heads / kv_heads, place = blockIdx.x % all,
+        first = blockIdx.x / all * PLAIN_ROWS;
     u32 sequence = place / kv_heads, shared_head = place % kv_heads;
     u32 column = blockIdx.y * TILE_THREADS + threadIdx.x;
     Lines k = s.lines(qkv, s.row(), sequence, s.key_column(shared_head));

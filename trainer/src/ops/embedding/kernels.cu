@@ -150,6 +150,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const Masked masked{d_out,     width, column,    aligned16(d_out, width), seed, threshold > 0 ? clock->step : 0, site,
                         first_row, threshold, scale};
     float* const part = parts + u64(chunk) * 2 * width;
+    const bool aligned = aligned16(parts, width);
     octet sum = {};
     bool whole = !earlier;
     constexpr u32 AHEAD = 4;
@@ -169,9 +170,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             const bool last = place + 1 == count;
             if (!last && next == id) continue;
             if (!whole) {
-                write8(part, column, width, false, sum);
+                write8(part, column, width, aligned, sum);
             } else if (last && later) {
-                write8(part + width, column, width, false, sum);
+                write8(part + width, column, width, aligned, sum);
             } else {
                 add_to(d_tokens + u64(id) * width, column, width, sum);
             }
@@ -203,11 +204,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
             high = middle;
         }
     }
-    octet sum = read8(parts + u64(chunk) * 2 * width + width, column, width, false);
+    const bool aligned = aligned16(parts, width);
+    octet sum = read8(parts + u64(chunk) * 2 * width + width, column, width, aligned);
     const u32 last = (low - 1) / CHUNK;
 #pragma unroll 4
     for (u32 other = chunk + 1; other <= last; ++other) {
-        const octet part = read8(parts + u64(other) * 2 * width, column, width, false);
+        const octet part = read8(parts + u64(other) * 2 * width, column, width, aligned);
         for (u32 i = 0; i < 8; ++i) sum.at[i] += part.at[i];
     }
     add_to(d_tokens + u64(id) * width, column, width, sum);

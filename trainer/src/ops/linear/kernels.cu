@@ -2,11 +2,12 @@
 //
 // Forward: y = x W^T + b. Backward: d_x = d_y W, d_W += d_y^T x, d_b += sum over rows of d_y.
 //
-// Each kernel is one product C = A B over tiles, named by how the inner index lies in A and in B; C is values or floats,
-// set or added to, with a bias for its columns or none.
+// Each kernel is one product C = A B over tiles, named by how the inner index lies in A and in B; C is values or
+// floats, set or added to, with a bias for its columns or none.
 
 template <class T, bool A_WAY, bool B_WAY>
-__device__ inline void product(const value* a, u64 a_stride, const value* b, u64 b_stride, const Result& out, u32 inner) {
+__device__ inline void product(const value* a, u64 a_stride, const value* b, u64 b_stride, const Result& out,
+                               u32 inner) {
     DYNAMIC_SHARED(value, shared);
     TilePlace place(blockIdx.x, (out.rows + T::rows - 1) / T::rows, (out.columns + T::columns - 1) / T::columns);
     Lines left(a, a_stride, A_WAY == ALONG ? out.rows : inner, A_WAY == ALONG ? inner : out.rows);
@@ -19,7 +20,8 @@ __device__ inline void product(const value* a, u64 a_stride, const value* b, u64
 // y = x W^T + b: A `[rows, inner]`, B `[columns, inner]`.
 // registers: 255
 extern "C" __global__ void __launch_bounds__(128, 2) product_outputs_large(
-    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride, const float* __restrict__ bias,
+    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride,
+        const float* __restrict__ bias,
     value* values, float* floats, u64 stride, u32 rows, u32 columns, u32 inner, u32 add) {
     Result out{values, floats, bias, stride, rows, columns, add != 0};
     product<Tile<128, 128>, ALONG, ALONG>(a, a_stride, b, b_stride, out, inner);
@@ -28,7 +30,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) product_outputs_large(
 // The same by small tiles.
 // registers: 128
 extern "C" __global__ void __launch_bounds__(128, 4) product_outputs_small(
-    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride, const float* __restrict__ bias,
+    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride,
+        const float* __restrict__ bias,
     value* values, float* floats, u64 stride, u32 rows, u32 columns, u32 inner, u32 add) {
     Result out{values, floats, bias, stride, rows, columns, add != 0};
     product<Tile<64, 64>, ALONG, ALONG>(a, a_stride, b, b_stride, out, inner);
@@ -37,7 +40,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) product_outputs_small(
 // d_x = d_y W: A `[rows, inner]`, B `[inner, columns]`.
 // registers: 255
 extern "C" __global__ void __launch_bounds__(128, 2) product_inputs_large(
-    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride, const float* __restrict__ bias,
+    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride,
+        const float* __restrict__ bias,
     value* values, float* floats, u64 stride, u32 rows, u32 columns, u32 inner, u32 add) {
     Result out{values, floats, bias, stride, rows, columns, add != 0};
     product<Tile<128, 128>, ALONG, ACROSS>(a, a_stride, b, b_stride, out, inner);
@@ -46,7 +50,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) product_inputs_large(
 // The same by small tiles.
 // registers: 128
 extern "C" __global__ void __launch_bounds__(128, 4) product_inputs_small(
-    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride, const float* __restrict__ bias,
+    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride,
+        const float* __restrict__ bias,
     value* values, float* floats, u64 stride, u32 rows, u32 columns, u32 inner, u32 add) {
     Result out{values, floats, bias, stride, rows, columns, add != 0};
     product<Tile<64, 64>, ALONG, ACROSS>(a, a_stride, b, b_stride, out, inner);
@@ -55,7 +60,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) product_inputs_small(
 // d_W = d_y^T x: A `[inner, rows]`, B `[inner, columns]`.
 // registers: 255
 extern "C" __global__ void __launch_bounds__(128, 2) product_weights_large(
-    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride, const float* __restrict__ bias,
+    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride,
+        const float* __restrict__ bias,
     value* values, float* floats, u64 stride, u32 rows, u32 columns, u32 inner, u32 add) {
     Result out{values, floats, bias, stride, rows, columns, add != 0};
     product<Tile<128, 128>, ACROSS, ACROSS>(a, a_stride, b, b_stride, out, inner);
@@ -64,7 +70,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) product_weights_large(
 // The same by small tiles.
 // registers: 128
 extern "C" __global__ void __launch_bounds__(128, 4) product_weights_small(
-    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride, const float* __restrict__ bias,
+    const value* __restrict__ a, u64 a_stride, const value* __restrict__ b, u64 b_stride,
+        const float* __restrict__ bias,
     value* values, float* floats, u64 stride, u32 rows, u32 columns, u32 inner, u32 add) {
     Result out{values, floats, bias, stride, rows, columns, add != 0};
     product<Tile<64, 64>, ACROSS, ACROSS>(a, a_stride, b, b_stride, out, inner);

@@ -3,8 +3,8 @@
 //     c_ij = sum over k of a_ik b_kj
 //
 // summed in float, k in order whatever the tile, so that a result's bytes depend on sizes alone. In bf16 a warp holds a
-// quarter of the tile and multiplies by mma.sync m16n8k16, fed through a ring of stages in shared memory; in float every
-// thread holds a grid of sums and multiplies in full precision.
+// quarter of the tile and multiplies by mma.sync m16n8k16, fed through a ring of stages in shared memory; in float
+// every thread holds a grid of sums and multiplies in full precision.
 //
 // A factor is any struct with
 //     const value* line(u32 index) const   where a line begins; null if it is all zeros
@@ -105,8 +105,8 @@ struct Tile {
     float sums[tall][wide][4];
 };
 
-// Where a chunk of a line stands in a stage: turned about so that the eight lines that one ldmatrix reads at once lie in
-// different banks.
+// Where a chunk of a line stands in a stage: turned about so that the eight lines that one ldmatrix reads at once lie
+// in different banks.
 template <u32 EXTENT, u32 DEPTH, bool WAY>
 __device__ inline u32 place_of(u32 line, u32 chunk) {
     if (WAY == ALONG) return line * DEPTH + (chunk ^ (line / 2 % 4)) * CHUNK;
@@ -160,10 +160,11 @@ __device__ inline void load_columns(u32 (&b)[4], const value* stage, u32 column,
     }
 }
 
-// Sets the sums of the tile that begins at `(first_row, first_column)`. `shared` has `T::shared` bytes, which nobody uses
-// any more when this returns. Every thread of the block calls it.
+// Sets the sums of the tile that begins at `(first_row, first_column)`. `shared` has `T::shared` bytes, which nobody
+// uses any more when this returns. Every thread of the block calls it.
 template <class T, bool A_WAY, bool B_WAY, class A, class B>
-__device__ inline void multiply(T& tile, const A& a, const B& b, u32 first_row, u32 first_column, u32 inner, value* shared) {
+__device__ inline void multiply(T& tile, const A& a, const B& b, u32 first_row, u32 first_column, u32 inner,
+                                value* shared) {
     constexpr u32 depth = T::depth, half = T::rows * depth, stage = half + T::columns * depth;
     u32 row = warp() / 2 * (T::rows / 2), column = warp() % 2 * (T::columns / 2);
 #pragma unroll
@@ -267,7 +268,8 @@ __device__ inline void fetch(value* stage, const Factor& factor, u32 first, u32 
 
 // As above, for floats.
 template <class T, bool A_WAY, bool B_WAY, class A, class B>
-__device__ inline void multiply(T& tile, const A& a, const B& b, u32 first_row, u32 first_column, u32 inner, value* shared) {
+__device__ inline void multiply(T& tile, const A& a, const B& b, u32 first_row, u32 first_column, u32 inner,
+                                value* shared) {
     constexpr u32 depth = T::depth, tall = T::rows + 4, wide = T::columns + 4;
     value* rows = shared;
     value* columns = shared + depth * tall;

@@ -4,6 +4,8 @@ use crate::backend::Rows;
 use crate::device::{Device, Grid, View, ViewMut};
 use crate::launch;
 use crate::ops::columns;
+use crate::ops::dropout::Mask;
+use crate::ops::dropout::cuda::factors;
 use formats::config::NormKind;
 use runtime::simd::product::Write;
 
@@ -21,6 +23,9 @@ const MOST_WARPS: usize = 32;
 const WIDE_WARPS: usize = 16;
 /// Most blocks of the backward pass: each leaves sums to be added.
 const BLOCKS: usize = 512;
+
+/// Most blocks whose sums the last of them adds up: for more, [`columns`] is faster than a launch costs.
+const FINISHED: usize = 32;
 
 /// Where rows stand: `several` side by side from `offset` on in each row of `stride` values, their moments likewise.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +94,44 @@ pub fn forward_at(
     );
 }
 
+/// The norm of `sum = stream + branch m`, see [`crate::ops::add`], which is set as well; `clock` is the device's.
+pub fn forward_of_sum(
+    device: &Device,
+    s: &Rows,
+    stream: View<'_>,
+    branch: View<'_>,
+    (mask, clock): (Mask, View<'_>),
+    gain: View<'_>,
+    bias: Option<View<'_>>,
+    sum: ViewMut<'_>,
+    out: ViewMut<'_>,
+    moments: ViewMut<'_>,
+) {
+    let m = factors(mask);
+    launch!(
+        device,
+        "norm_forward_of_sum",
+        Grid::line(s.rows.div_ceil(ROWS), THREADS),
+        stream,
+        branch,
+        sum,
+        gain,
+        bias,
+        out,
+        moments,
+        s.rows,
+        s.width,
+        s.eps,
+        s.kind == NormKind::LayerNorm,
+        clock,
+        m.words.seed,
+        m.words.site,
+        m.words.first_row,
+        m.threshold,
+        m.scale
+    );
+}
+
 /// How the backward pass is cut: a function of the shape alone.
 struct Cut {
     /// Warps of one row.
@@ -144,8 +187,8 @@ pub fn backward_at(
     moments: View<'_>,
     d_out: View<'_>,
     (d_x, write): (ViewMut<'_>, Write),
-    d_gain: ViewMut<'_>,
-    d_bias: Option<ViewMut<'_>>,
+    mut d_gain: ViewMut<'_>,
+    mut d_bias: Option<ViewMut<'_>>,
     scratch: ViewMut<'_>,
 ) {
     let Cut { team, teams, each, blocks } = Cut::new(s.rows, s.width);
@@ -153,6 +196,7 @@ pub fn backward_at(
     let kernel = if wide { "norm_backward_wide" } else { "norm_backward" };
     let layers = 1 + usize::from(d_bias.is_some());
     let mut partials = scratch.part(0..blocks * layers * s.width);
+    let finish = blocks <= FINISHED;
     launch!(
         device,
         kernel,
@@ -163,6 +207,8 @@ pub fn backward_at(
         d_out,
         d_x,
         partials.reborrow(),
+        d_gain.reborrow(),
+        d_bias.as_mut().map(ViewMut::reborrow),
         s.rows,
         each,
         s.width,
@@ -173,8 +219,10 @@ pub fn backward_at(
         at.moment_offset,
         team,
         s.kind == NormKind::LayerNorm,
-        d_bias.is_some(),
-        write
+        write,
+        finish
     );
-    columns::cuda::gather(device, partials.view(), blocks, s.width, d_gain, d_bias);
+    if !finish {
+        columns::cuda::gather(device, partials.view(), blocks, s.width, d_gain, d_bias);
+    }
 }
