@@ -394,7 +394,8 @@ impl<B: Backend> Trainer<B> {
 
     /// Says once what a step is on a device that records it.
     fn tell_records(&mut self) {
-        let Some((graphs, nodes)) = self.learner.nodes().filter(|_| !self.told) else { return };
+        let recorded = if self.told { None } else { self.learner.nodes() };
+        let Some((graphs, nodes)) = recorded else { return };
         self.told = true;
         let graphs = if graphs == 1 { "one graph".to_owned() } else { format!("{graphs} graphs") };
         self.progress.message(&format!("step    {graphs} of {nodes} nodes"));

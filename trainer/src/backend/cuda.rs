@@ -5,12 +5,12 @@
 
 mod arena;
 pub mod sketch;
+mod storage;
 
-use super::{Backend, Embed, Held, Limits, Phase, Rows, Seen, Write};
+use super::{Backend, Embed, Limits, Phase, Rows, Seen, Write};
 use crate::device::nccl::Communicator;
 use crate::device::ranks::Ranks;
-use crate::device::{Buffer, Device, Element, Graph, Precision};
-use crate::memory::MemoryPlan;
+use crate::device::{Buffer, Device, Element, Graph};
 use crate::ops::activation::{self, Hidden};
 use crate::ops::adamw::{self, Adam};
 use crate::ops::attention::{self, Heads};
@@ -22,7 +22,6 @@ use crate::ops::query_key_norm::{self, Stretches};
 use crate::ops::route::{self, Disturbance, Router};
 use crate::ops::{add, embedding, linear, norm, rotary};
 use crate::params::Params;
-use crate::tape::{Program, Step};
 use crate::windows::Windows;
 pub use arena::Working;
 use arena::{grad_pair, head_of, maps_of, part, router_of, weight};
@@ -85,26 +84,6 @@ impl Cuda {
         let clock = [adam.step, adam.step, pair(keep, root), pair(size, 1.0)];
         self.device.upload(&clock, &mut *held(&self.clock));
     }
-
-    /// Floats that the operations of a program work in, the largest of them.
-    fn scratch_of(&self, program: &Program) -> usize {
-        let forward = program.forward.iter().map(|op| arena::forward_scratch(self, program, op));
-        let backward = program.backward.iter().map(|step| match *step {
-            Step::Again { op } => arena::forward_scratch(self, program, program.op(op)),
-            Step::Reverse { op, .. } => arena::backward_scratch(self, program, program.op(op)),
-        });
-        forward.chain(backward).max().unwrap_or(0)
-    }
-
-    /// Bytes of a program's buffers.
-    fn bytes(&self, program: &Program) -> u64 {
-        let Program { plan, stats, shape, routers, .. } = program;
-        let value = Element::Value.bytes(self.device.precision());
-        // Two ids and a loss for each row.
-        let floats = stats.iter().sum::<usize>() + self.scratch_of(program) + 3 * shape.rows();
-        let routed: u64 = routers.iter().map(route::cuda::Routing::bytes).sum();
-        (value * plan.slots.iter().sum::<usize>() + 4 * floats) as u64 + routed
-    }
 }
 
 /// Words of the clock.
@@ -120,85 +99,6 @@ impl Backend for Cuda {
     const LIMITS: Limits = Limits { shards: 1, pass_rows: usize::MAX, evaluation_rows: 1 << 14 };
     const AT_HAND: bool = false;
     const SHARES_ROWS: bool = false;
-
-    type Values = Buffer;
-    type Floats = Buffer;
-    type Sums = Buffer;
-    type Indices = Buffer;
-    type Working = Working;
-    type Routing = route::cuda::Routing;
-
-    fn plan(&self, held: &Held<'_>) -> MemoryPlan {
-        let parameters = held.parameters as u64;
-        let twin = match self.device.precision() {
-            Precision::Bf16 => 2,
-            Precision::F32 => 0,
-        };
-        MemoryPlan {
-            weights: (4 + twin) * parameters,
-            gradients: 4 * parameters * held.shards as u64,
-            moments: 2 * 4 * parameters,
-            activations: self.bytes(held.program) * held.shards as u64 + self.bytes(held.evaluation),
-            copies: 0,
-        }
-    }
-
-    fn available(&self) -> Option<u64> {
-        self.device.memory().ok().map(|(free, _)| free)
-    }
-
-    fn values(&self, len: usize) -> Result<Buffer> {
-        self.device.values(len)
-    }
-
-    fn floats(&self, len: usize) -> Result<Buffer> {
-        self.device.floats(len)
-    }
-
-    fn indices(&self, len: usize) -> Result<Buffer> {
-        self.device.indices(len)
-    }
-
-    fn sums(&self, len: usize) -> Result<Buffer> {
-        self.device.buffer(Element::F64, len)
-    }
-
-    fn scratch(&self, program: &Program) -> Result<Buffer> {
-        self.device.floats(self.scratch_of(program))
-    }
-
-    fn routing(&self, s: &Router) -> Result<route::cuda::Routing> {
-        route::cuda::Routing::new(&self.device, s)
-    }
-
-    fn working(&self, layout: &Layout) -> Result<Working> {
-        Working::new(&self.device, layout)
-    }
-
-    fn upload(&self, from: &[f32], to: &mut Buffer) {
-        self.device.upload(from, to.part_mut(0..from.len()));
-    }
-
-    fn download(&self, from: &Buffer, to: &mut [f32]) -> Result<()> {
-        self.device.read(from.part(0..to.len()), to)
-    }
-
-    fn upload_values(&self, from: &[f32], to: &mut Buffer) {
-        self.device.upload_values(from, to.part_mut(0..from.len()));
-    }
-
-    fn download_values(&self, from: &Buffer, to: &mut [f32]) -> Result<()> {
-        self.device.download_values(from.part(0..to.len()), to);
-        self.device.check()
-    }
-
-    fn read(&self, from: &Buffer, to: &mut [f64]) -> Result<()> {
-        self.device.read(from.part(0..to.len()), to)
-    }
-
-    fn upload_indices(&self, from: &[u32], to: &mut Buffer) {
-        self.device.upload(from, to.part_mut(0..from.len()));
-    }
 
     fn replayed(&self, phase: Phase, adam: Option<&Adam>, work: impl FnOnce()) -> Result<()> {
         adam.into_iter().for_each(|adam| self.wind(adam));
@@ -586,6 +486,34 @@ impl Backend for Cuda {
         let clock = held(&self.clock);
         let noise = (mask, clock.view());
         add::cuda::forward(&self.device, rows, stream.view(), branch.view(), noise, out.view_mut());
+    }
+
+    fn add_norm(
+        &self,
+        s: &Rows,
+        stream: &Buffer,
+        branch: &Buffer,
+        mask: Mask,
+        norm: &Norm,
+        params: &Params<Cuda>,
+        sum: &mut Buffer,
+        out: &mut Buffer,
+        moments: &mut Buffer,
+    ) {
+        let clock = held(&self.clock);
+        let (gain, bias) = (part(params, norm.gain), norm.bias.map(|id| part(params, id)));
+        norm::cuda::forward_of_sum(
+            &self.device,
+            s,
+            stream.view(),
+            branch.view(),
+            (mask, clock.view()),
+            gain,
+            bias,
+            sum.view_mut(),
+            out.view_mut(),
+            moments.view_mut(),
+        );
     }
 
     fn add_backward(&self, rows: usize, d_out: &Buffer, mask: Mask, (d, write): (&mut Buffer, Write)) {

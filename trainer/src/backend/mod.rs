@@ -7,8 +7,8 @@
 pub mod choice;
 pub mod cpu;
 pub mod cuda;
+mod storage;
 
-use crate::memory::MemoryPlan;
 use crate::ops::activation::Hidden;
 use crate::ops::adamw::Adam;
 use crate::ops::attention::Heads;
@@ -18,69 +18,24 @@ use crate::ops::loss::Classes;
 use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
-use crate::tape::Program;
 use crate::windows::Windows;
 use formats::config::NormKind;
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
 pub use runtime::simd::product::Write;
+pub use storage::{Held, Storage};
 
 /// A device that can train. Work is done in the order of the calls, at the latest when something is read back; what goes
 /// wrong meanwhile is said then, and by [`Backend::replayed`].
-pub trait Backend: Sync + Sized {
+pub trait Backend: Storage {
     /// How it likes a batch to be cut.
     const LIMITS: Limits;
     /// Whether what a step left can be read at no cost.
     const AT_HAND: bool;
 
-    /// Activations, in the device's working precision.
-    type Values: Send + Sync;
-    /// Statistics, gradients of parameters, moments and master weights: always f32.
-    type Floats: Default + Send + Sync;
-    /// Sums over many rows or parameters: always f64.
-    type Sums: Send + Sync;
-    /// Token ids.
-    type Indices: Send + Sync;
-    /// The weights in the form the products read, remade after each update.
-    type Working: Send + Sync;
-    /// Which rows go to which expert, decided and read on the device.
-    type Routing: Default + Send + Sync;
-
-    /// What a model's training holds where the buffers are.
-    fn plan(&self, held: &Held<'_>) -> MemoryPlan;
-    /// Bytes that are free there, where the system says.
-    fn available(&self) -> Option<u64>;
-
     /// Whether its evaluation takes [`Windows::Shared`]: the verbs that ask for windows are otherwise given whole ones only.
     const SHARES_ROWS: bool;
 
-    /// `len` activations, zero.
-    fn values(&self, len: usize) -> Result<Self::Values>;
-    /// `len` f32 values, zero.
-    fn floats(&self, len: usize) -> Result<Self::Floats>;
-    /// `len` ids, zero.
-    fn indices(&self, len: usize) -> Result<Self::Indices>;
-    /// `len` sums, zero.
-    fn sums(&self, len: usize) -> Result<Self::Sums>;
-    /// What the operations of a program share to work in.
-    fn scratch(&self, program: &Program) -> Result<Self::Floats>;
-    /// Room for a router's choices.
-    fn routing(&self, s: &Router) -> Result<Self::Routing>;
-    /// The working form of a model's weights, not yet made.
-    fn working(&self, layout: &Layout) -> Result<Self::Working>;
-
-    /// Host to device.
-    fn upload(&self, from: &[f32], to: &mut Self::Floats);
-    /// Device to host.
-    fn download(&self, from: &Self::Floats, to: &mut [f32]) -> Result<()>;
-    /// Activations to the device, rounded to nearest even where they are kept narrower.
-    fn upload_values(&self, from: &[f32], to: &mut Self::Values);
-    /// Activations to the host, widened.
-    fn download_values(&self, from: &Self::Values, to: &mut [f32]) -> Result<()>;
-    /// Sums to the host.
-    fn read(&self, from: &Self::Sums, to: &mut [f64]) -> Result<()>;
-    /// Ids to the device.
-    fn upload_indices(&self, from: &[u32], to: &mut Self::Indices);
     /// Does `work`, which calls only verbs without a result and is the same work on the same buffers whenever `phase` is
     /// the same: all that may differ is what `adam` says of the step. A device may record it and carry out the record.
     fn replayed(&self, phase: Phase, adam: Option<&Adam>, work: impl FnOnce()) -> Result<()>;
@@ -443,19 +398,6 @@ pub struct Limits {
     pub pass_rows: usize,
     /// Rows of one evaluation pass, unless one window is longer.
     pub evaluation_rows: usize,
-}
-
-/// What a training run keeps for as long as it lasts.
-#[derive(Clone, Copy)]
-pub struct Held<'a> {
-    /// Parameters of the model.
-    pub parameters: usize,
-    /// What one shard carries out.
-    pub program: &'a Program,
-    /// Shards.
-    pub shards: usize,
-    /// What one lane of evaluation carries out.
-    pub evaluation: &'a Program,
 }
 
 /// Names work that is done again and again.

@@ -268,4 +268,37 @@ mod tests {
         keep(&path.join("below/two.image"), &image);
         fs::remove_dir_all(&folder).expect("sound");
     }
+
+    /// With a compiler in reach, NVIDIA's or the emulated one.
+    #[test]
+    fn machine_code_is_made_once_and_found_again() {
+        if let Err(why) = crate::device::probe::compiler_library() {
+            println!("skipped: {why}");
+            return;
+        }
+        let folder = std::env::temp_dir().join(format!("lectern-code-{}", std::process::id()));
+        for precision in [Precision::Bf16, Precision::F32] {
+            let mut compiler = Compiler::new(precision, (9, 0)).expect("a compiler for this architecture");
+            compiler.cache = Some(folder.clone());
+            let sources = &crate::ops::KERNELS[..2];
+            let made = compiler.images(sources).expect("sources that compile");
+            assert!(made.iter().all(|image| !image.cached && !image.bytes.is_empty()));
+            let found = compiler.images(sources).expect("images that are there");
+            assert!(found.iter().all(|image| image.cached));
+            assert!(made.iter().zip(&found).all(|(made, found)| made.bytes == found.bytes));
+            let path = compiler.path(&sources[0]).expect("a folder");
+            fs::write(&path, b"damaged").expect("a folder of ours");
+            let again = compiler.images(sources).expect("sources that compile");
+            assert_eq!(again.iter().map(|image| image.cached).collect::<Vec<_>>(), [false, true]);
+            assert_eq!(again[0].bytes, made[0].bytes);
+        }
+        let mistaken = Source::new("ops/none/kernels.cu", "extern \"C\" __global__ void k(u32 a) { b = a; }");
+        let compiler = Compiler::new(Precision::F32, (8, 0)).expect("a compiler for this architecture");
+        let said = compiler.compile(&mistaken).expect_err("a name that is not there").to_string();
+        assert!(said.contains("ops/none/kernels.cu does not compile"), "{said}");
+        let names =
+            |line: &str| line.trim_start().starts_with("ops/none/kernels.cu") && line.contains("error: ");
+        assert!(said.lines().any(names), "{said}");
+        fs::remove_dir_all(&folder).expect("a folder of ours");
+    }
 }

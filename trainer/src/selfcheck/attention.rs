@@ -146,7 +146,16 @@ const SHAPES: &[[usize; 5]] = &[
     [1, 40, 2, 1, 1],
     [1, 37, 1, 1, 160],
 ];
-const FEW_SHAPES: &[[usize; 5]] = &[[2, 3, 2, 1, 8], [1, 9, 4, 2, 16], [1, 33, 1, 1, 17], [1, 70, 2, 1, 32]];
+const FEW_SHAPES: &[[usize; 5]] = &[
+    [2, 3, 2, 1, 8],
+    [1, 9, 4, 2, 16],
+    [1, 33, 1, 1, 17],
+    [1, 70, 2, 1, 32],
+    [1, 20, 2, 1, 64],
+    [1, 19, 1, 1, 96],
+    [1, 35, 1, 1, 128],
+    [1, 9, 1, 1, 160],
+];
 
 pub(super) fn attentions<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     let shapes = suite.choose(SHAPES, FEW_SHAPES).to_vec();

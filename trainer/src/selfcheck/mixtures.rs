@@ -87,7 +87,7 @@ fn shapes(quick: bool) -> Vec<Shape> {
             ..PLAIN
         },
     ];
-    let few = [1, 3, 5, 6, 7];
+    let few = [1, 3, 5, 6, 7, 11];
     all.into_iter()
         .enumerate()
         .filter(|(index, _)| !quick || few.contains(index))

@@ -9,6 +9,7 @@ mod classes;
 mod compare;
 mod mixtures;
 pub mod models;
+mod norms;
 mod products;
 mod rows;
 mod subject;
@@ -173,8 +174,9 @@ pub fn operations<B: Backend>(
     let checks: &[fn(&mut Suite<'_, B>) -> Result<()>] = &[
         update::transfers,
         rows::embeddings,
-        rows::norms,
-        rows::query_key_norms,
+        norms::norms,
+        norms::sums,
+        norms::query_key_norms,
         rows::activations,
         rows::residuals,
         rows::rotations,

@@ -80,7 +80,8 @@ const SHAPES: &[[usize; 3]] = &[
     [257, 96, 257],
     [128, 768, 256],
 ];
-const FEW_SHAPES: &[[usize; 3]] = &[[1, 1, 1], [3, 5, 7], [17, 33, 29], [16, 64, 64], [33, 40, 65]];
+const FEW_SHAPES: &[[usize; 3]] =
+    &[[1, 1, 1], [3, 5, 7], [17, 33, 29], [16, 64, 64], [33, 40, 65], [257, 130, 9]];
 
 pub(super) fn linears<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     let shapes = suite.choose(SHAPES, FEW_SHAPES).to_vec();

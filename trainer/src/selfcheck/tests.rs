@@ -92,7 +92,7 @@ fn a_backend_with_a_wrong_routine_fails_where_it_is_used() {
         (wrong(|table| table.add = no_number), &["linear", "gather"][..]),
         (wrong(|table| table.rms_norm = infinite), &["norm", "query_key_norm"][..]),
     ] {
-        let failed = failed(&rows_of(table, Extent::Quick, 1));
+        let failed = failed(&rows_of(table, Extent::Quick, 2));
         for name in must {
             assert!(failed.contains(name), "{name} passed; failed: {failed:?}");
         }

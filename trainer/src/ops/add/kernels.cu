@@ -3,7 +3,8 @@
 // Forward: out = stream + branch m, m the dropout mask of the branch.
 // Backward: d_stream = d_out, d_branch = d_out m.
 //
-// Thread `t` has octet `t` of `octets` a row; without a mask the rows may be taken as one.
+// Thread `t` has octet `t` of `octets` a row; without a mask the rows may be taken as one. The mask and the sum are rounded
+// together, as ops/norm does where it makes the sum itself: the bytes are the same.
 
 constexpr u32 THREADS = 256;
 
@@ -18,12 +19,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const u64 at = u64(row) * width;
     const bool aligned = aligned16(stream + at, 8) && aligned16(branch + at, 8) && aligned16(out + at, 8);
     const octet left = read8(stream + at, column, width, aligned);
-    octet sum = read8(branch + at, column, width, aligned);
-    if (threshold > 0) {
-        const octet m = dropout8(seed, clock->step, site, first_row + row, width, column, threshold, scale);
-        for (u32 i = 0; i < 8; ++i) sum.at[i] *= m.at[i];
-    }
-    for (u32 i = 0; i < 8; ++i) sum.at[i] += left.at[i];
+    octet sum = read8(branch + at, column, width, aligned), m;
+    for (u32 i = 0; i < 8; ++i) m.at[i] = 1.0f;
+    if (threshold > 0) m = dropout8(seed, clock->step, site, first_row + row, width, column, threshold, scale);
+    for (u32 i = 0; i < 8; ++i) sum.at[i] = fmaf(sum.at[i], m.at[i], left.at[i]);
     write8(out + at, column, width, aligned, sum);
 }
 

@@ -172,3 +172,54 @@ pub fn backward(
         s.scale,
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Shared memory of a block on the smallest devices that are served, in bytes, and what kernels have besides.
+    const MOST_SHARED: usize = 99 << 10;
+    const FIXED_SHARED: usize = 1 << 10;
+
+    fn heads(size: usize) -> Heads {
+        Heads { sequences: 2, block: 131, heads: 4, kv_heads: 2, size, scale: 0.5 }
+    }
+
+    #[test]
+    fn the_narrowest_kernel_serves_and_wider_heads_are_plain() {
+        let device = Device::imagined(Precision::Bf16, 132).expect("sound");
+        let name = |device: &Device, size| choose(device, &heads(size), &FORWARD, "plain", 4).0;
+        for (size, wanted) in [(1, 32), (32, 32), (33, 64), (64, 64), (65, 96), (97, 128), (128, 128)] {
+            assert_eq!(name(&device, size), format!("attention_forward_{wanted}"));
+        }
+        assert_eq!(name(&device, 129), "plain");
+        assert_eq!(choose(&device, &heads(300), &FORWARD, "plain", 4).1.blocks, [9 * 8, 3, 1]);
+        assert_eq!(choose(&device, &heads(64), &BACKWARD_KEYS, "plain", 2).1.blocks, [2 * 4, 1, 1]);
+        assert_eq!(name(&Device::imagined(Precision::F32, 132).expect("sound"), 64), "plain");
+        for kernel in FORWARD.iter().chain(&BACKWARD_QUERIES).chain(&BACKWARD_KEYS) {
+            let (_, grid) = choose(&device, &heads(kernel.most), std::slice::from_ref(kernel), "plain", 4);
+            assert!(grid.shared + FIXED_SHARED <= MOST_SHARED, "{}: {}", kernel.name, grid.shared);
+        }
+    }
+
+    #[test]
+    fn every_kernel_takes_what_it_is_given() {
+        for precision in [Precision::Bf16, Precision::F32] {
+            let device = Device::imagined(precision, 132).expect("sound");
+            for size in [16, 64, 96, 128, 160] {
+                let s = heads(size);
+                let values = |width| device.values(s.rows() * width).expect("sound");
+                let (qkv, mut out, d_out, mut d_qkv) =
+                    (values(s.row()), values(s.width()), values(s.width()), values(s.row()));
+                let floats = |len| device.floats(len).expect("sound");
+                let (mut kept, mut room, clock) = (floats(s.kept()), floats(scratch(&s)), floats(16));
+                let noise = (None, clock.view());
+                forward(&device, &s, qkv.view(), noise, out.view_mut(), kept.view_mut());
+                let given = (qkv.view(), out.view(), kept.view());
+                let (d_out, d_qkv) = (d_out.view(), d_qkv.view_mut());
+                backward(&device, &s, given.0, given.1, given.2, noise, d_out, d_qkv, room.view_mut());
+                device.check().expect("names and arguments are those of the kernels");
+            }
+        }
+    }
+}

@@ -4,6 +4,8 @@ use crate::backend::Rows;
 use crate::device::{Device, Grid, View, ViewMut};
 use crate::launch;
 use crate::ops::columns;
+use crate::ops::dropout::Mask;
+use crate::ops::dropout::cuda::factors;
 use formats::config::NormKind;
 use runtime::simd::product::Write;
 
@@ -89,6 +91,44 @@ pub fn forward_at(
         at.moment_offset,
         s.eps,
         s.kind == NormKind::LayerNorm
+    );
+}
+
+/// The norm of `sum = stream + branch m`, see [`crate::ops::add`], which is set as well; `clock` is the device's.
+pub fn forward_of_sum(
+    device: &Device,
+    s: &Rows,
+    stream: View<'_>,
+    branch: View<'_>,
+    (mask, clock): (Mask, View<'_>),
+    gain: View<'_>,
+    bias: Option<View<'_>>,
+    sum: ViewMut<'_>,
+    out: ViewMut<'_>,
+    moments: ViewMut<'_>,
+) {
+    let m = factors(mask);
+    launch!(
+        device,
+        "norm_forward_of_sum",
+        Grid::line(s.rows.div_ceil(ROWS), THREADS),
+        stream,
+        branch,
+        sum,
+        gain,
+        bias,
+        out,
+        moments,
+        s.rows,
+        s.width,
+        s.eps,
+        s.kind == NormKind::LayerNorm,
+        clock,
+        m.words.seed,
+        m.words.site,
+        m.words.first_row,
+        m.threshold,
+        m.scale
     );
 }
 

@@ -42,22 +42,10 @@ __device__ __forceinline__ void each(const octet (&kept)[KEPT], const value* x, 
     }
 }
 
-// registers: 80
-extern "C" __global__ void __launch_bounds__(THREADS)
-    norm_forward(const value* __restrict__ x, const float* __restrict__ gain, const float* __restrict__ bias,
-                 value* __restrict__ out, float* __restrict__ moments, u32 rows, u32 width, u32 several, u64 stride,
-                 u64 offset, u32 moment_stride, u32 moment_offset, float eps, u32 centred) {
-    const u32 row = blockIdx.x * WARPS + warp();
-    if (row >= rows) return;
-    const Place at = place(row, several, width, stride, offset, moment_stride, moment_offset);
-    x += at.row;
-    out += at.row;
-    const bool aligned = aligned16(x, 8) && aligned16(out, 8);
+// One row's norm by a warp, every rounding spelled out: two kernels call this and must agree. `x` is read again for what is not kept; `aligned` speaks of it and of `out`.
+__device__ __forceinline__ void normalise(const octet (&kept)[KEPT], const value* x, const float* gain, const float* bias,
+                                          value* out, float* moments, u32 width, bool aligned, float eps, bool centred) {
     const bool aligned_gain = aligned16(gain, 8) && (bias == nullptr || aligned16(bias, 8));
-    octet kept[KEPT];
-#pragma unroll
-    for (u32 k = 0; k < KEPT; ++k) kept[k] = read8(x, (k * 32 + lane()) * 8, width, aligned);
-
     float mean = 0.0f;
     if (centred) {
         each(kept, x, width, aligned, [&](const octet& x, u32) {
@@ -69,24 +57,75 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     each(kept, x, width, aligned, [&](const octet& x, u32 column) {
         for (u32 i = 0; i < 8; ++i) {
             const float apart = column + i < width ? x.at[i] - mean : 0.0f;
-            square += apart * apart;
+            square = fmaf(apart, apart, square);
         }
     });
     const float scale = 1.0f / sqrtf(warp_sum(square) / float(width) + eps);
     each(kept, x, width, aligned, [&](const octet& x, u32 column) {
         const octet g = read8(gain, column, width, aligned_gain);
-        octet y;
-        for (u32 i = 0; i < 8; ++i) y.at[i] = (x.at[i] - mean) * scale * g.at[i];
-        if (bias != nullptr) {
-            const octet b = read8(bias, column, width, aligned_gain);
-            for (u32 i = 0; i < 8; ++i) y.at[i] += b.at[i];
-        }
+        octet b{}, y;
+        if (bias != nullptr) b = read8(bias, column, width, aligned_gain);
+        for (u32 i = 0; i < 8; ++i) y.at[i] = fmaf((x.at[i] - mean) * scale, g.at[i], b.at[i]);
         write8(out, column, width, aligned, y);
     });
     if (lane() == 0) {
-        moments[at.moments] = mean;
-        moments[at.moments + 1] = scale;
+        moments[0] = mean;
+        moments[1] = scale;
     }
+}
+
+// registers: 80
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
+    norm_forward(const value* __restrict__ x, const float* __restrict__ gain, const float* __restrict__ bias,
+                 value* __restrict__ out, float* __restrict__ moments, u32 rows, u32 width, u32 several, u64 stride,
+                 u64 offset, u32 moment_stride, u32 moment_offset, float eps, u32 centred) {
+    const u32 row = blockIdx.x * WARPS + warp();
+    if (row >= rows) return;
+    const Place at = place(row, several, width, stride, offset, moment_stride, moment_offset);
+    x += at.row;
+    out += at.row;
+    const bool aligned = aligned16(x, 8) && aligned16(out, 8);
+    octet kept[KEPT];
+#pragma unroll
+    for (u32 k = 0; k < KEPT; ++k) kept[k] = read8(x, (k * 32 + lane()) * 8, width, aligned);
+    normalise(kept, x, gain, bias, out, moments + at.moments, width, aligned, eps, centred);
+}
+
+// The norm of a residual connection's sum, which is kept as well: the equations of ops/add.rs, then those above, of the sum
+// as it is stored.
+// registers: 96
+extern "C" __global__ void __launch_bounds__(THREADS)
+    norm_forward_of_sum(const value* __restrict__ stream, const value* __restrict__ branch, value* sum,
+                        const float* __restrict__ gain, const float* __restrict__ bias, value* __restrict__ out,
+                        float* __restrict__ moments, u32 rows, u32 width, float eps, u32 centred,
+                        const Clock* __restrict__ clock, u64 seed, u64 site, u64 first_row, u32 threshold,
+                        float scale) {
+    const u32 row = blockIdx.x * WARPS + warp();
+    if (row >= rows) return;
+    const u64 at = u64(row) * width;
+    stream += at;
+    branch += at;
+    sum += at;
+    out += at;
+    const bool aligned = aligned16(stream, 8) && aligned16(branch, 8) && aligned16(sum, 8) && aligned16(out, 8);
+    const auto add = [&](u32 column) {
+        octet x = read8(branch, column, width, aligned), m;
+        for (u32 i = 0; i < 8; ++i) m.at[i] = 1.0f;
+        if (threshold > 0) m = dropout8(seed, clock->step, site, first_row + row, width, column, threshold, scale);
+        const octet left = read8(stream, column, width, aligned);
+        for (u32 i = 0; i < 8; ++i) x.at[i] = widen(narrow(fmaf(x.at[i], m.at[i], left.at[i])));
+        write8(sum, column, width, aligned, x);
+        return x;
+    };
+    octet kept[KEPT];
+#pragma unroll
+    for (u32 k = 0; k < KEPT; ++k) {
+        const u32 column = (k * 32 + lane()) * 8;
+        kept[k] = column < width ? add(column) : octet{};
+    }
+    // What a lane reads again it has written itself.
+    for (u32 column = (KEPT * 32 + lane()) * 8; column < width; column += 32 * 8) add(column);
+    normalise(kept, sum, gain, bias, out, moments + 2 * u64(row), width, aligned, eps, centred);
 }
 
 // The arguments both backward kernels take.
