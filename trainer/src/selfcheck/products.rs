@@ -79,6 +79,10 @@ const SHAPES: &[[usize; 3]] = &[
     [192, 384, 131],
     [257, 96, 257],
     [128, 768, 256],
+    // Enough tiles of every product for the largest cards, once each.
+    [1500, 40, 1600],
+    [1600, 1500, 33],
+    [17, 1530, 1601],
 ];
 const FEW_SHAPES: &[[usize; 3]] =
     &[[1, 1, 1], [3, 5, 7], [17, 33, 29], [16, 64, 64], [33, 40, 65], [257, 130, 9]];
