@@ -82,7 +82,7 @@ fn every_kernel_runs_soundly_and_agrees_with_the_processor() {
     for precision in ["f32", "bf16"] {
         let trace = folder.join(precision);
         let mut inner =
-            Program::Trainer.command(&["selfcheck", "--device", "cuda", "--precision", precision]);
+            Program::Trainer.command(&["selfcheck", "--quick", "--device", "cuda", "--precision", precision]);
         inner.env("LECTERN_EMULATOR_TRACE", &trace);
         let status = emulated(&inner).status().expect("the emulator starts");
         assert!(status.success(), "selfcheck --precision {precision} on the emulated device: {status}");
