@@ -2,7 +2,7 @@
 //! panic and nothing lost; what it does right gives the same bytes in whatever order its threads run.
 
 use formats::checkpoint;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -82,7 +82,7 @@ fn every_kernel_runs_soundly_and_agrees_with_the_processor() {
     for precision in ["f32", "bf16"] {
         let trace = folder.join(precision);
         let mut inner =
-            Program::Trainer.command(&["selfcheck", "--device", "cuda", "--precision", precision]);
+            Program::Trainer.command(&["selfcheck", "--quick", "--device", "cuda", "--precision", precision]);
         inner.env("LECTERN_EMULATOR_TRACE", &trace);
         let status = emulated(&inner).status().expect("the emulator starts");
         assert!(status.success(), "selfcheck --precision {precision} on the emulated device: {status}");
@@ -154,13 +154,18 @@ fn the_losses_are_those_of_the_processor() {
     }
 }
 
-/// Errors that a driver may give at any call: which and what becomes of the run. The sticky ones come back at each call.
-const DRIVER_ERRORS: [(u32, i32); 5] = [(1, 6), (2, 7), (700, 6), (719, 6), (999, 6)];
+/// A run that is over in a moment and saves at every step.
+fn short(name: &str) -> Job {
+    job(name, &[("steps", "3"), ("layers", "1"), ("batch", "3"), ("save_every", "1"), ("eval_batches", "1")])
+}
 
-/// Calls whose failure is no failure of the run: they give something back when all is done, or have another way.
-const FORGIVEN: [&str; 9] = [
+/// Calls whose failure is no failure of the run: they give something back when all is done, or have another way. The
+/// first two also come at moments when something else has to be told of the error.
+const FORGIVEN: [&str; 11] = [
     "cuCtxSetCurrent",
+    "cuStreamSynchronize",
     "cuDevicePrimaryCtxRelease_v2",
+    "cuEventDestroy_v2",
     "cuGraphDestroy",
     "cuGraphExecDestroy",
     "cuMemFree_v2",
@@ -170,55 +175,61 @@ const FORGIVEN: [&str; 9] = [
     "nvrtcDestroyProgram",
 ];
 
+/// What asks for the device's memory: where there is none, the run needs more than there is.
+const MEMORY: &str = "cuMemAlloc_v2";
+
 #[test]
 fn each_error_at_each_call_ends_well() {
     if !available() {
         return;
     }
-    let job = job("errors", &[]);
+    const INVALID_VALUE: u32 = 1;
+    const OUT_OF_MEMORY: u32 = 2;
+    const ILLEGAL_ADDRESS: u32 = 700;
+    const LAUNCH_FAILED: u32 = 719;
+    const UNKNOWN: u32 = 999;
+    let job = short("errors");
     let (whole, trace) = (job.out("whole"), job.out("trace"));
     train(&job, &whole, &[], &[("LECTERN_EMULATOR_TRACE", trace.to_str().expect("a plain path"))]).expect(0);
-    let mut cases: Vec<(String, u64, u32, i32)> = Vec::new();
-    for (name, count) in calls(&trace) {
-        if name.starts_with("nvrtc") {
-            continue;
+    let mut cases: Vec<(String, u64, u32)> = Vec::new();
+    for (name, count) in calls(&trace).into_iter().filter(|(name, _)| !name.starts_with("nvrtc")) {
+        // The first call, one amidst and the last. Errors from 700 on come back from every later call.
+        for error in [INVALID_VALUE, OUT_OF_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED, UNKNOWN] {
+            cases.push((name.clone(), 1, error));
         }
-        for (error, code) in DRIVER_ERRORS {
-            cases.push((name.clone(), 1, error, code));
-        }
-        // Later calls: one error of memory and one that stays.
         for call in [count.div_ceil(2), count] {
-            if call > 1 {
-                cases.push((name.clone(), call, 2, 7));
-                cases.push((name.clone(), call, 700, 6));
+            for error in [OUT_OF_MEMORY, ILLEGAL_ADDRESS] {
+                cases.push((name.clone(), call, error));
             }
         }
     }
+    cases.sort();
     cases.dedup();
-    assert!(cases.len() > 100, "{cases:?}");
-    let resumed = Mutex::new(BTreeMap::<u64, ()>::new());
-    side_by_side(&cases, |(name, call, error, code)| {
+    assert!(cases.len() > 200, "{cases:?}");
+    let resumed = Mutex::new(BTreeSet::new());
+    side_by_side(&cases, |(name, call, error)| {
         let fail = format!("{name}:{call}:{error}");
+        let code = if name == MEMORY && *error == OUT_OF_MEMORY { 7 } else { 6 };
         let out = job.out(&fail.replace(':', "-"));
         let ran = train(&job, &out, &[], &[("LECTERN_EMULATOR_FAIL", &fail)]);
-        let forgiven = FORGIVEN.contains(&name.as_str()) && ran.code == Some(0);
-        assert!(forgiven || ran.code == Some(*code), "{fail} was to end with {code}: {ran}");
-        if !forgiven {
-            let said =
-                ran.stderr.contains(name.trim_end_matches("_v2")) || ran.stderr.contains(&error.to_string());
-            assert!(said, "{fail} is not spoken of: {ran}");
-        }
+        // An image that came from the cache is made anew; one of the last calls may find nobody to tell.
+        let forgiven = ran.code == Some(0)
+            && (FORGIVEN.contains(&name.as_str()) || name == "cuModuleLoadData" && *error < ILLEGAL_ADDRESS);
+        assert!(forgiven || ran.code == Some(code), "{fail} was to end with {code}: {ran}");
+        let said =
+            ran.stderr.contains(&format!("({error})")) || code == 7 && ran.stderr.contains("MiB are free");
+        assert!(forgiven || said, "{fail} is not spoken of: {ran}");
         assert_nothing_lost(&ran, &out);
         // From whatever it left, once for each number of checkpoints, the run comes to the same end.
-        let saved = std::fs::read_dir(out.join("checkpoints")).map_or(0, |found| found.count() as u64);
-        let first = resumed.lock().expect("no thread panics with it").insert(saved, ()).is_none();
-        if first && saved > 0 {
+        let saved = std::fs::read_dir(out.join("checkpoints")).map_or(0, Iterator::count);
+        if !forgiven && saved > 0 && resumed.lock().expect("no thread panics with it").insert(saved) {
             train(&job, &out, &["--resume"], &[]).expect(0);
             assert_same_run(&fail, &out, &whole);
         }
         folder::remove(&out);
     });
-    assert!(resumed.lock().expect("no thread panicked").len() > 1, "some runs fail after they have saved");
+    assert!(!resumed.lock().expect("no thread panicked").is_empty(), "no run failed after it had saved");
+    println!("errors: {} ended well", cases.len());
 }
 
 #[test]
@@ -226,7 +237,7 @@ fn each_error_of_the_compiler_ends_well() {
     if !available() {
         return;
     }
-    let job = job("compiler", &[]);
+    let job = short("compiler");
     let trace = job.out("trace");
     let images = job.out("images");
     let cache = |path: &PathBuf| path.to_str().expect("a plain path").to_owned();
@@ -258,7 +269,7 @@ fn what_a_machine_lacks_is_said_and_auto_goes_on_without() {
     if !available() {
         return;
     }
-    let job = job("lacking", &[("steps", "1"), ("save_every", "1")]);
+    let job = short("lacking");
     let trace = job.out("trace");
     train(&job, &job.out("whole"), &[], &[("LECTERN_EMULATOR_TRACE", trace.to_str().expect("a plain path"))])
         .expect(0);
@@ -277,7 +288,7 @@ fn what_a_machine_lacks_is_said_and_auto_goes_on_without() {
         let out = job.out(&format!("{variable}-{value}"));
         train(&job, &out, &[], &[(variable, value)]).expect(6).naming(said);
         assert!(!out.join("checkpoints").exists(), "{value}: nothing was trained");
-        if !said.starts_with("cu") && !said.starts_with("nvrtc") {
+        if *variable != "LECTERN_EMULATOR_WITHOUT" || value.starts_with("lib") {
             let mut inner = job.command(&out, &["--device", "auto"]);
             inner.env(variable, value);
             run(emulated(&inner)).sound().expect(0).naming(said);
@@ -294,7 +305,7 @@ fn damaged_images_are_made_anew() {
     if !available() {
         return;
     }
-    let job = job("images", &[("steps", "2")]);
+    let job = short("images");
     let images = job.out("images");
     let cache = images.to_str().expect("a plain path");
     let whole = job.out("whole");

@@ -85,7 +85,7 @@ const SHAPES: &[[usize; 3]] = &[
     [17, 1530, 1601],
 ];
 const FEW_SHAPES: &[[usize; 3]] =
-    &[[1, 1, 1], [3, 5, 7], [17, 33, 29], [16, 64, 64], [33, 40, 65], [257, 130, 9]];
+    &[[1, 1, 1], [3, 5, 7], [17, 33, 29], [16, 64, 64], [257, 130, 9], [33, 40, 65]];
 
 pub(super) fn linears<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     let shapes = suite.choose(SHAPES, FEW_SHAPES).to_vec();
