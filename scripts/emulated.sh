@@ -91,6 +91,7 @@ fi
 # Images are made from paths below the target directory, so they are kept there too.
 export LECTERN_CACHE=${LECTERN_CACHE:-$target/images}
 export LECTERN_EMULATOR_CACHE=${LECTERN_EMULATOR_CACHE:-$target/kernels}
-export LD_LIBRARY_PATH=$paths${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+# Nothing of the real machine: what is not here is absent.
+export LD_LIBRARY_PATH=$paths
 export ASAN_OPTIONS=detect_leaks=0:exitcode=99:allocator_may_return_null=1${ASAN_OPTIONS:+:$ASAN_OPTIONS}
 LD_PRELOAD=$sanitizer exec "$@"
