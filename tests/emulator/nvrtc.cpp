@@ -3,6 +3,7 @@
 //
 // Libraries are kept in LECTERN_EMULATOR_CACHE, or else in a folder beside this library, under a hash of all that
 // decides them.
+#include <atomic>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <spawn.h>
@@ -130,7 +131,9 @@ int build(Program& program, int count, const char* const* options) {
     for (const std::string& word : words) all += '\n' + word;
     const std::string base = folder() + "/" + hash(all), library = base + ".so";
     if (access(library.c_str(), R_OK) != 0) {
-        const std::string own = base + "." + std::to_string(getpid());
+        // Other processes, and other threads of this one, may be at the same.
+        static std::atomic<int> number{0};
+        const std::string own = base + "." + std::to_string(getpid()) + "-" + std::to_string(number++);
         write(own + ".cu", program.source);
         std::vector<std::string> first = words;
         first.insert(first.end(), {"-E", "-x", "c++", own + ".cu", "-o", own + ".ii"});

@@ -232,8 +232,11 @@ fn whole(mut file: Vec<u8>) -> Option<Vec<u8>> {
 /// Keeps an image, whole or not at all. Where it cannot be kept the next run compiles again, which is no error.
 fn keep(path: &Path, image: &[u8]) {
     let file = [MAGIC.as_slice(), &xxh3_128(image).to_le_bytes(), image].concat();
-    // Other processes may be at the same: each writes a file of its own, and the last rename stays.
-    let own = path.with_extension(format!("{}.tmp", std::process::id()));
+    // Other processes, and other threads of this one, may be at the same: each writes a file of its own, and the last
+    // rename stays.
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let own = path.with_extension(format!("{}-{number}.tmp", std::process::id()));
     let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&own, file));
     if written.and_then(|()| fs::rename(&own, path)).is_err() {
         let _ = fs::remove_file(&own);
