@@ -60,7 +60,7 @@ unit() {
 }
 
 # Every kernel: compiled for real, and run on the emulated device, where the processor's results are the judge.
-cuda() {
+cuda() (
     local target compiler='' code=0 said compiled runs why=''
     target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
     if [ -e "$target/cuda-compiler/bin/ptxas" ]; then
@@ -89,7 +89,7 @@ cuda() {
     else
         printf 'kernels: skipped: %s%s\n' "$why" "${compiled:+ ($compiled)}${runs:+ ($runs host runs passed)}"
     fi
-}
+)
 
 # The routines of aarch64, emulated where the processor is another, and what the trainer builds on them.
 neon() {
