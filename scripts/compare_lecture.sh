@@ -35,7 +35,7 @@ for round in $(seq "$rounds"); do
     tail -n 1 "$folder/theirs" >>"$folder/objects"
     printf '%s s\n' "$(sed -n '$s/.*"seconds": \([0-9.]*\).*/\1/p' "$folder/objects")" >&2
 done
-"$trainer" eval --model "$folder/run" --data "$text" --format json >"$folder/loss"
+"$trainer" eval --device cpu --model "$folder/run" --data "$text" --format json >"$folder/loss"
 
 python3 - "$folder" <<'PYTHON'
 import json, re, statistics, sys

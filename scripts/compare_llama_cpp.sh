@@ -35,7 +35,7 @@ PYTHON
 compare() {
     local name=$1 model=$folder/$1
     "$binaries/trainer" export --model "$model" --to gguf --dtype "$dtype" --out "$model.gguf" 2>"$model.told"
-    "$binaries/trainer" eval --model "$model" --data "$text" --format json >"$model.ours"
+    "$binaries/trainer" eval --device cpu --model "$model" --data "$text" --format json >"$model.ours"
     "$binaries/runtime" score --model "$model" --file "$folder/part.txt" --format json >"$model.part"
     python3 scripts/peers/llama_cpp_loss.py "$model.gguf" "$text" >"$model.theirs"
     python3 scripts/peers/llama_cpp_loss.py "$model.gguf" "$folder/part.txt" --ids >"$model.ids"
@@ -56,7 +56,7 @@ PYTHON
 train() {
     local name=$1
     shift
-    "$binaries/trainer" train --steps "$steps" --eval-every 0 --sample 0 --progress off --data "$text" \
+    "$binaries/trainer" train --device cpu --steps "$steps" --eval-every 0 --sample 0 --progress off --data "$text" \
         --out "$folder/$name" "$@" 2>/dev/null
     compare "$name"
 }

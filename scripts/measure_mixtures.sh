@@ -19,14 +19,14 @@ trap 'rm -rf "$folder"' EXIT
 train() {
     local out=$folder/$1
     shift
-    "$programs/trainer" train --data "$text" --out "$out" --sample 0 --eval-every 0 --progress off "$@"
+    "$programs/trainer" train --device cpu --data "$text" --out "$out" --sample 0 --eval-every 0 --progress off "$@"
 }
 
 balance() {
     local name=$1
     shift
     train "$name" --preset moe-zero --experts 8 --steps 2000 "$@"
-    "$programs/trainer" eval --model "$folder/$name" --data "$text" --format json | python3 -c '
+    "$programs/trainer" eval --device cpu --model "$folder/$name" --data "$text" --format json | python3 -c '
 import json, sys
 told = json.load(sys.stdin)
 worst = max(layer["max_violation"] for layer in told["experts"])
@@ -40,7 +40,7 @@ balance none --balance 0 --router-z 0
 balance bias --balance 0 --bias-rate 0.001
 balance bias-and-cosine --balance 0 --bias-rate 0.001 --schedule cosine --warmup 50
 
-shape=(--width 384 --layers 6 --heads 6 --block 256 --batch 8 --dropout 0 --secs 10 --format json)
+shape=(--width 384 --layers 6 --heads 6 --block 256 --batch 8 --dropout 0 --secs 10 --format json --device cpu)
 for round in 1 2 3; do
     mixture=$("$programs/trainer" bench --preset moe-nano --expert-width 512 "${shape[@]}")
     dense=$("$programs/trainer" bench --preset moe-nano-dense --feed-forward 1024 "${shape[@]}")

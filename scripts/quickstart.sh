@@ -96,7 +96,7 @@ fi
 
 say "training a small GPT for about a minute ($run)"
 rm -rf "$run"
-"$bin/trainer" train --preset nano-cpu --data "$text" --out "$run"
+"$bin/trainer" train --preset nano-cpu --device cpu --data "$text" --out "$run"
 
 say "generating: $bin/runtime generate --model $run -n 500"
 "$bin/runtime" generate --model "$run" -n 500

@@ -56,6 +56,8 @@ impl Program {
         for name in ["LECTERN_SIMD", "LECTERN_DATA", "RUST_BACKTRACE", "RUST_LOG"] {
             command.env_remove(name);
         }
+        // What is expected is the processor's; the emulated device does not ask.
+        command.env("CUDA_VISIBLE_DEVICES", "");
         command
     }
 
