@@ -9,13 +9,16 @@ use super::gemv::{prefetch, prefetch_lines};
 use super::lanes::{Element, Lanes};
 use super::{Aligned, PANEL};
 use std::cell::UnsafeCell;
+use std::ops::Range;
 
 /// Inner indices of one block: a panel pair of this length stays in the first-level cache.
 const INNER: usize = 256;
 /// Rows of one block: a block of `A` stays in the second-level cache. A multiple of every tile.
 const ROWS: usize = 120;
-/// Widest row stride of `B`, in elements, that is read in place; longer strides fall into few cache sets.
-const IN_PLACE_STRIDE: usize = 96;
+/// Longest stride, in elements, over which a factor is read in place: beyond, each row is a page of its own.
+const IN_PLACE_STRIDE: usize = 1600;
+/// Strides of so many elements fall into few sets of any cache.
+const CROWDED_STRIDE: usize = 1024;
 /// A transposed `A` is packed when more column groups than these read it; fewer do not repay the copy.
 const IN_PLACE_GROUPS: usize = 2;
 /// Rows of weights that stand transposed are asked for so many rows before they are packed.
@@ -114,23 +117,38 @@ pub(super) unsafe fn product<L: Lanes>(
             unsafe {
                 let mut left = a.as_ptr().add(first_row * p.a_row_stride + first_inner * p.a_inner_stride);
                 let (mut row_stride, mut inner_stride) = (p.a_row_stride, p.a_inner_stride);
-                let packed_rows = inner_stride != 1 && inner > 1 && p.columns > IN_PLACE_GROUPS * group;
+                let packed_rows = inner_stride != 1
+                    && inner > 1
+                    && p.columns > IN_PLACE_GROUPS * group
+                    && !in_place(inner_stride);
                 if packed_rows {
                     pack_strips::<L>(left, row_stride, inner_stride, rows, inner, strips);
                     (left, row_stride, inner_stride) = (strips, 1, L::TILE_ROWS);
                 }
+                let share = inner.div_ceil(rows.div_ceil(L::TILE_ROWS));
                 for first_column in (0..p.columns).step_by(group) {
                     let columns = group.min(p.columns - first_column);
                     let right = right_block::<L>(p, b, first_inner, inner, first_column, columns, panels);
+                    let begin = match (p.write, bias) {
+                        _ if first_inner > 0 => Begin::Old,
+                        (Write::Accumulate, _) => Begin::Old,
+                        (Write::Set, Some(bias)) => Begin::Bias(bias.as_ptr().add(first_column)),
+                        (Write::Set, None) => Begin::Zero,
+                    };
                     let mut at = 0;
                     while at < rows {
                         let count = L::TILE_ROWS.min(rows - at);
-                        let begin = match (p.write, bias) {
-                            _ if first_inner > 0 => Begin::Old,
-                            (Write::Accumulate, _) => Begin::Old,
-                            (Write::Set, Some(bias)) => Begin::Bias(bias.as_ptr().add(first_column)),
-                            (Write::Set, None) => Begin::Zero,
-                        };
+                        // What follows is asked for while a tile multiplies: the next old values where they
+                        // come from elsewhere, or else a share of the next columns of `B`.
+                        if p.write == Write::Accumulate {
+                            let below = at + count < rows;
+                            let column = if below { first_column } else { first_column + group };
+                            ask_for_old::<L>(p, c, first_row + if below { at + count } else { 0 }, column);
+                        } else {
+                            let from = first_inner + at / L::TILE_ROWS * share;
+                            let until = (from + share).min(first_inner + inner);
+                            ask_for_right(p, b, from..until, first_column + group, group);
+                        }
                         let tile = Tile {
                             inner,
                             // A packed strip of TILE_ROWS rows is contiguous; rows in place are strided.
@@ -196,6 +214,40 @@ fn check(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &[f32]) {
     assert!(needed <= b.len(), "B is too short");
 }
 
+/// Whether a factor's rows, so far apart, are read where they stand.
+fn in_place(stride: usize) -> bool {
+    stride <= IN_PLACE_STRIDE && !stride.is_multiple_of(CROWDED_STRIDE)
+}
+
+/// Asks for the tile of `C` that begins at `(row, column)`, if there is one.
+#[inline(always)]
+fn ask_for_old<L: Lanes>(p: &Product, c: &[f32], row: usize, column: usize) {
+    for row in row..p.rows.min(row + L::TILE_ROWS) {
+        let columns = p.columns.saturating_sub(column).min(L::TILE_VECTORS * L::WIDTH);
+        prefetch_lines::<_, true>(c.as_ptr().wrapping_add(row * p.c_stride + column), columns);
+    }
+}
+
+/// Asks for some rows of at most `width` columns of `B`, unless it stands transposed.
+#[inline(always)]
+fn ask_for_right(p: &Product, b: &[f32], inner: Range<usize>, column: usize, width: usize) {
+    let width = width.min(p.columns.saturating_sub(column));
+    match p.b {
+        Operand::Panels => {
+            for panel in (column..column + width).step_by(PANEL) {
+                let from = b.as_ptr().wrapping_add(panel * p.inner + inner.start * PANEL);
+                prefetch_lines::<_, true>(from, inner.len() * PANEL);
+            }
+        }
+        Operand::Rows { stride } => {
+            for k in inner {
+                prefetch_lines::<_, true>(b.as_ptr().wrapping_add(k * stride + column), width);
+            }
+        }
+        Operand::Transposed { .. } => {}
+    }
+}
+
 /// Where a tile finds its columns of `B`: up to [`PANELS`] places, each advancing by `stride`.
 #[derive(Clone, Copy)]
 struct Right {
@@ -227,13 +279,10 @@ unsafe fn right_block<L: Lanes>(
             }
             Operand::Rows { stride } => {
                 let base = b.as_ptr().add(first_inner * stride + first_column);
-                if stride <= IN_PLACE_STRIDE && columns.is_multiple_of(L::WIDTH) {
+                if in_place(stride) && columns.is_multiple_of(L::WIDTH) {
                     return Right { at: places(base, PANEL), stride };
                 }
-                for k in 0..inner {
-                    let row = std::slice::from_raw_parts(base.add(k * stride), columns);
-                    copy_row(row, inner, scratch.add(k * PANEL));
-                }
+                lay::<L, f32>(base, stride, inner, columns, scratch);
                 Right { at: places(scratch, inner * PANEL), stride: PANEL }
             }
             Operand::Transposed { stride } => {
@@ -249,19 +298,30 @@ unsafe fn right_block<L: Lanes>(
     }
 }
 
-/// One row of a block of `B` into its panels, zeros beyond its end.
+/// `inner` rows of `columns` values at `stride` into panels of as many rows; columns that a last panel lacks are zero.
 #[inline(always)]
-unsafe fn copy_row(row: &[f32], inner: usize, to: *mut f32) {
-    for (panel, part) in row.chunks(PANEL).enumerate() {
-        // SAFETY: the caller's scratch holds this row of each of `PANELS` panels.
-        unsafe {
-            let to = to.add(panel * inner * PANEL);
-            let mut lanes = [0.0; PANEL];
-            if part.len() == PANEL {
-                std::ptr::copy_nonoverlapping(part.as_ptr(), to, PANEL);
-            } else {
-                lanes[..part.len()].copy_from_slice(part);
-                std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, PANEL);
+unsafe fn lay<L: Lanes, T: Element>(
+    from: *const T,
+    stride: usize,
+    inner: usize,
+    columns: usize,
+    to: *mut f32,
+) {
+    for k in 0..inner {
+        for first in (0..columns).step_by(PANEL) {
+            prefetch::<_, true>(from.wrapping_add((k + ROWS_AHEAD) * stride + first));
+            // SAFETY: the caller vouches for the rows at `from` and for whole panels at `to`.
+            unsafe {
+                let (from, to) = (from.add(k * stride + first), to.add(first * inner + k * PANEL));
+                for lane in (0..PANEL).step_by(L::WIDTH) {
+                    let count = (columns - first).saturating_sub(lane);
+                    let value = match count {
+                        0 => L::splat(0.0),
+                        _ if count >= L::WIDTH => T::load(from.add(lane)),
+                        _ => T::load_part(from.add(lane), count),
+                    };
+                    value.store(to.add(lane));
+                }
             }
         }
     }
@@ -348,25 +408,8 @@ pub(super) unsafe fn pack_rows<L: Lanes, T: Element>(
     let needed = inputs.checked_sub(1).map_or(0, |last| last * stride + outputs);
     assert!(needed <= weight.len(), "weight is [inputs, stride]");
     assert_eq!(panels.len(), super::packed_len(outputs, inputs), "panels are whole");
-    for input in 0..inputs {
-        for first in (0..outputs).step_by(PANEL) {
-            prefetch::<_, true>(weight.as_ptr().wrapping_add((input + ROWS_AHEAD) * stride + first));
-            // SAFETY: both lengths were checked; panel `first / PANEL` begins at `first * inputs`.
-            unsafe {
-                let from = weight.as_ptr().add(input * stride + first);
-                let to = panels.as_mut_ptr().add(first * inputs + input * PANEL);
-                for lane in (0..PANEL).step_by(L::WIDTH) {
-                    let count = (outputs - first).saturating_sub(lane);
-                    let value = match count {
-                        0 => L::splat(0.0),
-                        _ if count >= L::WIDTH => T::load(from.add(lane)),
-                        _ => T::load_part(from.add(lane), count),
-                    };
-                    value.store(to.add(lane));
-                }
-            }
-        }
-    }
+    // SAFETY: both lengths were checked.
+    unsafe { lay::<L, T>(weight.as_ptr(), stride, inputs, outputs, panels.as_mut_ptr()) }
 }
 
 /// A block of `A` into strips `[rows / TILE_ROWS][inner][TILE_ROWS]`; missing rows of the last strip are zero.
