@@ -83,7 +83,7 @@ impl Cpu {
 
 impl Backend for Cpu {
     // What a pass saves stays near the caches, and four gradients are cheap to add.
-    const LIMITS: Limits = Limits { shards: 4, pass_rows: 1024, evaluation_rows: 128 };
+    const LIMITS: Limits = Limits { shards: 4, pass_rows: 1024, evaluation_rows: 384 };
     const AT_HAND: bool = true;
 
     const SHARES_ROWS: bool = true;
