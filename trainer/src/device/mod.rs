@@ -18,7 +18,7 @@ pub mod ranks;
 pub mod signature;
 mod staging;
 
-pub use blas::{Factor, Product};
+pub use blas::{Epilogue, Factor, Product};
 pub use graph::Graph;
 pub use launch::{Argument, Grid};
 pub use memory::{Buffer, Element, Number, View, ViewMut};
