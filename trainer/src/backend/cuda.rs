@@ -25,6 +25,7 @@ use crate::params::Params;
 use crate::windows::Windows;
 pub use arena::Working;
 use arena::{grad_pair, head_of, map_of, maps_of, part, router_of, weight};
+use formats::config::Activation;
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -313,6 +314,10 @@ impl Backend for Cuda {
         let clock = held(&self.clock);
         let (noise, d_out) = ((mask, clock.view()), d_out.map(Buffer::view));
         activation::cuda::backward(&self.device, s, x.view(), noise, d_out, d_x.view_mut());
+    }
+
+    fn joins_exactly(&self, kind: Activation) -> bool {
+        !linear::cuda::has_epilogue(&self.device, kind)
     }
 
     fn linear_activation(

@@ -19,7 +19,7 @@ use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
 use crate::windows::Windows;
-use formats::config::NormKind;
+use formats::config::{Activation, NormKind};
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
 pub use runtime::simd::product::Write;
@@ -192,6 +192,10 @@ pub trait Backend: Storage {
         d_x: &mut Self::Values,
     );
 
+    /// Whether the next two verbs leave the bytes that is left by what they are made of, one after the other.
+    fn joins_exactly(&self, _: Activation) -> bool {
+        true
+    }
     /// [`Backend::linear`] to `hidden`, and [`Backend::activation`] of it, which is no gate and has no mask.
     fn linear_activation(
         &self,

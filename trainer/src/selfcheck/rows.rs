@@ -1,6 +1,6 @@
 //! Cases of the operations that take rows one by one: embedding, nonlinearities, residual connections, rotations.
 
-use super::compare::{Allowance, Kept};
+use super::compare::{Allowance, Kept, differences};
 use super::subject::{
     ADAM, STEP, Subject, at_step, config, drawn, floats, ids, indices, read, read_floats, sizes, unwritten,
     values, widened,

@@ -56,7 +56,7 @@ impl Plan {
             for act in op.inputs().into_iter().flatten() {
                 Life::reach(&mut values[act.index()], last);
             }
-            for act in op.out() {
+            if let Some(act) = op.out() {
                 Life::reach(&mut values[act.index()], time);
             }
         };

@@ -101,8 +101,8 @@ impl<'a> Bias<'a> {
     }
 }
 
-/// Whether cuBLASLt's GELU is as good as ours: where nothing more exact than bf16 is kept of it.
-fn has_epilogue(device: &Device, kind: Activation) -> bool {
+/// Whether a nonlinearity is left to cuBLASLt where it has it for a shape: its own GELU, where no more than bf16 is kept.
+pub fn has_epilogue(device: &Device, kind: Activation) -> bool {
     device.has_blas() && device.precision() == Precision::Bf16 && kind == Activation::GeluTanh
 }
 
