@@ -281,7 +281,7 @@ pub trait Backend: Storage {
         record: &Self::Sums,
     );
 
-    /// See [`crate::ops::experts`]: rows laid out by expert.
+    /// See [`crate::ops::experts`]: rows laid out by expert. Not asked of a device that [`Storage::GATHERS`].
     fn dispatch(&self, s: &Router, routing: &Self::Routing, x: &Self::Values, out: &mut Self::Values);
     /// Its backward pass.
     fn dispatch_backward(
@@ -291,7 +291,7 @@ pub trait Backend: Storage {
         d_out: &Self::Values,
         d_x: (&mut Self::Values, Write),
     );
-    /// One affine map of each expert's rows.
+    /// One affine map of each expert's rows; see [`Storage::GATHERS`] for where they stand.
     fn experts(
         &self,
         routing: &Self::Routing,

@@ -8,10 +8,10 @@ use super::subject::{
 };
 use super::{Case, Found, Suite};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, Write};
+use crate::backend::{Backend, Storage, Write};
 use crate::ops::dropout::Noise;
 use crate::ops::experts::Way;
-use crate::ops::route::{Disturbance, Router};
+use crate::ops::route::{DROPPED, Disturbance, Router};
 use formats::Result;
 use formats::config::{Activation, Config, Experts, RouterScore, RouterWeight};
 use formats::layout::{Bank, FeedForward};
@@ -387,16 +387,18 @@ pub(super) fn routers<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// What follows a router: rows laid out, mapped by their experts, and summed.
+/// What follows a router: rows mapped by their experts, and summed.
 #[derive(Clone)]
 struct Spread {
     mixture: Mixture,
-    /// Assignments that no capacity dropped.
+    /// Where each assignment stands among those sorted by expert, and how many no capacity dropped.
+    place: Vec<u32>,
     places: usize,
     /// Rows of the stream, and their gradient before.
+    x: Vec<f32>,
     d_x: Vec<f32>,
     write: Write,
-    /// Rows of the experts: the hidden ones in front of and behind the nonlinearity, and results.
+    /// Rows of the experts, sorted: the hidden ones in front of and behind the nonlinearity, and results.
     rows: [Vec<f32>; 3],
     weights: Vec<f32>,
 }
@@ -406,6 +408,37 @@ impl Spread {
     fn widths(&self) -> [usize; 3] {
         let bank = self.mixture.bank();
         [bank.up(0).outputs, bank.down(0).inputs, self.mixture.s.width]
+    }
+
+    /// Sorted rows as a backend has what comes out of experts, see [`Storage::GATHERS`]: no numbers where none may be read.
+    fn as_given<B: Storage>(&self, sorted: &[f32]) -> Vec<f32> {
+        let width = sorted.len() / self.place.len();
+        let mut given = vec![f32::NAN; sorted.len()];
+        if !B::GATHERS {
+            given[..self.places * width].copy_from_slice(&sorted[..self.places * width]);
+            return given;
+        }
+        for (row, &place) in given.chunks_exact_mut(width).zip(&self.place) {
+            if place != DROPPED {
+                row.copy_from_slice(&sorted[place as usize * width..][..width]);
+            }
+        }
+        given
+    }
+
+    /// What a backend gives as experts' results, sorted.
+    fn sorted<B: Backend>(&self, backend: &B, given: &B::Values, len: usize) -> Result<Vec<f32>> {
+        let (width, mut given) = (len / self.place.len(), read(backend, given, len)?);
+        if B::GATHERS {
+            let rows = std::mem::replace(&mut given, vec![f32::NAN; len]);
+            for (row, &place) in rows.chunks_exact(width).zip(&self.place) {
+                if place != DROPPED {
+                    given[place as usize * width..][..width].copy_from_slice(row);
+                }
+            }
+        }
+        given.truncate(self.places * width);
+        Ok(given)
     }
 }
 
@@ -426,64 +459,60 @@ impl Case for Spread {
     }
 
     fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
-        let Mixture { s, subject, x, .. } = &self.mixture;
+        let Mixture { s, subject, .. } = &self.mixture;
         let (bank, routed) = (self.mixture.bank(), self.mixture.route(backend)?);
         let Routed { params, routing, .. } = &routed;
-        let [_, _, width] = self.widths();
-        let assignments = s.rows * s.slots();
+        let assignments = self.place.len();
         let [raised, hidden, lowered] = &self.rows;
-        let (len, whole) = (self.places * width, assignments * width);
+        let whole = lowered.len();
 
-        let mut dispatched = unwritten(backend, whole)?;
-        backend.dispatch(s, routing, &routed.x, &mut dispatched);
+        let result = values(backend, &self.as_given::<B>(lowered))?;
         let mut d_x = values(backend, &self.d_x)?;
-        let result = values(backend, lowered)?;
         backend.dispatch_backward(s, routing, &result, (&mut d_x, self.write));
 
         let mut grads = floats(backend, &subject.grads)?;
-        // The two maps: what goes in, and the cotangent of what comes out.
-        let mut maps = vec![];
-        for (way, from, d_out) in [(Way::In, lowered, raised), (Way::Out, hidden, lowered)] {
-            let (from_device, d_out_device) = (values(backend, from)?, values(backend, d_out)?);
-            let (mut out, mut d_from) = (unwritten(backend, d_out.len())?, unwritten(backend, from.len())?);
-            backend.experts(routing, &from_device, &bank, way, params, &mut out);
-            let (d, to) = (&d_out_device, &mut d_from);
-            let mut scratch = subject.scratch(backend, s.rows, 1)?;
-            backend.experts_backward(
-                routing,
-                &from_device,
-                &bank,
-                way,
-                params,
-                d,
-                to,
-                &mut grads,
-                &mut scratch,
-            );
-            let part =
-                |values: &B::Values, len: usize| read(backend, values, len / assignments * self.places);
-            maps.push([part(&out, d_out.len())?, part(&d_from, from.len())?]);
-        }
+        let mut scratch = subject.scratch(backend, s.rows, 1)?;
+        let x = values(backend, &self.x)?;
+        let into = if B::GATHERS {
+            x
+        } else {
+            let mut dispatched = unwritten(backend, whole)?;
+            backend.dispatch(s, routing, &x, &mut dispatched);
+            dispatched
+        };
+        let (d_raised, mut d_into) = (values(backend, raised)?, unwritten(backend, whole)?);
+        let mut out = unwritten(backend, raised.len())?;
+        backend.experts(routing, &into, &bank, Way::In, params, &mut out);
+        let (d, to) = (&d_raised, &mut d_into);
+        backend.experts_backward(routing, &into, &bank, Way::In, params, d, to, &mut grads, &mut scratch);
+        let part = |values: &B::Values, len: usize| read(backend, values, len / assignments * self.places);
+        let into = [part(&out, raised.len())?, self.sorted(backend, &d_into, whole)?];
+
+        let (from, mut d_from) = (values(backend, hidden)?, unwritten(backend, hidden.len())?);
+        let mut out = unwritten(backend, whole)?;
+        backend.experts(routing, &from, &bank, Way::Out, params, &mut out);
+        let (d, to) = (&result, &mut d_from);
+        backend.experts_backward(routing, &from, &bank, Way::Out, params, d, to, &mut grads, &mut scratch);
+        let out_of = [self.sorted(backend, &out, whole)?, part(&d_from, hidden.len())?];
 
         let (weights, d_out) = (values(backend, &self.weights)?, &routed.x);
-        let mut combined = unwritten(backend, x.len())?;
+        let mut combined = unwritten(backend, self.x.len())?;
         backend.combine(s, routing, &result, &weights, &mut combined);
         let mut d_result = unwritten(backend, whole)?;
         backend.combine_backward_experts(s, routing, &weights, d_out, &mut d_result);
         let mut d_weights = unwritten(backend, assignments)?;
         backend.combine_backward_weights(s, routing, &result, d_out, &mut d_weights);
 
-        let [[into, d_into], [out_of, d_out_of]] = [maps.remove(0), maps.remove(0)];
+        let ([into, d_into], [out_of, d_out_of]) = (into, out_of);
         Ok(vec![
-            Found::new("dispatched", read(backend, &dispatched, len)?),
-            Found::new("d_x of dispatched", read(backend, &d_x, x.len())?),
+            Found::new("d_x of dispatched", read(backend, &d_x, self.x.len())?),
             Found::new("into", into),
             Found::new("d_x of into", d_into),
             Found::new("out of", out_of),
             Found::new("d_x of out of", d_out_of),
             Found::new("d_experts", read_floats(backend, &grads, subject.grads.len())?),
-            Found::new("combined", read(backend, &combined, x.len())?),
-            Found::new("d_x of combined", read(backend, &d_result, len)?),
+            Found::new("combined", read(backend, &combined, self.x.len())?),
+            Found::new("d_x of combined", self.sorted(backend, &d_result, whole)?),
             Found::new("d_weights of combined", read(backend, &d_weights, assignments)?),
         ])
     }
@@ -492,6 +521,7 @@ impl Case for Spread {
         let s = self.mixture.s;
         let sized = Spread {
             mixture: self.mixture.with_sizes(),
+            x: sizes(&self.x),
             d_x: sizes(&self.d_x),
             rows: self.rows.clone().map(|rows| sizes(&rows)),
             weights: sizes(&self.weights),
@@ -500,26 +530,20 @@ impl Case for Spread {
         let [raised, hidden, width] = self.widths();
         let mut magnitudes = of_sizes(&sized, reference)?;
         // The cotangent of what was combined are the router's rows, which keep their signs.
-        let routed = self.mixture.route(reference)?;
         let result = &sized.rows[2];
-        for (row, places) in routed.routing.place.chunks(s.slots()).enumerate() {
-            for (slot, &place) in places.iter().enumerate().filter(|(_, place)| **place < self.places as u32)
-            {
-                let y = &result[place as usize * width..][..width];
-                let d = sizes(&self.mixture.x[row * width..][..width]);
-                let weight = f64::from(sized.weights[row * s.slots() + slot]);
-                magnitudes[9][row * s.slots() + slot] =
-                    y.iter().zip(&d).map(|(y, d)| f64::from(*y) * f64::from(*d)).sum();
-                for (at, d) in d.iter().enumerate() {
-                    magnitudes[8][place as usize * width + at] = weight * f64::from(*d);
-                }
+        for (at, &place) in self.place.iter().enumerate().filter(|(_, place)| **place != DROPPED) {
+            let y = &result[place as usize * width..][..width];
+            let d = sizes(&self.mixture.x[at / s.slots() * width..][..width]);
+            let weight = f64::from(sized.weights[at]);
+            magnitudes[8][at] = y.iter().zip(&d).map(|(y, d)| f64::from(*y) * f64::from(*d)).sum();
+            for (column, d) in d.iter().enumerate() {
+                magnitudes[7][place as usize * width + column] = weight * f64::from(*d);
             }
         }
-        let lengths = [0, s.slots(), width, raised, hidden, width, s.rows * s.slots(), s.slots(), 1, width];
-        let allowance = |(index, (magnitude, sum)): (usize, (Vec<f64>, usize))| match index {
-            0 => Allowance::none(magnitude.len()),
-            6 => Allowance { magnitude, sum, steps: 8, narrowed: 0, kept: Kept::Float },
-            _ => Allowance { magnitude, sum, steps: 8, narrowed: 0, kept: Kept::Value },
+        let lengths = [s.slots(), width, raised, hidden, width, s.rows * s.slots(), s.slots(), 1, width];
+        let allowance = |(index, (magnitude, sum))| {
+            let kept = if index == 5 { Kept::Float } else { Kept::Value };
+            Allowance { magnitude, sum, steps: 8, narrowed: 0, kept }
         };
         Ok(magnitudes.into_iter().zip(lengths).enumerate().map(allowance).collect())
     }
@@ -549,6 +573,8 @@ pub(super) fn experts<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
         let drawn = |len, seed| drawn(rounding, len, seed + 10 * index as u64);
         let mut case = Spread {
             places: routing.of(mixture.s.experts() - 1).end,
+            place: routing.place,
+            x: drawn(shape.rows * shape.width, 605),
             write: if index % 2 == 0 { Write::Accumulate } else { Write::Set },
             d_x: drawn(shape.rows * shape.width, 600),
             rows: [vec![], vec![], vec![]],

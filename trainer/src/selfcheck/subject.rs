@@ -138,7 +138,7 @@ impl Subject {
     pub fn scratch<B: Backend>(&self, backend: &B, sequences: usize, block: usize) -> Result<B::Floats> {
         let (shape, mixing) = (Shape { sequences, block }, Mixing::default());
         let (config, layout) = (&self.config, &self.layout);
-        backend.scratch(&record(config, layout, shape, Mode::Train, &mixing, Recompute::Nothing))
+        backend.scratch(&record(config, layout, shape, Mode::Train, &mixing, Recompute::Nothing, B::GATHERS))
     }
 }
 

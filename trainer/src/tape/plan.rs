@@ -4,7 +4,8 @@
 //! that makes it to its last reader, its gradient from its first writer to the operation that made the value.
 //! Two that never live at once, and are of one length, share a slot. So do gradients that are equal: what a residual
 //! connection hands on to its stream, and where nothing is dropped to its branch, stays where it stands. A nonlinearity
-//! that goes value by value is reversed where the gradient of its result stands.
+//! that goes value by value is reversed where the gradient of its result stands. And where a device's experts find rows
+//! wherever they are, what would be laid out for them is their input itself.
 
 use super::{Act, Op, Step};
 use crate::backend::Write;
@@ -38,7 +39,8 @@ impl Life {
 
 impl Plan {
     /// Plans a program of these operations, `again` those made again by the backward pass; `lens` has each activation's
-    /// length, `result` outlives them all, and `drops` says whether residual branches may have a mask.
+    /// length, `result` outlives them all, `drops` says whether residual branches may have a mask, and `gathers` whether
+    /// experts find their rows.
     pub fn new(
         forward: &[Op],
         again: &[Op],
@@ -46,6 +48,7 @@ impl Plan {
         lens: &[usize],
         result: Act,
         drops: bool,
+        gathers: bool,
     ) -> Plan {
         let op = |index: usize| forward.get(index).unwrap_or_else(|| &again[index - forward.len()]);
         let mut values = vec![None; lens.len()];
@@ -84,6 +87,17 @@ impl Plan {
             }
         }
         Life::reach(&mut values[result.index()], forward.len() + backward.len());
+
+        // What stands for an input that is not laid out lives until its last reader.
+        let laid_out = forward.iter().chain(again).filter_map(|op| match *op {
+            Op::Dispatch { x, out, .. } if gathers => Some((x.index(), out.index())),
+            _ => None,
+        });
+        for (x, out) in laid_out.clone() {
+            if let Some(life) = values[out].take() {
+                Life::reach(&mut values[x], life.last);
+            }
+        }
 
         // Whose place each gradient takes, and how long it is taken.
         let taken = taken_over(&op, backward, lens.len(), drops);
@@ -127,11 +141,19 @@ impl Plan {
         for act in (0..lens.len()).filter(|&act| taken[act].is_some()) {
             plan.gradient[act] = plan.gradient[holder(act)];
         }
+        for (x, out) in laid_out {
+            plan.value[out] = plan.value[x];
+        }
         plan
     }
 
+    /// Whether a value is where another is.
+    pub fn shares_value(&self, act: Act, other: Act) -> bool {
+        self.value[act.index()] == self.value[other.index()]
+    }
+
     /// Whether a gradient stands where another stood.
-    pub fn shares(&self, act: Act, other: Act) -> bool {
+    pub fn shares_gradient(&self, act: Act, other: Act) -> bool {
         self.gradient[act.index()] == self.gradient[other.index()]
     }
 }
@@ -190,7 +212,7 @@ mod tests {
 
     /// Walks a program writing who owns each slot, and checks the owner at each read.
     fn walk(program: &Program) {
-        // Gradients that are equal own a slot together.
+        // Gradients that are equal own a slot together, and so do a value and what stands for it.
         let mut owner: Vec<Vec<(usize, bool)>> = vec![vec![]; program.plan.slots.len()];
         let value = |act: Act| (program.plan.value[act.index()], (act.index(), false));
         let gradient = |act: Act| {
@@ -199,12 +221,16 @@ mod tests {
         let carry_out = |op: &Op, owner: &mut Vec<Vec<(usize, bool)>>| {
             for act in op.inputs().into_iter().flatten() {
                 let (slot, name) = value(act);
-                assert_eq!(owner[slot], [name], "{op:?}");
+                assert!(owner[slot].contains(&name), "{op:?}: {:?} is not {name:?}", owner[slot]);
             }
             if let Some(act) = op.out() {
                 let (slot, name) = value(act);
-                assert!(op.inputs().iter().flatten().all(|input| value(*input).0 != slot), "{op:?}");
-                owner[slot] = vec![name];
+                if op.inputs().iter().flatten().all(|input| value(*input).0 != slot) {
+                    owner[slot] = vec![name];
+                } else {
+                    assert!(matches!(op, Op::Dispatch { .. }), "{op:?} overwrites what it reads");
+                    owner[slot].push(name);
+                }
             }
         };
         program.forward.iter().for_each(|op| carry_out(op, &mut owner));
@@ -246,6 +272,7 @@ mod tests {
             Mode::Evaluate,
             &Mixing::default(),
             Recompute::Nothing,
+            false,
         );
         assert!(program.plan.slots.len() <= 8, "{:?}", program.plan.slots);
         assert!(program.plan.gradient.iter().all(Option::is_none));

@@ -336,6 +336,8 @@ impl<B: Backend> Replay<B> {
                 self.routings[router] = routing;
                 self.scratch = scratch;
             }
+            // What is not laid out is found where it stands.
+            Op::Dispatch { x, out, .. } if self.program.plan.shares_value(x, out) => {}
             Op::Dispatch { x, router, out } => self.make(out, |this, out| {
                 let shape = &this.program.routers[router];
                 backend.dispatch(shape, &this.routings[router], this.value(x), out);
@@ -498,7 +500,7 @@ impl<B: Backend> Replay<B> {
                     assert_eq!(write, Write::Set, "the nonlinearity is the only reader of its input");
                     let mask = self.hidden_mask(place, site, out, hidden.width);
                     // What shares the result's slot is reversed there.
-                    let in_place = self.program.plan.shares(x, out);
+                    let in_place = self.program.plan.shares_gradient(x, out);
                     self.make_gradient(x, |this, d_x| {
                         let d_out = (!in_place).then(|| this.gradient(out));
                         backend.activation_backward(hidden, this.value(x), mask, d_out, d_x);
@@ -557,12 +559,12 @@ impl<B: Backend> Replay<B> {
                 Op::Add { stream, branch, out, site } => {
                     let mask = self.row_mask(place, site, out);
                     // What shares the sum's slot is there already.
-                    if !self.program.plan.shares(stream, out) {
+                    if !self.program.plan.shares_gradient(stream, out) {
                         self.make_gradient(stream, |this, d_stream| {
                             backend.add_backward(rows, this.gradient(out), None, (d_stream, write));
                         });
                     }
-                    if !self.program.plan.shares(branch, out) {
+                    if !self.program.plan.shares_gradient(branch, out) {
                         self.make_gradient(branch, |this, d_branch| {
                             backend.add_backward(rows, this.gradient(out), mask, (d_branch, second_write));
                         });

@@ -1,5 +1,9 @@
 //! The experts' kernels, launched. Where an expert's rows begin is known on the device alone: products are launched for
 //! the most tiles there could be.
+//!
+//! Rows are not laid out for the experts. What goes into them stands as the router saw it, what comes out of them row by
+//! row and slot by slot, and so do the gradients of their results and of each assignment's input; only what is inside an
+//! expert stands sorted by expert. The products find and leave the rows where they are by the routing's lists.
 
 use super::Way;
 use crate::device::{Device, Grid, View, ViewMut};
@@ -15,6 +19,8 @@ use std::ops::Range;
 /// Where the maps of a bank's experts stand in the arenas, one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Maps {
+    /// Which.
+    way: Way,
     /// From the first expert's matrix to the end of the last one's.
     weights: Range<usize>,
     /// Likewise of the biases.
@@ -34,6 +40,7 @@ impl Maps {
         let range = |id| layout.parameter(id).range();
         let start = |expert| range(way.of(bank, expert).weight).start;
         Maps {
+            way,
             weights: range(first.weight).start..range(last.weight).end,
             biases: first.bias.zip(last.bias).map(|(first, last)| range(first).start..range(last).end),
             step: if bank.len() > 1 { start(1) - start(0) } else { 0 },
@@ -52,7 +59,8 @@ fn over_rows(device: &Device, routing: &Routing, columns: usize) -> (Tile, Grid,
     (tile, Grid::line(blocks, THREADS).with_shared(tile.shared(device.precision())), tiles)
 }
 
-/// One affine map of each expert's rows: `out` and `x` `[rows slots, _]`, sorted. `working` and `master` are the arenas.
+/// One affine map of each expert's rows. On the way in `x` is `[rows, _]` and `out` `[rows slots, _]` sorted by expert, on
+/// the way out `x` is what is sorted and `out` row by row. `working` and `master` are the arenas.
 pub fn forward(
     device: &Device,
     routing: &Routing,
@@ -67,14 +75,20 @@ pub fn forward(
         Tile::Large => "experts_outputs_large",
         Tile::Small => "experts_outputs_small",
     };
+    let (from, to) = match maps.way {
+        Way::In => (Some(routing.rows.view()), None),
+        Way::Out => (None, Some(routing.assigned.view())),
+    };
     launch!(
         device,
         name,
         grid,
         x,
+        from,
         working.part(maps.weights.clone()),
         maps.biases.clone().map(|range| master.part(range)),
         out,
+        to,
         maps.step,
         &routing.offsets,
         routing.experts(),
@@ -84,7 +98,8 @@ pub fn forward(
     );
 }
 
-/// Its gradients: `d_x` set, those of the parameters added to the arena `grads`.
+/// Its gradients: `d_x` set, those of the parameters added to the arena `grads`. `d_out` stands as `out` does; `d_x` has a
+/// row of its own for each assignment, on the way in row by row, on the way out sorted by expert.
 pub fn backward(
     device: &Device,
     routing: &Routing,
@@ -100,13 +115,20 @@ pub fn backward(
         Tile::Large => "experts_inputs_large",
         Tile::Small => "experts_inputs_small",
     };
+    // Each list is that of what lies at the map's outer end.
+    let (of_x, of_d_x, of_d_out) = match maps.way {
+        Way::In => (Some(routing.rows.view()), Some(routing.assigned.view()), None),
+        Way::Out => (None, None, Some(routing.assigned.view())),
+    };
     launch!(
         device,
         name,
         grid,
         d_out,
+        of_d_out,
         working.part(maps.weights.clone()),
         d_x,
+        of_d_x,
         maps.step,
         &routing.offsets,
         routing.experts(),
@@ -126,7 +148,9 @@ pub fn backward(
         name,
         Grid { blocks: [grid.blocks[0], experts as u32, 1], ..grid },
         d_out,
+        of_d_out,
         x,
+        of_x,
         grads.reborrow().part(maps.weights.clone()),
         maps.step,
         &routing.offsets,
@@ -139,6 +163,7 @@ pub fn backward(
             "experts_bias",
             Grid { blocks: [maps.outputs.div_ceil(32) as u32, experts as u32, 1], ..Grid::line(0, 256) },
             d_out,
+            of_d_out,
             grads.part(biases),
             maps.step,
             &routing.offsets,
@@ -147,27 +172,12 @@ pub fn backward(
     }
 }
 
-/// A warp a row, or a place.
+/// A warp a row.
 fn warps(count: usize) -> Grid {
     Grid::line(count.div_ceil(8), 256)
 }
 
-/// See [`super::dispatch`].
-pub fn dispatch(device: &Device, s: &Router, routing: &Routing, x: View, out: ViewMut) {
-    launch!(
-        device,
-        "experts_dispatch",
-        warps(routing.assignments()),
-        x,
-        &routing.rows,
-        &routing.offsets,
-        out,
-        routing.experts(),
-        s.width
-    );
-}
-
-/// See [`super::dispatch_backward`].
+/// See [`super::dispatch_backward`]; the assignments' gradients stand row by row, as experts' results do in all of these.
 pub fn dispatch_backward(
     device: &Device,
     s: &Router,
