@@ -430,26 +430,17 @@ impl Backend for Cpu {
         experts::combine(self.simd, s, routing, x, weights, out);
     }
 
-    fn combine_backward_experts(
-        &self,
-        s: &Router,
-        routing: &Routing,
-        weights: &Aligned,
-        d_out: &Aligned,
-        d_x: &mut Aligned,
-    ) {
-        experts::combine_backward_experts(s, routing, weights, d_out, d_x);
-    }
-
-    fn combine_backward_weights(
+    fn combine_backward(
         &self,
         s: &Router,
         routing: &Routing,
         x: &Aligned,
+        weights: &Aligned,
         d_out: &Aligned,
+        d_x: &mut Aligned,
         d_weights: &mut Aligned,
     ) {
-        experts::combine_backward_weights(self.simd, s, routing, x, d_out, d_weights);
+        experts::combine_backward(self.simd, s, routing, (x, weights), d_out, d_x, d_weights);
     }
 
     fn add(&self, rows: usize, stream: &Aligned, branch: &Aligned, mask: Mask, out: &mut Aligned) {

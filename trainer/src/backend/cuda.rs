@@ -512,28 +512,19 @@ impl Backend for Cuda {
         experts::cuda::combine(&self.device, s, routing, x.view(), weights.view(), out.view_mut());
     }
 
-    fn combine_backward_experts(
-        &self,
-        s: &Router,
-        routing: &route::cuda::Routing,
-        weights: &Buffer,
-        d_out: &Buffer,
-        d_x: &mut Buffer,
-    ) {
-        let (weights, d_out, d_x) = (weights.view(), d_out.view(), d_x.view_mut());
-        experts::cuda::combine_backward_experts(&self.device, s, routing, weights, d_out, d_x);
-    }
-
-    fn combine_backward_weights(
+    fn combine_backward(
         &self,
         s: &Router,
         routing: &route::cuda::Routing,
         x: &Buffer,
+        weights: &Buffer,
         d_out: &Buffer,
+        d_x: &mut Buffer,
         d_weights: &mut Buffer,
     ) {
-        let (x, d_out, d_weights) = (x.view(), d_out.view(), d_weights.view_mut());
-        experts::cuda::combine_backward_weights(&self.device, s, routing, x, d_out, d_weights);
+        let (given, d_out) = ((x.view(), weights.view()), d_out.view());
+        let (d_x, d_weights) = (d_x.view_mut(), d_weights.view_mut());
+        experts::cuda::combine_backward(&self.device, s, routing, given, d_out, d_x, d_weights);
     }
 
     fn add(&self, rows: usize, stream: &Buffer, branch: &Buffer, mask: Mask, out: &mut Buffer) {

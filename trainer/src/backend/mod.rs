@@ -323,22 +323,15 @@ pub trait Backend: Storage {
         weights: &Self::Values,
         out: &mut Self::Values,
     );
-    /// The gradient of the experts' results; sets it.
-    fn combine_backward_experts(
-        &self,
-        s: &Router,
-        routing: &Self::Routing,
-        weights: &Self::Values,
-        d_out: &Self::Values,
-        d_x: &mut Self::Values,
-    );
-    /// The gradient of the weights; sets it.
-    fn combine_backward_weights(
+    /// Its backward pass; sets the gradients of the experts' results and of the weights.
+    fn combine_backward(
         &self,
         s: &Router,
         routing: &Self::Routing,
         x: &Self::Values,
+        weights: &Self::Values,
         d_out: &Self::Values,
+        d_x: &mut Self::Values,
         d_weights: &mut Self::Values,
     );
 

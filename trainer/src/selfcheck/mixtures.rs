@@ -499,9 +499,8 @@ impl Case for Spread {
         let mut combined = unwritten(backend, self.x.len())?;
         backend.combine(s, routing, &result, &weights, &mut combined);
         let mut d_result = unwritten(backend, whole)?;
-        backend.combine_backward_experts(s, routing, &weights, d_out, &mut d_result);
         let mut d_weights = unwritten(backend, assignments)?;
-        backend.combine_backward_weights(s, routing, &result, d_out, &mut d_weights);
+        backend.combine_backward(s, routing, &result, &weights, d_out, &mut d_result, &mut d_weights);
 
         let ([into, d_into], [out_of, d_out_of]) = (into, out_of);
         Ok(vec![

@@ -545,16 +545,14 @@ impl<B: Backend> Replay<B> {
                 Op::Combine { x, weights, router, out } => {
                     let only = [write, second_write] == [Write::Set; 2];
                     assert!(only, "the sum is the only reader of the experts' results and weights");
+                    let slot = self.gradient_slot(weights);
+                    let mut d_weights = self.take(slot);
                     self.make_gradient(x, |this, d_x| {
-                        let (weights, d_out) = (this.value(weights), this.gradient(out));
+                        let (x, weights, d_out) = (this.value(x), this.value(weights), this.gradient(out));
                         let (shape, routing) = (&this.program.routers[router], &this.routings[router]);
-                        backend.combine_backward_experts(shape, routing, weights, d_out, d_x);
+                        backend.combine_backward(shape, routing, x, weights, d_out, d_x, &mut d_weights);
                     });
-                    self.make_gradient(weights, |this, d_weights| {
-                        let (x, d_out) = (this.value(x), this.gradient(out));
-                        let (shape, routing) = (&this.program.routers[router], &this.routings[router]);
-                        backend.combine_backward_weights(shape, routing, x, d_out, d_weights);
-                    });
+                    self.slots[slot] = Some(d_weights);
                 }
                 Op::Add { stream, branch, out, site } => {
                     let mask = self.row_mask(place, site, out);

@@ -215,45 +215,25 @@ pub fn combine(device: &Device, s: &Router, routing: &Routing, y: View, weights:
     );
 }
 
-/// See [`super::combine_backward_experts`].
-pub fn combine_backward_experts(
+/// See [`super::combine_backward`].
+pub fn combine_backward(
     device: &Device,
     s: &Router,
     routing: &Routing,
-    weights: View,
+    (y, weights): (View, View),
     d_out: View,
     d_y: ViewMut,
-) {
-    launch!(
-        device,
-        "experts_combine_backward_experts",
-        warps(s.rows),
-        weights,
-        &routing.place,
-        d_out,
-        d_y,
-        s.rows,
-        s.slots(),
-        s.width
-    );
-}
-
-/// See [`super::combine_backward_weights`].
-pub fn combine_backward_weights(
-    device: &Device,
-    s: &Router,
-    routing: &Routing,
-    y: View,
-    d_out: View,
     d_weights: ViewMut,
 ) {
     launch!(
         device,
-        "experts_combine_backward_weights",
+        "experts_combine_backward",
         warps(s.rows),
         y,
+        weights,
         &routing.place,
         d_out,
+        d_y,
         d_weights,
         s.rows,
         s.slots(),

@@ -2,10 +2,9 @@
 //
 // Forward: `y_p = W_e z_p + b_e` (experts_outputs), `out_r = sum_i w_ri y_(r,i)`, slots in order (experts_combine). A
 // dropped assignment adds nothing.
-// Backward: `d_y_p = w_ri d_out_r` (experts_combine_backward_experts), `d_w_ri = d_out_r . y_p`
-// (experts_combine_backward_weights), `d_z_p = d_y_p W_e` (experts_inputs), `d_W_e = sum_p d_y_p^T z_p`
-// (experts_weights), `d_b_e = sum_p d_y_p` (experts_bias), `d_x_r = sum_i d_z_(r,i)`, slots in order
-// (experts_dispatch_backward).
+// Backward: `d_y_p = w_ri d_out_r` and `d_w_ri = d_out_r . y_p` (experts_combine_backward), `d_z_p = d_y_p W_e`
+// (experts_inputs), `d_W_e = sum_p d_y_p^T z_p` (experts_weights), `d_b_e = sum_p d_y_p` (experts_bias),
+// `d_x_r = sum_i d_z_(r,i)`, slots in order (experts_dispatch_backward).
 //
 // Nothing is laid out for the experts. What goes into them stands row by row and the products find `z_p = x_(row of p)`;
 // what comes out of them, and the gradients of both, stand row by row and slot by slot, `y_(r,i)` at `r slots + i`. Only
@@ -228,50 +227,33 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// The gradient of the experts' outputs. A warp takes one row.
+// The gradients of the experts' outputs and of the weights. A warp takes one row.
 // registers: 64
 extern "C" __global__ void __launch_bounds__(256)
-    experts_combine_backward_experts(const value* __restrict__ weights, const u32* __restrict__ place,
-                                     const value* __restrict__ d_out, value* __restrict__ d_y, u32 rows, u32 slots,
-                                     u32 width) {
+    experts_combine_backward(const value* __restrict__ y, const value* __restrict__ weights,
+                             const u32* __restrict__ place, const value* __restrict__ d_out, value* __restrict__ d_y,
+                             value* __restrict__ d_weights, u32 rows, u32 slots, u32 width) {
     const u32 row = blockIdx.x * 8 + warp();
     if (row >= rows) return;
-    const bool aligned = aligned16(d_y, width) && aligned16(d_out, width);
-    for (u32 column = 8 * lane(); column < width; column += 256) {
-        const octet d = read8(d_out + u64(row) * width, column, width, aligned);
-        for (u32 slot = 0; slot < slots; ++slot) {
-            const u64 to = u64(row) * slots + slot;
-            if (place[to] == DROPPED) continue;
-            const float weight = widen(weights[to]);
-            octet scaled;
-#pragma unroll
-            for (u32 k = 0; k < 8; ++k) scaled.at[k] = weight * d.at[k];
-            write8(d_y + to * width, column, width, aligned, scaled);
-        }
-    }
-}
-
-// The gradient of the weights. A warp takes one row.
-// registers: 64
-extern "C" __global__ void __launch_bounds__(256)
-    experts_combine_backward_weights(const value* __restrict__ y, const u32* __restrict__ place,
-                                     const value* __restrict__ d_out, value* __restrict__ d_weights, u32 rows, u32 slots,
-                                     u32 width) {
-    const u32 row = blockIdx.x * 8 + warp();
-    if (row >= rows) return;
-    const bool aligned = aligned16(y, width) && aligned16(d_out, width);
+    const bool aligned = aligned16(y, width) && aligned16(d_out, width) && aligned16(d_y, width);
     for (u32 slot = 0; slot < slots; ++slot) {
-        const u64 from = u64(row) * slots + slot;
+        const u64 at = u64(row) * slots + slot;
         float dot = 0.0f;
-        if (place[from] != DROPPED) {
+        if (place[at] != DROPPED) {
+            const float weight = widen(weights[at]);
             for (u32 column = 8 * lane(); column < width; column += 256) {
                 const octet d = read8(d_out + u64(row) * width, column, width, aligned);
-                const octet some = read8(y + from * width, column, width, aligned);
+                const octet some = read8(y + at * width, column, width, aligned);
+                octet scaled;
 #pragma unroll
-                for (u32 k = 0; k < 8; ++k) dot = fmaf(d.at[k], some.at[k], dot);
+                for (u32 k = 0; k < 8; ++k) {
+                    dot = fmaf(d.at[k], some.at[k], dot);
+                    scaled.at[k] = weight * d.at[k];
+                }
+                write8(d_y + at * width, column, width, aligned, scaled);
             }
             dot = warp_sum(dot);
         }
-        if (lane() == 0) d_weights[from] = narrow(dot);
+        if (lane() == 0) d_weights[at] = narrow(dot);
     }
 }

@@ -208,12 +208,10 @@ fn compare(
     bench.see("combined", &out_there, &out)?;
     let (mut d_y, mut d_weights) = (vec![0.0; laid.len()], vec![f32::NAN; 2 * rows]);
     let (mut d_y_there, mut d_weights_there) = (device.values(d_y.len())?, device.values(d_weights.len())?);
-    cpu::combine_backward_experts(&s, &on_host, &weights, &d_out, &mut d_y);
-    let routing = &bench.routing;
-    combine_backward_experts(device, &s, routing, weights_there.view(), d_there.view(), d_y_there.view_mut());
-    cpu::combine_backward_weights(simd, &s, &on_host, &laid, &d_out, &mut d_weights);
-    let (laid_view, d_view) = (laid_there.view(), d_there.view());
-    combine_backward_weights(device, &s, routing, laid_view, d_view, d_weights_there.view_mut());
+    cpu::combine_backward(simd, &s, &on_host, (&laid, &weights), &d_out, &mut d_y, &mut d_weights);
+    let (routing, given) = (&bench.routing, (laid_there.view(), weights_there.view()));
+    let (to, to_weights) = (d_y_there.view_mut(), d_weights_there.view_mut());
+    combine_backward(device, &s, routing, given, d_there.view(), to, to_weights);
     bench.see_given("the gradient of the experts", &d_y_there, &d_y, places)?;
     bench.see("the gradient of the weights", &d_weights_there, &d_weights)?;
 
