@@ -406,13 +406,13 @@ impl Factor<'_> {
 impl Device {
     /// Whether cuBLASLt multiplies here.
     pub fn has_blas(&self) -> bool {
-        self.inner.blas.is_some()
+        self.library && self.inner.blas.is_some()
     }
 
     /// Puts a product on the stream, if cuBLASLt is here and does its shape; else the caller does it otherwise. What goes
     /// wrong later is recorded, as for a launch. Matrices that do not span the product are a bug of ours.
     pub fn multiply(&self, product: &mut Product) -> bool {
-        let Some(blas) = &*self.inner.blas else { return false };
+        let Some(blas) = self.inner.blas.as_ref().filter(|_| self.library) else { return false };
         let p = product;
         if self.failed() || p.rows == 0 || p.columns == 0 {
             return true;

@@ -96,6 +96,8 @@ impl From<Stop> for Error {
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
+    /// Whether products are left to cuBLASLt, where it is.
+    library: bool,
 }
 
 /// What its buffers and graphs share.
@@ -180,7 +182,12 @@ impl Device {
         *inner.staging = Mutex::new(Staging::new().map_err(|error| of("cuMemHostAlloc", error))?);
         *inner.kernels = Kernels::load(KERNELS, precision, capability)?;
         *inner.blas = Blas::open().map_err(|error| of("cuMemAlloc for cuBLASLt", error))?;
-        Ok(Device { inner: Arc::new(inner) })
+        Ok(Device { inner: Arc::new(inner), library: true })
+    }
+
+    /// The same device, every product by our own kernels.
+    pub fn without_library(&self) -> Device {
+        Device { library: false, ..self.clone() }
     }
 
     /// What activations are kept in.
@@ -211,14 +218,15 @@ impl Device {
     /// Itself in a few words: its name, its architecture, and who multiplies.
     pub fn describe(&self) -> String {
         let (major, minor) = self.capability();
-        let products = self.inner.blas.as_ref().map_or_else(
-            || "products by our own kernels as cuBLASLt is not found".to_owned(),
-            |blas| {
+        let products = match &*self.inner.blas {
+            None => "products by our own kernels as cuBLASLt is not found".to_owned(),
+            Some(_) if !self.library => "products by our own kernels".to_owned(),
+            Some(blas) => {
                 // As NVIDIA counts: 130200 is 13.2.
                 let version = blas.version();
                 format!("products by cuBLASLt {}.{}", version / 10_000, version / 100 % 100)
-            },
-        );
+            }
+        };
         let precision = match self.precision() {
             Precision::Bf16 => "bf16",
             Precision::F32 => "f32",
