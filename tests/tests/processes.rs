@@ -130,7 +130,22 @@ fn products_by_the_library_agree_with_the_processor() {
         let mut inner =
             Program::Trainer.command(&["selfcheck", "--device", "cuda", "--quick", "--precision", precision]);
         inner.env("LECTERN_EMULATOR_WITH", "cublasLt");
-        let status = emulated(&inner).status().expect("the emulator starts");
-        assert!(status.success(), "selfcheck --precision {precision} with cuBLASLt: {status}");
+        let output = emulated(&inner).output().expect("the emulator starts");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "selfcheck --precision {precision} with cuBLASLt: {}\n{said}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        // And by our own kernels, for all that the library is there.
+        let parts: Vec<&str> = said.lines().filter(|line| line.contains("products by")).collect();
+        assert_eq!(parts.len(), 2, "{said}");
+        assert!(parts[0].ends_with("products by cuBLASLt 13.0"), "{said}");
+        assert!(parts[1].ends_with("products by our own kernels"), "{said}");
+        let own = said.split(parts[1]).nth(1).unwrap_or_default();
+        for operation in ["linear ", "linear_activation ", "loss "] {
+            assert!(own.contains(&format!("ok     {operation}")), "{operation}: {said}");
+        }
     }
 }

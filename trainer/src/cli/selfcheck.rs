@@ -251,7 +251,7 @@ impl Report<'_> {
             let Row { operation, result, cases, error, bound, share, .. } = row;
             let verdict = if row.failure.is_some() { "FAILED" } else { "ok" };
             // Writing to a string cannot fail.
-            let _ = write!(text, "{verdict:6} {operation:15} {result:32} {cases:4} cases");
+            let _ = write!(text, "{verdict:6} {operation:17} {result:32} {cases:4} cases");
             let _ = match bound {
                 0.0 => writeln!(text, "  equal"),
                 _ => writeln!(text, "  {error:.1e} of {bound:.1e} allowed ({:.0} %)", 100.0 * share),
