@@ -280,13 +280,23 @@ impl Backend for Cpu {
         });
     }
 
-    fn activation_backward(&self, s: Hidden, x: &Aligned, mask: Mask, d_out: &Aligned, d_x: &mut Aligned) {
+    fn activation_backward(
+        &self,
+        s: Hidden,
+        x: &Aligned,
+        mask: Mask,
+        d_out: Option<&Aligned>,
+        d_x: &mut Aligned,
+    ) {
         let mut hands = self.hands();
-        let piece = hands.piece(d_out.len() / s.width, d_out.len());
+        let rows = x.len() / s.kind.inputs(s.width);
+        let piece = hands.piece(rows, rows * s.width);
         let inputs = piece * s.kind.inputs(s.width);
-        let pieces = x.chunks(inputs).zip(d_x.chunks_mut(inputs)).zip(d_out.chunks(piece * s.width));
-        hands.deal(pieces.enumerate(), |(index, ((x, d_x), d_out))| {
-            activation::backward(self.simd, s, x, after(mask, index * piece), d_out, d_x);
+        let pieces = x.chunks(inputs).zip(d_x.chunks_mut(inputs));
+        hands.deal(pieces.enumerate(), |(index, (x, d_x))| {
+            let first = index * piece;
+            let d_out = d_out.map(|d_out| &d_out[first * s.width..][..x.len() / s.kind.inputs(1)]);
+            activation::backward(self.simd, s, x, after(mask, first), d_out, d_x);
         });
     }
 

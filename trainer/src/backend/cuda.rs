@@ -16,7 +16,7 @@ use crate::ops::adamw::{self, Adam};
 use crate::ops::attention::{self, Heads};
 use crate::ops::dropout::Mask;
 use crate::ops::experts::{self, Way};
-use crate::ops::linear::cuda::{Bias, Shape};
+use crate::ops::linear::cuda::Shape;
 use crate::ops::loss::{self, Classes};
 use crate::ops::query_key_norm::{self, Stretches};
 use crate::ops::route::{self, Disturbance, Router};
@@ -24,7 +24,8 @@ use crate::ops::{add, embedding, linear, norm, rotary};
 use crate::params::Params;
 use crate::windows::Windows;
 pub use arena::Working;
-use arena::{grad_pair, head_of, maps_of, part, router_of, weight};
+use arena::{grad_pair, head_of, map_of, maps_of, part, router_of, weight};
+use formats::config::Activation;
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -206,8 +207,7 @@ impl Backend for Cuda {
     }
 
     fn linear(&self, rows: usize, x: &Buffer, linear: &Linear, params: &Params<Cuda>, out: &mut Buffer) {
-        let bias = |id| Bias { floats: part(params, id), values: Some(weight(params, id)) };
-        let (matrix, bias) = (weight(params, linear.weight), linear.bias.map(bias));
+        let (matrix, bias) = map_of(params, linear);
         let shape = Shape::of(linear, rows);
         linear::cuda::forward(&self.device, &shape, x.view(), matrix, bias, out.view_mut());
     }
@@ -307,10 +307,64 @@ impl Backend for Cuda {
         activation::cuda::forward(&self.device, s, x.view(), noise, out.view_mut());
     }
 
-    fn activation_backward(&self, s: Hidden, x: &Buffer, mask: Mask, d_out: &Buffer, d_x: &mut Buffer) {
+    fn activation_backward(
+        &self,
+        s: Hidden,
+        x: &Buffer,
+        mask: Mask,
+        d_out: Option<&Buffer>,
+        d_x: &mut Buffer,
+    ) {
         let clock = held(&self.clock);
-        let noise = (mask, clock.view());
-        activation::cuda::backward(&self.device, s, x.view(), noise, d_out.view(), d_x.view_mut());
+        let (noise, d_out) = ((mask, clock.view()), d_out.map(Buffer::view));
+        activation::cuda::backward(&self.device, s, x.view(), noise, d_out, d_x.view_mut());
+    }
+
+    fn joins_exactly(&self, kind: Activation) -> bool {
+        !linear::cuda::has_epilogue(&self.device, kind)
+    }
+
+    fn linear_activation(
+        &self,
+        rows: usize,
+        x: &Buffer,
+        linear: &Linear,
+        s: Hidden,
+        params: &Params<Cuda>,
+        hidden: &mut Buffer,
+        out: &mut Buffer,
+    ) {
+        let (matrix, bias) = map_of(params, linear);
+        let (shape, device) = (Shape::of(linear, rows), &self.device);
+        let (input, made, to) = (x.view(), hidden.view_mut(), out.view_mut());
+        if !linear::cuda::forward_activated(device, &shape, input, matrix, bias, s.kind, made, to) {
+            self.linear(rows, x, linear, params, hidden);
+            self.activation(s, hidden, None, out);
+        }
+    }
+
+    fn activation_linear_backward(
+        &self,
+        rows: usize,
+        s: Hidden,
+        hidden: &Buffer,
+        x: &Buffer,
+        linear: &Linear,
+        params: &Params<Cuda>,
+        d_out: &Buffer,
+        d_hidden: &mut Buffer,
+        grads: &mut Buffer,
+        scratch: &mut Buffer,
+    ) {
+        let (shape, matrix) = (Shape::of(linear, rows), weight(params, linear.weight));
+        let (device, d, d_to) = (&self.device, d_out.view(), d_hidden.view_mut());
+        if !linear::cuda::backward_hidden(device, &shape, d, matrix, s.kind, hidden.view(), d_to) {
+            let d_x = (&mut *d_hidden, Write::Set);
+            self.linear_backward(rows, x, linear, params, d_out, d_x, grads, scratch);
+            return self.activation_backward(s, hidden, None, None, d_hidden);
+        }
+        let (d_weight, d_bias) = grad_pair(&params.layout, grads, linear.weight, linear.bias);
+        linear::cuda::backward_parameters(device, &shape, x.view(), d, d_weight, d_bias, scratch.view_mut());
     }
 
     fn route(

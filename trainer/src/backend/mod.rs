@@ -19,7 +19,7 @@ use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
 use crate::windows::Windows;
-use formats::config::NormKind;
+use formats::config::{Activation, NormKind};
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
 pub use runtime::simd::product::Write;
@@ -184,15 +184,53 @@ pub trait Backend: Storage {
 
     /// See [`crate::ops::activation`].
     fn activation(&self, s: Hidden, x: &Self::Values, mask: Mask, out: &mut Self::Values);
-    /// Its backward pass; sets the gradient.
+    /// Its backward pass; sets the gradient. Without `d_out`, which is not for a gate, `d_x` holds that of the result.
     fn activation_backward(
         &self,
         s: Hidden,
         x: &Self::Values,
         mask: Mask,
-        d_out: &Self::Values,
+        d_out: Option<&Self::Values>,
         d_x: &mut Self::Values,
     );
+
+    /// Whether the next two verbs leave the bytes that is left by what they are made of, one after the other.
+    fn joins_exactly(&self, _: Activation) -> bool {
+        true
+    }
+    /// [`Backend::linear`] to `hidden`, and [`Backend::activation`] of it, which is no gate and has no mask.
+    fn linear_activation(
+        &self,
+        rows: usize,
+        x: &Self::Values,
+        linear: &Linear,
+        s: Hidden,
+        params: &Params<Self>,
+        hidden: &mut Self::Values,
+        out: &mut Self::Values,
+    ) {
+        self.linear(rows, x, linear, params, hidden);
+        self.activation(s, hidden, None, out);
+    }
+    /// The backward pass of such an [`Backend::activation`] of `hidden` and of the [`Backend::linear`] that reads its
+    /// result `x`; sets the gradient of `hidden`.
+    fn activation_linear_backward(
+        &self,
+        rows: usize,
+        s: Hidden,
+        hidden: &Self::Values,
+        x: &Self::Values,
+        linear: &Linear,
+        params: &Params<Self>,
+        d_out: &Self::Values,
+        d_hidden: &mut Self::Values,
+        grads: &mut Self::Floats,
+        scratch: &mut Self::Floats,
+    ) {
+        let d_x = (&mut *d_hidden, Write::Set);
+        self.linear_backward(rows, x, linear, params, d_out, d_x, grads, scratch);
+        self.activation_backward(s, hidden, None, None, d_hidden);
+    }
 
     /// See [`crate::ops::route`].
     fn route(

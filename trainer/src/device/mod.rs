@@ -19,7 +19,7 @@ pub mod signature;
 mod staging;
 mod watch;
 
-pub use blas::{Factor, Product};
+pub use blas::{Epilogue, Factor, Product};
 pub use graph::Graph;
 pub use launch::{Argument, Grid};
 pub use memory::{Buffer, Element, Number, View, ViewMut};

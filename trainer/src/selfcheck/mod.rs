@@ -181,6 +181,7 @@ pub fn operations<B: Backend>(
         rows::residuals,
         rows::rotations,
         products::linears,
+        products::layers,
         attention::attentions,
         classes::losses,
         mixtures::routers,

@@ -118,6 +118,14 @@ impl Subject {
         }
     }
 
+    /// The map out of it.
+    pub fn down(&self) -> Linear {
+        match self.layout.layers[0].feed_forward {
+            FeedForward::Dense { down, .. } => down,
+            FeedForward::Experts(bank) => bank.down(0),
+        }
+    }
+
     /// Its weights on a device.
     pub fn params<B: Backend>(&self, backend: &B) -> Result<Params<B>> {
         let mut params = Params::new(backend, self.layout.clone())?;

@@ -3,8 +3,9 @@
 //! Time counts the forward entries and then the backward ones. An activation's value lives from the operation
 //! that makes it to its last reader, its gradient from its first writer to the operation that made the value.
 //! Two that never live at once, and are of one length, share a slot. So do gradients that are equal: what a residual
-//! connection hands on to its stream, and where nothing is dropped to its branch, stays where it stands. And where a
-//! device's experts find rows wherever they are, what would be laid out for them is their input itself.
+//! connection hands on to its stream, and where nothing is dropped to its branch, stays where it stands. A nonlinearity
+//! that goes value by value is reversed where the gradient of its result stands. And where a device's experts find rows
+//! wherever they are, what would be laid out for them is their input itself.
 
 use super::{Act, Op, Step};
 use crate::backend::Write;
@@ -52,24 +53,29 @@ impl Plan {
         let op = |index: usize| forward.get(index).unwrap_or_else(|| &again[index - forward.len()]);
         let mut values = vec![None; lens.len()];
         let mut gradients = vec![None; lens.len()];
-        for (time, op) in forward.iter().enumerate() {
-            for act in op.inputs().into_iter().chain([op.out()]).flatten() {
+        let carry_out = |values: &mut [Option<Life>], time, op: &Op, next: Option<&Op>| {
+            // Of two that are carried out as one, what the first reads is there until the second has written.
+            let last = time + usize::from(next.is_some_and(|next| next.follows(op)));
+            for act in op.inputs().into_iter().flatten() {
+                Life::reach(&mut values[act.index()], last);
+            }
+            if let Some(act) = op.out() {
                 Life::reach(&mut values[act.index()], time);
             }
-            if forward.get(time + 1).is_some_and(|next| next.follows(op)) {
-                op.inputs()
-                    .into_iter()
-                    .flatten()
-                    .for_each(|act| Life::reach(&mut values[act.index()], time + 1));
-            }
+        };
+        for (time, op) in forward.iter().enumerate() {
+            carry_out(&mut values, time, op, forward.get(time + 1));
         }
-        for (time, step) in (forward.len()..).zip(backward) {
+        for (number, step) in backward.iter().enumerate() {
+            let time = forward.len() + number;
             let op = match *step {
                 Step::Reverse { op: index, .. } => op(index),
                 Step::Again { op: index } => {
-                    for act in op(index).inputs().into_iter().chain([op(index).out()]).flatten() {
-                        Life::reach(&mut values[act.index()], time);
-                    }
+                    let next = match backward.get(number + 1) {
+                        Some(&Step::Again { op: index }) => Some(op(index)),
+                        _ => None,
+                    };
+                    carry_out(&mut values, time, op(index), next);
                     continue;
                 }
             };
@@ -166,6 +172,9 @@ fn taken_over<'a>(
     let mut taken = vec![None; acts];
     for (time, step) in backward.iter().enumerate() {
         let Step::Reverse { op: index, writes } = *step else { continue };
+        if let (Op::Activation { x, out, .. }, true) = (*op(index), op(index).in_place()) {
+            taken[x.index()] = Some(out.index());
+        }
         let Op::Add { stream, branch, out, .. } = *op(index) else { continue };
         if writes[0] == Write::Set {
             taken[stream.index()] = Some(out.index());
@@ -241,7 +250,8 @@ mod tests {
                 let (slot, name) = gradient(act);
                 match op.out() {
                     Some(out) if gradient(out).0 == slot => {
-                        assert!(matches!(op, Op::Add { .. }), "{op:?} overwrites what it reads");
+                        let may = op.in_place() || matches!(op, Op::Add { .. });
+                        assert!(may, "{op:?} overwrites what it reads");
                         owner[slot].push(name);
                     }
                     _ => owner[slot] = vec![name],
