@@ -1,10 +1,12 @@
 //! Data parallel on emulated devices: processes that share every batch learn what one of them alone learns, and only the
 //! first of them writes. And products as cuBLASLt makes them, by its documented meaning.
 
+use formats::checkpoint;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 use tests::emulator::{available, emulated};
 use tests::programs::{Program, Ran, run};
 use tests::training::{Job, metrics, tiny, with};
@@ -41,22 +43,29 @@ fn ready() -> bool {
     })
 }
 
-/// All processes of one run, to their ends.
-fn together(job: &Job, out: &Path, world: usize, more: &[&str]) -> Vec<Ran> {
+/// The commands of all processes of one run.
+fn commands(job: &Job, out: &Path, world: usize, more: &[&str]) -> Vec<Command> {
     let free =
         TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let of = |rank: usize| {
+        let environment = [
+            ("RANK", rank.to_string()),
+            ("WORLD_SIZE", world.to_string()),
+            ("LOCAL_RANK", rank.to_string()),
+            ("MASTER_ADDR", "127.0.0.1".to_owned()),
+            ("MASTER_PORT", (free.port() - 1).to_string()),
+        ];
+        command(job, out, more, &environment)
+    };
+    (0..world).map(of).collect()
+}
+
+/// All processes of one run, to their ends.
+fn together(job: &Job, out: &Path, world: usize, more: &[&str]) -> Vec<Ran> {
     let ran = std::thread::scope(|scope| {
-        let started: Vec<_> = (0..world)
-            .map(|rank| {
-                let environment = [
-                    ("RANK", rank.to_string()),
-                    ("WORLD_SIZE", world.to_string()),
-                    ("LOCAL_RANK", rank.to_string()),
-                    ("MASTER_ADDR", "127.0.0.1".to_owned()),
-                    ("MASTER_PORT", (free.port() - 1).to_string()),
-                ];
-                scope.spawn(move || run(command(job, out, more, &environment)))
-            })
+        let started: Vec<_> = commands(job, out, world, more)
+            .into_iter()
+            .map(|command| scope.spawn(move || run(command)))
             .collect();
         started.into_iter().map(|process| process.join().expect("no panic")).collect::<Vec<Ran>>()
     });
@@ -119,6 +128,34 @@ fn one_process_goes_the_same_way_and_an_uneven_batch_is_refused() {
     let environment = ["RANK", "WORLD_SIZE", "LOCAL_RANK"].map(|name| (name, "1".to_owned()));
     let wrong = run(command(&job, &job.out("wrong"), &[], &environment)).sound().calm();
     wrong.expect(4).naming("RANK is 1, expected less than WORLD_SIZE (1)");
+}
+
+#[test]
+fn who_is_left_behind_ends_and_nothing_saved_is_lost() {
+    if !ready() {
+        return;
+    }
+    for gone in [0, 1] {
+        let job = job(&format!("gone-{gone}"), &[("steps", "1000000"), ("eval_every", "0")]);
+        let out = job.out("run");
+        let [first, second] = <[Command; 2]>::try_from(commands(&job, &out, 2, &[])).expect("two");
+        let (mut killed, left) = if gone == 0 { (first, second) } else { (second, first) };
+        let mut killed = killed.stderr(Stdio::null()).spawn().expect("the command starts");
+        let left = std::thread::spawn(move || run(left));
+        let saved = |step: u64| {
+            let mut problems = vec![];
+            checkpoint::newest(&out.join("checkpoints"), &mut problems)
+                .is_ok_and(|newest| newest.is_some_and(|(newest, _)| newest >= step) && problems.is_empty())
+        };
+        while !saved(4) && !left.is_finished() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        killed.kill().expect("our own child can be killed");
+        killed.wait().expect("a killed child ends");
+        let left = left.join().expect("it does not hang").sound().calm();
+        left.expect(6).naming(&format!("process {gone} of this run is gone"));
+        assert!(saved(4), "what was saved is whole");
+    }
 }
 
 #[test]

@@ -121,6 +121,10 @@ impl Backend for Cuda {
         self.together.as_ref().map_or((0, 1), |(ranks, _)| (ranks.rank, ranks.world))
     }
 
+    fn part(&self) {
+        self.together.iter().for_each(|(_, communicator)| communicator.part());
+    }
+
     fn unite(&self, sums: &mut Buffer) {
         self.together.iter().for_each(|(_, communicator)| communicator.sum(&mut *sums));
     }

@@ -43,6 +43,8 @@ pub trait Backend: Storage {
     fn ranks(&self) -> (usize, usize) {
         (0, 1)
     }
+    /// Says to the other processes that this one has done all it does together with them.
+    fn part(&self) {}
     /// Replaces what each process summed over its part of a batch by the sums over all of it.
     fn unite(&self, _: &mut Self::Sums) {}
     /// How many launches and copies the record of a phase is made of, if there is one.
