@@ -101,7 +101,7 @@ impl<'a> Bias<'a> {
     }
 }
 
-/// Oldest compute capability on which cuBLASLt's GELU is said to pay: llm.c leaves it out before (`train_gpt2.cu`).
+/// Oldest compute capability on which cuBLASLt's GELU is expected to pay: where llm.c would use it (`train_gpt2.cu`).
 const EPILOGUE: (u32, u32) = (9, 0);
 
 /// Whether a nonlinearity is left to cuBLASLt where it has it for a shape: its own GELU, where no more than bf16 is kept.
