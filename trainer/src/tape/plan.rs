@@ -261,6 +261,45 @@ mod tests {
     }
 
     #[test]
+    fn what_is_done_as_one_has_all_its_buffers_at_once() {
+        let (mut forward, mut backward) = (0, 0);
+        for program in programs() {
+            let op = |step: &Step| match *step {
+                Step::Again { op } => (false, *program.op(op)),
+                Step::Reverse { op, .. } => (true, *program.op(op)),
+            };
+            let value = |act: Act| program.plan.value[act.index()];
+            let gradient = |act: Act| program.plan.gradient[act.index()];
+            let made = program.forward.iter().map(|op| (false, *op)).chain(program.backward.iter().map(op));
+            for pair in made.collect::<Vec<_>>().windows(2) {
+                match *pair {
+                    [(false, first), (false, second)] if second.follows(&first) => {
+                        let [made, out] = [first, second].map(|op| op.out().expect("it makes one"));
+                        for read in first.inputs().into_iter().flatten() {
+                            assert!(
+                                ![value(made), value(out)].contains(&value(read)),
+                                "{first:?} {second:?}"
+                            );
+                        }
+                        assert_ne!(value(made), value(out), "{first:?} {second:?}");
+                        forward += 1;
+                    }
+                    [(true, first), (true, second)] if second.precedes(&first) => {
+                        let [x, hidden] = [first, second].map(|op| op.inputs()[0].expect("it reads one"));
+                        let d = gradient(hidden).expect("training plans gradients");
+                        assert_eq!(gradient(x), Some(d), "{first:?} {second:?}");
+                        let d_out = first.out().and_then(gradient).expect("training plans gradients");
+                        assert!(![value(x), value(hidden), d_out].contains(&d), "{first:?} {second:?}");
+                        backward += 1;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert!(forward > 0 && backward > 0, "{forward} {backward}");
+    }
+
+    #[test]
     fn evaluation_keeps_a_handful_of_slots() {
         let config =
             presets::find("gpt-zero").and_then(|options| options.model(65)).expect("a preset is valid");
