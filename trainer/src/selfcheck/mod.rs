@@ -7,6 +7,7 @@
 mod attention;
 mod classes;
 mod compare;
+mod experts;
 mod mixtures;
 pub mod models;
 mod norms;
@@ -202,7 +203,7 @@ pub fn operations<B: Backend>(
         attention::attentions,
         classes::losses,
         mixtures::routers,
-        mixtures::experts,
+        experts::experts,
         update::gathers,
         update::updates,
     ];
