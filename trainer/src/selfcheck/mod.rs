@@ -1,8 +1,8 @@
 //! One suite that any backend can be put through: every verb, forward and backward, on ragged shapes, against the CPU
 //! on the same numbers, each result beside a bound that follows from its type and the sums behind it; then whole models.
 //!
-//! [`operations`] checks verbs, [`products`] those of them that multiply matrices, [`models::train`] checks training. A [`Row`] says what one of them found; the rows are the
-//! report. Nothing here knows a particular device, a flag or a format: `trainer selfcheck` does.
+//! [`operations`] checks verbs, [`products()`] those of them that multiply matrices, [`models::train`] checks training. A
+//! [`Row`] says what one of them found; the rows are the report. Nothing here knows a particular device, a flag or a format: `trainer selfcheck` does.
 
 mod attention;
 mod classes;
