@@ -2,7 +2,8 @@
 //! on the same numbers, each result beside a bound that follows from its type and the sums behind it; then whole models.
 //!
 //! [`operations`] checks verbs, [`products()`] those of them that multiply matrices, [`models::train`] checks training. A
-//! [`Row`] says what one of them found; the rows are the report. Nothing here knows a particular device, a flag or a format: `trainer selfcheck` does.
+//! [`Row`] says what one of them found; the rows are the report. Nothing here knows a particular device, a flag or a
+//! format: `trainer selfcheck` does.
 
 mod attention;
 mod classes;

@@ -101,9 +101,13 @@ impl<'a> Bias<'a> {
     }
 }
 
+/// Oldest compute capability on which cuBLASLt's GELU is expected to pay: where llm.c would use it (`train_gpt2.cu`).
+const EPILOGUE: (u32, u32) = (9, 0);
+
 /// Whether a nonlinearity is left to cuBLASLt where it has it for a shape: its own GELU, where no more than bf16 is kept.
 pub fn has_epilogue(device: &Device, kind: Activation) -> bool {
-    device.has_blas() && device.precision() == Precision::Bf16 && kind == Activation::GeluTanh
+    let exact = device.precision() == Precision::F32 || kind != Activation::GeluTanh;
+    device.has_blas() && !exact && device.capability() >= EPILOGUE
 }
 
 /// `y = x W^T + b`.
