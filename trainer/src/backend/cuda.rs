@@ -485,7 +485,7 @@ impl Backend for Cuda {
     ) {
         let (maps, working) = maps_of(params, bank, way);
         let (master, out) = (params.master.view(), out.view_mut());
-        experts::cuda::forward(&self.device, routing, x.view(), &maps, working, master, out);
+        experts::cuda::forward(&self.device, routing, x.view(), &maps, working, master, out, None);
     }
 
     fn experts_backward(
@@ -502,7 +502,58 @@ impl Backend for Cuda {
     ) {
         let (maps, working) = maps_of(params, bank, way);
         let (x, d_out, d_x, grads) = (x.view(), d_out.view(), d_x.view_mut(), grads.view_mut());
-        experts::cuda::backward(&self.device, routing, x, &maps, working, d_out, d_x, grads);
+        experts::cuda::backward(&self.device, routing, x, &maps, working, d_out, d_x, grads, None);
+    }
+
+    fn experts_activation(
+        &self,
+        routing: &route::cuda::Routing,
+        x: &Buffer,
+        bank: &Bank,
+        (s, mask): (Hidden, Mask),
+        params: &Params<Cuda>,
+        hidden: &mut Buffer,
+        out: &mut Buffer,
+    ) {
+        if mask.is_some() {
+            self.experts(routing, x, bank, Way::In, params, hidden);
+            return self.activation(s, hidden, mask, out);
+        }
+        let (maps, working) = maps_of(params, bank, Way::In);
+        let (x, master, activated) = (x.view(), params.master.view(), Some((s.kind, out.view_mut())));
+        experts::cuda::forward(
+            &self.device,
+            routing,
+            x,
+            &maps,
+            working,
+            master,
+            hidden.view_mut(),
+            activated,
+        );
+    }
+
+    fn activation_experts_backward(
+        &self,
+        routing: &route::cuda::Routing,
+        (s, mask): (Hidden, Mask),
+        hidden: &Buffer,
+        x: &Buffer,
+        bank: &Bank,
+        params: &Params<Cuda>,
+        d_out: &Buffer,
+        d_hidden: &mut Buffer,
+        grads: &mut Buffer,
+        scratch: &mut Buffer,
+    ) {
+        if mask.is_some() {
+            self.experts_backward(routing, x, bank, Way::Out, params, d_out, d_hidden, grads, scratch);
+            return self.activation_backward(s, hidden, mask, None, d_hidden);
+        }
+        let (maps, working) = maps_of(params, bank, Way::Out);
+        let (x, d_out, grads) = (x.view(), d_out.view(), grads.view_mut());
+        let (d_hidden, at) = (d_hidden.view_mut(), Some((s.kind, hidden.view())));
+        experts::cuda::backward(&self.device, routing, x, &maps, working, d_out, d_hidden, grads, at);
     }
 
     fn combine(

@@ -316,6 +316,38 @@ pub trait Backend: Storage {
         grads: &mut Self::Floats,
         scratch: &mut Self::Floats,
     );
+    /// [`Backend::experts`] on the way in to `hidden`, and [`Backend::activation`] of it, which is no gate.
+    fn experts_activation(
+        &self,
+        routing: &Self::Routing,
+        x: &Self::Values,
+        bank: &Bank,
+        (s, mask): (Hidden, Mask),
+        params: &Params<Self>,
+        hidden: &mut Self::Values,
+        out: &mut Self::Values,
+    ) {
+        self.experts(routing, x, bank, Way::In, params, hidden);
+        self.activation(s, hidden, mask, out);
+    }
+    /// The backward pass of such an [`Backend::activation`] of `hidden` and of the [`Backend::experts`] on the way out that
+    /// read its result `x`; sets the gradient of `hidden`.
+    fn activation_experts_backward(
+        &self,
+        routing: &Self::Routing,
+        (s, mask): (Hidden, Mask),
+        hidden: &Self::Values,
+        x: &Self::Values,
+        bank: &Bank,
+        params: &Params<Self>,
+        d_out: &Self::Values,
+        d_hidden: &mut Self::Values,
+        grads: &mut Self::Floats,
+        scratch: &mut Self::Floats,
+    ) {
+        self.experts_backward(routing, x, bank, Way::Out, params, d_out, d_hidden, grads, scratch);
+        self.activation_backward(s, hidden, mask, None, d_hidden);
+    }
     /// The weighted sum of each row's experts.
     fn combine(
         &self,

@@ -30,8 +30,13 @@ const TILE: Source = Source::new("ops/linear/tile.cuh", include_str!("linear/til
 const FUNCTIONS: Source =
     Source::new("ops/activation/functions.cuh", include_str!("activation/functions.cuh"));
 
-/// The same behind the tile, for products that end in it.
+/// The same behind the tile.
 const FUNCTIONS_OF_TILES: Source = FUNCTIONS.behind(&TILE);
+
+/// What products end in that have a nonlinearity.
+const NONLINEARITY: Source =
+    Source::new("ops/linear/nonlinearity.cuh", include_str!("linear/nonlinearity.cuh"))
+        .behind(&FUNCTIONS_OF_TILES);
 
 /// What the kernels of attention share, behind the tile.
 const HEADS: Source =
@@ -50,8 +55,8 @@ pub const KERNELS: &[Source] = &[
     Source::new("ops/attention/tensor.cu", include_str!("attention/tensor.cu")).behind(&FRAGMENTS),
     Source::new("ops/columns/kernels.cu", include_str!("columns/kernels.cu")),
     Source::new("ops/embedding/kernels.cu", include_str!("embedding/kernels.cu")),
-    Source::new("ops/experts/kernels.cu", include_str!("experts/kernels.cu")).behind(&TILE),
-    Source::new("ops/linear/kernels.cu", include_str!("linear/kernels.cu")).behind(&FUNCTIONS_OF_TILES),
+    Source::new("ops/experts/kernels.cu", include_str!("experts/kernels.cu")).behind(&NONLINEARITY),
+    Source::new("ops/linear/kernels.cu", include_str!("linear/kernels.cu")).behind(&NONLINEARITY),
     Source::new("ops/loss/kernels.cu", include_str!("loss/kernels.cu")),
     Source::new("ops/norm/kernels.cu", include_str!("norm/kernels.cu")),
     Source::new("ops/query_key_norm/kernels.cu", include_str!("query_key_norm/kernels.cu")),

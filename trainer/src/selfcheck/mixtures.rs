@@ -1,17 +1,15 @@
-//! Cases of the router and of the experts it chose.
+//! Cases of the router, and mixtures for those of the experts it chose.
 
 use super::compare::{Allowance, Kept, Rounding};
-use super::rows::of_sizes;
 use super::subject::{
     ADAM, STEP, Subject, at_step, config, drawn, floats, read, read_floats, read_sums, sizes, unwritten,
     values, widened,
 };
 use super::{Case, Found, Suite};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, Storage, Write};
+use crate::backend::{Backend, Write};
 use crate::ops::dropout::Noise;
-use crate::ops::experts::Way;
-use crate::ops::route::{DROPPED, Disturbance, Router};
+use crate::ops::route::{Disturbance, Router};
 use formats::Result;
 use formats::config::{Activation, Config, Experts, RouterScore, RouterWeight};
 use formats::layout::{Bank, FeedForward};
@@ -23,9 +21,9 @@ const CLEAR: f32 = 1e-4;
 
 /// One mixture's shape and what disturbs it.
 #[derive(Clone, Copy)]
-struct Shape {
-    rows: usize,
-    width: usize,
+pub(super) struct Shape {
+    pub rows: usize,
+    pub width: usize,
     count: usize,
     active: usize,
     shared: usize,
@@ -56,7 +54,7 @@ const PLAIN: Shape = Shape {
 };
 
 /// Every switch, on ragged sizes; more experts than assignments leave some without a row.
-fn shapes(quick: bool) -> Vec<Shape> {
+pub(super) fn shapes(quick: bool) -> Vec<Shape> {
     use RouterScore::{Sigmoid, Softmax};
     use RouterWeight::{Renormalised, Score};
     let all = vec![
@@ -97,16 +95,16 @@ fn shapes(quick: bool) -> Vec<Shape> {
 
 /// A router's inputs.
 #[derive(Clone)]
-struct Mixture {
+pub(super) struct Mixture {
     shape: Shape,
-    s: Router,
-    subject: Subject,
-    x: Vec<f32>,
+    pub s: Router,
+    pub subject: Subject,
+    pub x: Vec<f32>,
 }
 
 impl Mixture {
     /// Inputs whose choices are clear.
-    fn new(
+    pub fn new(
         shape: Shape,
         activation: Activation,
         expert_width: usize,
@@ -148,7 +146,7 @@ impl Mixture {
         Ok(mixture)
     }
 
-    fn bank(&self) -> Bank {
+    pub fn bank(&self) -> Bank {
         match self.subject.layout.layers[0].feed_forward {
             FeedForward::Experts(bank) => bank,
             FeedForward::Dense { .. } => unreachable!("the case's model has experts"),
@@ -167,7 +165,7 @@ impl Mixture {
     }
 
     /// What a backend decides, and the weights it gives.
-    fn route<B: Backend>(&self, backend: &B) -> Result<Routed<B>> {
+    pub fn route<B: Backend>(&self, backend: &B) -> Result<Routed<B>> {
         let params = self.subject.params(backend)?;
         let x = values(backend, &self.x)?;
         let mut routed = Routed {
@@ -185,6 +183,17 @@ impl Mixture {
             backend.route(s, x, &bank, params, &disturbance, weights, kept, routing, scratch);
         })?;
         Ok(routed)
+    }
+
+    /// The same with the size of every weight and gradient but the router's, whose choice stays.
+    pub fn with_sizes(&self) -> Mixture {
+        let mut subject = self.subject.sizes();
+        let bank = self.bank();
+        for id in [Some(bank.router.weight), bank.selection_bias, bank.noise].into_iter().flatten() {
+            let range = subject.layout.parameter(id).range();
+            subject.weights[range.clone()].copy_from_slice(&self.subject.weights[range]);
+        }
+        Mixture { subject, ..self.clone() }
     }
 
     /// Whether no row's choice is a close one.
@@ -205,7 +214,7 @@ impl Mixture {
         Ok(clear)
     }
 
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let Shape { rows, width, count, active, shared, score, weight, capacity, .. } = self.shape;
         let Shape { noisy, jitter, left_out, selection_bias, .. } = self.shape;
         format!(
@@ -216,12 +225,12 @@ impl Mixture {
 }
 
 /// A router's results on one device.
-struct Routed<B: Backend> {
-    params: crate::params::Params<B>,
-    x: B::Values,
+pub(super) struct Routed<B: Backend> {
+    pub params: crate::params::Params<B>,
+    pub x: B::Values,
     weights: B::Values,
     kept: B::Floats,
-    routing: B::Routing,
+    pub routing: B::Routing,
     scratch: B::Floats,
 }
 
@@ -383,206 +392,6 @@ pub(super) fn routers<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
                 .collect(),
             mixture,
         })?;
-    }
-    Ok(())
-}
-
-/// What follows a router: rows mapped by their experts, and summed.
-#[derive(Clone)]
-struct Spread {
-    mixture: Mixture,
-    /// Where each assignment stands among those sorted by expert, and how many no capacity dropped.
-    place: Vec<u32>,
-    places: usize,
-    /// Rows of the stream, and their gradient before.
-    x: Vec<f32>,
-    d_x: Vec<f32>,
-    write: Write,
-    /// Rows of the experts, sorted: the hidden ones in front of and behind the nonlinearity, and results.
-    rows: [Vec<f32>; 3],
-    weights: Vec<f32>,
-}
-
-impl Spread {
-    /// The widths of [`Spread::rows`].
-    fn widths(&self) -> [usize; 3] {
-        let bank = self.mixture.bank();
-        [bank.up(0).outputs, bank.down(0).inputs, self.mixture.s.width]
-    }
-
-    /// Sorted rows as a backend has what comes out of experts, see [`Storage::GATHERS`]: no numbers where none may be read.
-    fn as_given<B: Storage>(&self, sorted: &[f32]) -> Vec<f32> {
-        let width = sorted.len() / self.place.len();
-        let mut given = vec![f32::NAN; sorted.len()];
-        if !B::GATHERS {
-            given[..self.places * width].copy_from_slice(&sorted[..self.places * width]);
-            return given;
-        }
-        for (row, &place) in given.chunks_exact_mut(width).zip(&self.place) {
-            if place != DROPPED {
-                row.copy_from_slice(&sorted[place as usize * width..][..width]);
-            }
-        }
-        given
-    }
-
-    /// What a backend gives as experts' results, sorted.
-    fn sorted<B: Backend>(&self, backend: &B, given: &B::Values, len: usize) -> Result<Vec<f32>> {
-        let (width, mut given) = (len / self.place.len(), read(backend, given, len)?);
-        if B::GATHERS {
-            let rows = std::mem::replace(&mut given, vec![f32::NAN; len]);
-            for (row, &place) in rows.chunks_exact(width).zip(&self.place) {
-                if place != DROPPED {
-                    given[place as usize * width..][..width].copy_from_slice(row);
-                }
-            }
-        }
-        given.truncate(self.places * width);
-        Ok(given)
-    }
-}
-
-impl Case for Spread {
-    const NAME: &'static str = "experts";
-
-    fn shape(&self) -> String {
-        let bank = self.mixture.bank();
-        let [up, down] = [bank.up(0), bank.down(0)];
-        let bias = up.bias.is_some();
-        format!(
-            "{}, {} to {}, bias {bias}, {:?}",
-            self.mixture.describe(),
-            up.outputs,
-            down.inputs,
-            self.write
-        )
-    }
-
-    fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
-        let Mixture { s, subject, .. } = &self.mixture;
-        let (bank, routed) = (self.mixture.bank(), self.mixture.route(backend)?);
-        let Routed { params, routing, .. } = &routed;
-        let assignments = self.place.len();
-        let [raised, hidden, lowered] = &self.rows;
-        let whole = lowered.len();
-
-        let result = values(backend, &self.as_given::<B>(lowered))?;
-        let mut d_x = values(backend, &self.d_x)?;
-        backend.dispatch_backward(s, routing, &result, (&mut d_x, self.write));
-
-        let mut grads = floats(backend, &subject.grads)?;
-        let mut scratch = subject.scratch(backend, s.rows, 1)?;
-        let x = values(backend, &self.x)?;
-        let into = if B::GATHERS {
-            x
-        } else {
-            let mut dispatched = unwritten(backend, whole)?;
-            backend.dispatch(s, routing, &x, &mut dispatched);
-            dispatched
-        };
-        let (d_raised, mut d_into) = (values(backend, raised)?, unwritten(backend, whole)?);
-        let mut out = unwritten(backend, raised.len())?;
-        backend.experts(routing, &into, &bank, Way::In, params, &mut out);
-        let (d, to) = (&d_raised, &mut d_into);
-        backend.experts_backward(routing, &into, &bank, Way::In, params, d, to, &mut grads, &mut scratch);
-        let part = |values: &B::Values, len: usize| read(backend, values, len / assignments * self.places);
-        let into = [part(&out, raised.len())?, self.sorted(backend, &d_into, whole)?];
-
-        let (from, mut d_from) = (values(backend, hidden)?, unwritten(backend, hidden.len())?);
-        let mut out = unwritten(backend, whole)?;
-        backend.experts(routing, &from, &bank, Way::Out, params, &mut out);
-        let (d, to) = (&result, &mut d_from);
-        backend.experts_backward(routing, &from, &bank, Way::Out, params, d, to, &mut grads, &mut scratch);
-        let out_of = [self.sorted(backend, &out, whole)?, part(&d_from, hidden.len())?];
-
-        let (weights, d_out) = (values(backend, &self.weights)?, &routed.x);
-        let mut combined = unwritten(backend, self.x.len())?;
-        backend.combine(s, routing, &result, &weights, &mut combined);
-        let mut d_result = unwritten(backend, whole)?;
-        let mut d_weights = unwritten(backend, assignments)?;
-        backend.combine_backward(s, routing, &result, &weights, d_out, &mut d_result, &mut d_weights);
-
-        let ([into, d_into], [out_of, d_out_of]) = (into, out_of);
-        Ok(vec![
-            Found::new("d_x of dispatched", read(backend, &d_x, self.x.len())?),
-            Found::new("into", into),
-            Found::new("d_x of into", d_into),
-            Found::new("out of", out_of),
-            Found::new("d_x of out of", d_out_of),
-            Found::new("d_experts", read_floats(backend, &grads, subject.grads.len())?),
-            Found::new("combined", read(backend, &combined, self.x.len())?),
-            Found::new("d_x of combined", self.sorted(backend, &d_result, whole)?),
-            Found::new("d_weights of combined", read(backend, &d_weights, assignments)?),
-        ])
-    }
-
-    fn allowances(&self, reference: &Cpu) -> Result<Vec<Allowance>> {
-        let s = self.mixture.s;
-        let sized = Spread {
-            mixture: self.mixture.with_sizes(),
-            x: sizes(&self.x),
-            d_x: sizes(&self.d_x),
-            rows: self.rows.clone().map(|rows| sizes(&rows)),
-            weights: sizes(&self.weights),
-            ..self.clone()
-        };
-        let [raised, hidden, width] = self.widths();
-        let mut magnitudes = of_sizes(&sized, reference)?;
-        // The cotangent of what was combined are the router's rows, which keep their signs.
-        let result = &sized.rows[2];
-        for (at, &place) in self.place.iter().enumerate().filter(|(_, place)| **place != DROPPED) {
-            let y = &result[place as usize * width..][..width];
-            let d = sizes(&self.mixture.x[at / s.slots() * width..][..width]);
-            let weight = f64::from(sized.weights[at]);
-            magnitudes[8][at] = y.iter().zip(&d).map(|(y, d)| f64::from(*y) * f64::from(*d)).sum();
-            for (column, d) in d.iter().enumerate() {
-                magnitudes[7][place as usize * width + column] = weight * f64::from(*d);
-            }
-        }
-        let lengths = [s.slots(), width, raised, hidden, width, s.rows * s.slots(), s.slots(), 1, width];
-        let allowance = |(index, (magnitude, sum))| {
-            let kept = if index == 5 { Kept::Float } else { Kept::Value };
-            Allowance { magnitude, sum, steps: 8, narrowed: 0, kept }
-        };
-        Ok(magnitudes.into_iter().zip(lengths).enumerate().map(allowance).collect())
-    }
-}
-
-impl Mixture {
-    /// The same with the size of every weight and gradient but the router's, whose choice stays.
-    fn with_sizes(&self) -> Mixture {
-        let mut subject = self.subject.sizes();
-        let bank = self.bank();
-        for id in [Some(bank.router.weight), bank.selection_bias, bank.noise].into_iter().flatten() {
-            let range = subject.layout.parameter(id).range();
-            subject.weights[range.clone()].copy_from_slice(&self.subject.weights[range]);
-        }
-        Mixture { subject, ..self.clone() }
-    }
-}
-
-pub(super) fn experts<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
-    for (index, shape) in shapes(suite.quick()).into_iter().enumerate() {
-        let activation = [Activation::SwiGlu, Activation::GeluTanh][index % 2];
-        let expert_width = [3, 8, 17, 32, 33][index % 5];
-        let (rounding, reference) = (suite.rounding, suite.reference);
-        let mixture = Mixture::new(shape, activation, expert_width, rounding, reference)?;
-        let routing = mixture.route(reference)?.routing;
-        let assignments = shape.rows * mixture.s.slots();
-        let drawn = |len, seed| drawn(rounding, len, seed + 10 * index as u64);
-        let mut case = Spread {
-            places: routing.of(mixture.s.experts() - 1).end,
-            place: routing.place,
-            x: drawn(shape.rows * shape.width, 605),
-            write: if index % 2 == 0 { Write::Accumulate } else { Write::Set },
-            d_x: drawn(shape.rows * shape.width, 600),
-            rows: [vec![], vec![], vec![]],
-            weights: drawn(assignments, 601),
-            mixture,
-        };
-        let widths = case.widths();
-        case.rows = [0, 1, 2].map(|which| drawn(assignments * widths[which], 602 + which as u64));
-        suite.check(&case)?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 mod attention;
 mod classes;
 mod compare;
+mod experts;
 mod mixtures;
 pub mod models;
 mod norms;
@@ -203,7 +204,7 @@ pub fn operations<B: Backend>(
         attention::attentions,
         classes::losses,
         mixtures::routers,
-        mixtures::experts,
+        experts::experts,
         update::gathers,
         update::updates,
     ];

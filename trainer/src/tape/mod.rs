@@ -201,7 +201,10 @@ impl Op {
     pub fn follows(&self, before: &Op) -> bool {
         match (before, self) {
             (Op::Add { out, .. }, Op::Norm { x, .. }) => out == x,
-            (Op::Linear { out, .. }, Op::Activation { x, site: None, .. }) => out == x && self.in_place(),
+            (Op::Linear { out, .. }, Op::Activation { x, site: None, .. })
+            | (Op::Experts { way: Way::In, out, .. }, Op::Activation { x, .. }) => {
+                out == x && self.in_place()
+            }
             _ => false,
         }
     }
@@ -209,7 +212,10 @@ impl Op {
     /// Whether it is the nonlinearity whose result `after`, an affine map, reads: the two are reversed as one.
     pub fn precedes(&self, after: &Op) -> bool {
         match (self, after) {
-            (Op::Activation { out, site: None, .. }, Op::Linear { x, .. }) => out == x && self.in_place(),
+            (Op::Activation { out, site: None, .. }, Op::Linear { x, .. })
+            | (Op::Activation { out, .. }, Op::Experts { way: Way::Out, x, .. }) => {
+                out == x && self.in_place()
+            }
             _ => false,
         }
     }

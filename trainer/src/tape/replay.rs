@@ -269,6 +269,18 @@ impl<B: Backend> Replay<B> {
                     });
                 });
             }
+            (
+                Op::Experts { x, bank, router, out: made, .. },
+                Some(Op::Activation { out, hidden, site, .. }),
+            ) => {
+                let mask = self.hidden_mask(place, site, out, hidden.width);
+                self.make_first(made, |this, made| {
+                    this.make(out, |this, out| {
+                        let (routing, x) = (&this.routings[router], this.value(x));
+                        backend.experts_activation(routing, x, &bank, (hidden, mask), params, made, out);
+                    });
+                });
+            }
             _ => {
                 self.carry_out(index, backend, params, place);
                 return 1;
@@ -374,26 +386,38 @@ impl<B: Backend> Replay<B> {
         next: Option<Step>,
         backend: &B,
         params: &Params<B>,
+        place: Place<'_>,
         grads: &mut B::Floats,
     ) -> bool {
         let (after, before) = match next {
             Some(Step::Reverse { op: next, .. }) => (*self.program.op(op), *self.program.op(next)),
             _ => return false,
         };
-        let (Op::Activation { x: hidden, hidden: s, .. }, Op::Linear { x, linear, out }) = (before, after)
-        else {
-            return false;
-        };
         if !before.precedes(&after) {
             return false;
         }
-        let rows = self.program.shape.rows();
-        self.make_gradient_in_scratch(hidden, |this, d_hidden, scratch| {
-            let (hidden, x, d_out) = (this.value(hidden), this.value(x), this.gradient(out));
-            backend.activation_linear_backward(
-                rows, s, hidden, x, &linear, params, d_out, d_hidden, grads, scratch,
-            );
-        });
+        match (before, after) {
+            (Op::Activation { x: hidden, hidden: s, .. }, Op::Linear { x, linear, out }) => {
+                let rows = self.program.shape.rows();
+                self.make_gradient_in_scratch(hidden, |this, d_hidden, scratch| {
+                    let (hidden, x, d_out) = (this.value(hidden), this.value(x), this.gradient(out));
+                    backend.activation_linear_backward(
+                        rows, s, hidden, x, &linear, params, d_out, d_hidden, grads, scratch,
+                    );
+                });
+            }
+            (Op::Activation { x: hidden, hidden: s, site, .. }, Op::Experts { x, bank, router, out, .. }) => {
+                let s = (s, self.hidden_mask(place, site, x, s.width));
+                self.make_gradient_in_scratch(hidden, |this, d_hidden, scratch| {
+                    let (hidden, x, d_out) = (this.value(hidden), this.value(x), this.gradient(out));
+                    let routing = &this.routings[router];
+                    backend.activation_experts_backward(
+                        routing, s, hidden, x, &bank, params, d_out, d_hidden, grads, scratch,
+                    );
+                });
+            }
+            _ => return false,
+        }
         true
     }
 
@@ -421,7 +445,7 @@ impl<B: Backend> Replay<B> {
                     continue;
                 }
             };
-            if write == Write::Set && self.reverse_hidden(op, next, backend, params, grads) {
+            if write == Write::Set && self.reverse_hidden(op, next, backend, params, place, grads) {
                 index += 2;
                 continue;
             }

@@ -8,10 +8,12 @@
 use super::Way;
 use crate::device::{Device, Grid, View, ViewMut};
 use crate::launch;
+use crate::ops::activation::cuda::number;
 use crate::ops::linear::cuda::{THREADS, Tile};
 use crate::ops::route::Router;
 use crate::ops::route::cuda::Routing;
 use formats::Layout;
+use formats::config::Activation;
 use formats::layout::Bank;
 use runtime::simd::product::Write;
 use std::ops::Range;
@@ -60,7 +62,8 @@ fn over_rows(device: &Device, routing: &Routing, columns: usize) -> (Tile, Grid,
 }
 
 /// One affine map of each expert's rows. On the way in `x` is `[rows, _]` and `out` `[rows slots, _]` sorted by expert, on
-/// the way out `x` is what is sorted and `out` row by row. `working` and `master` are the arenas.
+/// the way out `x` is what is sorted and `out` row by row. `working` and `master` are the arenas. On the way in a
+/// nonlinearity of `out` may be wanted too, which stands as `out` does.
 pub fn forward(
     device: &Device,
     routing: &Routing,
@@ -69,12 +72,14 @@ pub fn forward(
     working: View,
     master: View,
     out: ViewMut,
+    activated: Option<(Activation, ViewMut)>,
 ) {
     let (tile, grid, tiles) = over_rows(device, routing, maps.outputs);
     let name = match tile {
         Tile::Large => "experts_outputs_large",
         Tile::Small => "experts_outputs_small",
     };
+    let (kind, activated) = activated.map(|(kind, to)| (number(kind), to)).unzip();
     let (from, to) = match maps.way {
         Way::In => (Some(routing.rows.view()), None),
         Way::Out => (None, Some(routing.assigned.view())),
@@ -94,12 +99,15 @@ pub fn forward(
         routing.experts(),
         tiles,
         maps.outputs,
-        maps.inputs
+        maps.inputs,
+        activated,
+        kind.unwrap_or_default()
     );
 }
 
 /// Its gradients: `d_x` set, those of the parameters added to the arena `grads`. `d_out` stands as `out` does; `d_x` has a
-/// row of its own for each assignment, on the way in row by row, on the way out sorted by expert.
+/// row of its own for each assignment, on the way in row by row, on the way out sorted by expert. There it may be wanted
+/// times the slope of a nonlinearity at values that stand as it does.
 pub fn backward(
     device: &Device,
     routing: &Routing,
@@ -109,7 +117,9 @@ pub fn backward(
     d_out: View,
     d_x: ViewMut,
     mut grads: ViewMut,
+    hidden: Option<(Activation, View)>,
 ) {
+    let (kind, hidden) = hidden.map(|(kind, at)| (number(kind), at)).unzip();
     let (tile, grid, tiles) = over_rows(device, routing, maps.inputs);
     let name = match tile {
         Tile::Large => "experts_inputs_large",
@@ -134,7 +144,9 @@ pub fn backward(
         routing.experts(),
         tiles,
         maps.inputs,
-        maps.outputs
+        maps.outputs,
+        hidden,
+        kind.unwrap_or_default()
     );
     let experts = routing.experts();
     let tile = Tile::of(device, maps.outputs * experts, maps.inputs);

@@ -11,6 +11,8 @@
 // what is inside an expert stands place by place. Where a product's rows are not the places, a list of as many numbers
 // as there are places says which they are.
 //
+// The nonlinearity between an expert's two maps comes on top of their products, as in ../linear/kernels.cu.
+//
 // Where an expert's places begin is known on the device alone. A product is launched for as many tiles as there could
 // be; a block finds its own among the experts' and returns where there is none. Parameters of the experts stand `step`
 // values apart.
@@ -58,7 +60,7 @@ __device__ inline bool find_group(const u32* offsets, u32 experts, u32 tall, u32
 template <class T, bool WAY>
 __device__ inline void rows_product(const value* a, const u32* from, const value* weight, const float* bias, value* out,
                                     const u32* to, u64 step, const u32* offsets, u32 experts, u32 tiles, u32 columns,
-                                    u32 inner) {
+                                    u32 inner, Nonlinearity f) {
     DYNAMIC_SHARED(value, shared);
     const TilePlace place(blockIdx.x, tiles, (columns + T::columns - 1) / T::columns);
     Group group;
@@ -78,44 +80,53 @@ __device__ inline void rows_product(const value* a, const u32* from, const value
     T tile;
     multiply<T, ALONG, WAY>(tile, left, right, group.first, place.column * T::columns, inner, shared);
     store_tile(tile, result, group.first, place.column * T::columns);
+    if (f.to != nullptr) f.to += u64(group.begin) * columns;
+    if (f.at != nullptr) f.at += u64(group.begin) * columns;
+    apply<T>(f, result, group.first, place.column * T::columns);
 }
 
-// y = x W^T + b, each expert's rows by its own matrix.
+// y = x W^T + b, each expert's rows by its own matrix, and f(y) to `activated`, which takes no list.
 // registers: 255
 extern "C" __global__ void __launch_bounds__(128, 2)
     experts_outputs_large(const value* __restrict__ x, const u32* __restrict__ from, const value* __restrict__ weight,
-                          const float* __restrict__ bias, value* __restrict__ out, const u32* __restrict__ to, u64 step,
-                          const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner) {
-    rows_product<Tile<128, 128>, ALONG>(x, from, weight, bias, out, to, step, offsets, experts, tiles, columns, inner);
+                          const float* __restrict__ bias, value* out, const u32* __restrict__ to, u64 step,
+                          const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner,
+                          value* activated, u32 kind) {
+    rows_product<Tile<128, 128>, ALONG>(x, from, weight, bias, out, to, step, offsets, experts, tiles, columns, inner,
+                                         {kind, activated, nullptr});
 }
 
 // The same by small tiles.
 // registers: 128
 extern "C" __global__ void __launch_bounds__(128, 4)
     experts_outputs_small(const value* __restrict__ x, const u32* __restrict__ from, const value* __restrict__ weight,
-                          const float* __restrict__ bias, value* __restrict__ out, const u32* __restrict__ to, u64 step,
-                          const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner) {
-    rows_product<Tile<64, 64>, ALONG>(x, from, weight, bias, out, to, step, offsets, experts, tiles, columns, inner);
+                          const float* __restrict__ bias, value* out, const u32* __restrict__ to, u64 step,
+                          const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner,
+                          value* activated, u32 kind) {
+    rows_product<Tile<64, 64>, ALONG>(x, from, weight, bias, out, to, step, offsets, experts, tiles, columns, inner,
+                                         {kind, activated, nullptr});
 }
 
-// d_x = d_y W, likewise.
+// d_x = d_y W, likewise, times f' of `hidden`.
 // registers: 255
 extern "C" __global__ void __launch_bounds__(128, 2)
     experts_inputs_large(const value* __restrict__ d_out, const u32* __restrict__ from,
-                         const value* __restrict__ weight, value* __restrict__ d_x, const u32* __restrict__ to, u64 step,
-                         const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner) {
+                         const value* __restrict__ weight, value* d_x, const u32* __restrict__ to, u64 step,
+                         const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner,
+                         const value* __restrict__ hidden, u32 kind) {
     rows_product<Tile<128, 128>, ACROSS>(d_out, from, weight, nullptr, d_x, to, step, offsets, experts, tiles, columns,
-                                         inner);
+                                         inner, {kind, nullptr, hidden});
 }
 
 // The same by small tiles.
 // registers: 128
 extern "C" __global__ void __launch_bounds__(128, 4)
     experts_inputs_small(const value* __restrict__ d_out, const u32* __restrict__ from,
-                         const value* __restrict__ weight, value* __restrict__ d_x, const u32* __restrict__ to, u64 step,
-                         const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner) {
+                         const value* __restrict__ weight, value* d_x, const u32* __restrict__ to, u64 step,
+                         const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner,
+                         const value* __restrict__ hidden, u32 kind) {
     rows_product<Tile<64, 64>, ACROSS>(d_out, from, weight, nullptr, d_x, to, step, offsets, experts, tiles, columns,
-                                       inner);
+                                       inner, {kind, nullptr, hidden});
 }
 
 // One tile of one expert's matrix; experts along y. `d_list` and `x_list` are the lists of the two factors.

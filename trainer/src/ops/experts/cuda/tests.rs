@@ -256,10 +256,19 @@ fn compare(
         }
         let (mut y_there, mut d_x_there) = (device.values(y.len())?, device.values(x.len())?);
         let routing = &bench.routing;
-        forward(device, routing, x_there.view(), &maps, working.view(), master.view(), y_there.view_mut());
+        forward(
+            device,
+            routing,
+            x_there.view(),
+            &maps,
+            working.view(),
+            master.view(),
+            y_there.view_mut(),
+            None,
+        );
         let (working, d_view) = (working.view(), d_there.view());
         let (d_x_view, grads_view) = (d_x_there.view_mut(), grads_there.view_mut());
-        backward(device, routing, x_there.view(), &maps, working, d_view, d_x_view, grads_view);
+        backward(device, routing, x_there.view(), &maps, working, d_view, d_x_view, grads_view, None);
         let (result, gradient) = ("the experts' results", "the gradient of their input");
         match way {
             Way::In => {
