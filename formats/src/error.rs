@@ -59,6 +59,9 @@ pub enum Error {
     /// The chosen device cannot be used.
     #[error("{0}")]
     Device(String),
+    /// The chosen device has no memory left, and does not say how much was wanted.
+    #[error("{0}")]
+    DeviceMemory(String),
     /// More memory would be needed than there is.
     #[error("{what} needs {} MiB, {} MiB are free\n  help: {help}", needed >> 20, available >> 20)]
     Memory {
@@ -127,7 +130,7 @@ impl Error {
             Error::Config { .. } => 4,
             Error::Write { .. } => 5,
             Error::Device(_) => 6,
-            Error::Memory { .. } => 7,
+            Error::DeviceMemory(_) | Error::Memory { .. } => 7,
             Error::Locked { .. } => 8,
             Error::Diverged(_) => 9,
             Error::Cancelled => 130,

@@ -1,10 +1,15 @@
 // An emulated cuBLASLt, libcublasLt.so.13: products by the documented meaning of its descriptors, in plain loops.
 //
 // Matrices are counted by columns: element (i, j) stands at i + j * leading dimension. What is done is
-// D = alpha op(A) op(B) + beta C, then a bias that is as long as D has rows. Types and attributes that the trainer has no
-// use for are refused as the library refuses what it cannot do. It claims to need the alignment that it was told of, and
-// that whole rows of bf16 are multiples of four bytes: otherwise it does not support a product.
+// D = alpha op(A) op(B) + beta C, then a bias that is as long as D has rows, then an epilogue: GELU in the form of the
+// hyperbolic tangent, its argument stored beside D, or the product with the slope of that GELU at what is stored there.
+// The matrix beside D has a leading dimension of its own, a multiple of eight. Types and attributes that the trainer has
+// no use for are refused as the library refuses what it cannot do. It claims to need the alignment that it was told of,
+// that whole rows of bf16 are multiples of four bytes, and with a GELU sums of eight terms or more: otherwise it does not
+// support a product. What is not documented is taken at its worst: GELU is that of the sum before it is rounded, and its
+// tangent is as rough as the device's own instruction for it, 2^-11 (PTX manual, tanh.approx.f32).
 // (cuBLAS documentation, "Using the cuBLASLt API".)
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +25,8 @@ enum Type { F32 = 0, Bf16 = 14 };
 constexpr int compute_f32 = 68;
 constexpr int64_t wanted_workspace = 1 << 20;
 constexpr uint64_t chosen = 0x6c656374;
+enum Epilogue { Plain = 1, Bias = 4, GeluAux = 160, GeluAuxBias = 164, GeluSlope = 192 };
+constexpr uint64_t fewest_terms_of_gelu = 8;
 
 struct Layout {
     int type;
@@ -31,6 +38,12 @@ struct Description {
     int32_t transposed[2] = {0, 0};
     uint32_t epilogue = 1;
     const void* bias = nullptr;
+    void* beside = nullptr;
+    int64_t beside_leading = 0;
+    int32_t beside_type = -1;
+
+    bool has_bias() const { return epilogue == Bias || epilogue == GeluAuxBias; }
+    bool has_beside() const { return epilogue == GeluAux || epilogue == GeluAuxBias || epilogue == GeluSlope; }
 };
 
 struct Preference {
@@ -88,12 +101,29 @@ float turned(const void* at, const Layout& layout, bool transposed, uint64_t i, 
     return transposed ? read(at, layout, j, i) : read(at, layout, i, j);
 }
 
+// The hyperbolic tangent with eleven bits, the sign of its error turning from one argument to the next.
+float tangent(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return tanhf(x) * (1 + (bits & 1 ? 1 : -1) * (1.0f / 2048));
+}
+
+constexpr float steepness = 0.7978845608f, cubic = 0.044715f;
+
+float gelu(float x) { return 0.5f * x * (1 + tangent(steepness * (x + cubic * x * x * x))); }
+
+float gelu_slope(float x) {
+    const float t = tangent(steepness * (x + cubic * x * x * x));
+    return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * steepness * (1 + 3 * cubic * x * x);
+}
+
 void multiply(void* told) {
     // A recorded product is carried out many times, so what it was told is kept.
     const Work* work = static_cast<const Work*>(told);
     const Description& description = work->description;
     const uint64_t inner = description.transposed[0] ? work->a.rows : work->a.columns;
     const Layout one_column{work->d.type, work->d.rows, 1, int64_t(work->d.rows)};
+    const Layout beside{work->d.type, work->d.rows, work->d.columns, description.beside_leading};
     for (uint64_t j = 0; j < work->d.columns; ++j) {
         for (uint64_t i = 0; i < work->d.rows; ++i) {
             float sum = 0;
@@ -104,7 +134,13 @@ void multiply(void* told) {
             sum *= work->alpha;
             // Where beta is zero, C need not hold numbers.
             if (work->beta != 0) sum += work->beta * read(work->at_c, work->c, i, j);
-            if (description.epilogue == 4) sum += read(description.bias, one_column, i, 0);
+            if (description.has_bias()) sum += read(description.bias, one_column, i, 0);
+            if (description.epilogue == GeluSlope) {
+                sum *= gelu_slope(read(description.beside, beside, i, j));
+            } else if (description.has_beside()) {
+                write(description.beside, beside, i, j, sum);
+                sum = gelu(sum);
+            }
             write(work->at_d, work->d, i, j, sum);
         }
     }
@@ -127,7 +163,13 @@ int refused(const Description& of, const Layout& a, const Layout& b, const Layou
         if (layout.type != F32 && layout.type != Bf16) return NotSupported;
         if (layout.type == Bf16 && layout.leading % 2) return NotSupported;
     }
-    return of.epilogue == 1 || (of.epilogue == 4 && of.bias != nullptr) ? Success : NotSupported;
+    if (of.has_bias() && of.bias == nullptr) return InvalidValue;
+    if (of.has_beside()) {
+        if (of.beside == nullptr || uintptr_t(of.beside) % 16 || of.beside_leading < int64_t(d.rows)) return InvalidValue;
+        if (of.beside_leading % 8 || (of.beside_type != -1 && of.beside_type != d.type)) return InvalidValue;
+        if (inner < fewest_terms_of_gelu) return NotSupported;
+    }
+    return of.epilogue == Plain || of.epilogue == Bias || of.has_beside() ? Success : NotSupported;
 }
 
 template <class T> int take(T& to, const void* from, size_t bytes) {
@@ -179,6 +221,9 @@ int cublasLtMatmulDescSetAttribute(Description* description, int attribute, cons
     case 4: return take(description->transposed[1], from, bytes);
     case 7: return take(description->epilogue, from, bytes);
     case 8: return take(description->bias, from, bytes);
+    case 11: return take(description->beside, from, bytes);
+    case 12: return take(description->beside_leading, from, bytes);
+    case 22: return take(description->beside_type, from, bytes);
     default: return NotSupported;
     }
 }

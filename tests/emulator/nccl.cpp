@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <vector>
 
 extern "C" int cuLaunchHostFunc(void* stream, void (*work)(void*), void* told);
@@ -28,7 +29,13 @@ struct Communicator {
     int world, rank;
     // Of the first: one socket a process, its own unused. Of others: the first's alone.
     std::vector<int> sockets;
+    std::atomic<bool> aborted{false};
 };
+
+// As the library does where another process is gone: for ever, unless somebody gives it all up.
+void wait_for_abort(const Communicator& all) {
+    while (!all.aborted) usleep(1000);
+}
 
 struct Work {
     Communicator* communicator;
@@ -53,16 +60,16 @@ template <class T> void sum(const Work& work) {
     const Communicator& all = *work.communicator;
     const size_t bytes = work.count * sizeof(T);
     if (all.rank > 0) {
-        if (!whole(all.sockets[0], numbers, bytes, false) || !whole(all.sockets[0], numbers, bytes, true)) _exit(98);
+        if (!whole(all.sockets[0], numbers, bytes, false) || !whole(all.sockets[0], numbers, bytes, true)) wait_for_abort(all);
         return;
     }
     std::vector<T> other(work.count);
     for (int rank = 1; rank < all.world; ++rank) {
-        if (!whole(all.sockets[size_t(rank)], other.data(), bytes, true)) _exit(98);
+        if (!whole(all.sockets[size_t(rank)], other.data(), bytes, true)) return wait_for_abort(all);
         for (size_t i = 0; i < work.count; ++i) numbers[i] += other[i];
     }
     for (int rank = 1; rank < all.world; ++rank) {
-        if (!whole(all.sockets[size_t(rank)], numbers, bytes, false)) _exit(98);
+        if (!whole(all.sockets[size_t(rank)], numbers, bytes, false)) return wait_for_abort(all);
     }
 }
 
@@ -139,7 +146,14 @@ int ncclCommDestroy(Communicator* communicator) {
     return Success;
 }
 
-int ncclCommAbort(Communicator* communicator) { return ncclCommDestroy(communicator); }
+// What is being summed may still look at it, so that it is kept.
+int ncclCommAbort(Communicator* communicator) {
+    communicator->aborted = true;
+    for (int socket : communicator->sockets) {
+        if (socket >= 0) shutdown(socket, SHUT_RDWR);
+    }
+    return Success;
+}
 
 const char* ncclGetErrorString(int result) {
     switch (result) {

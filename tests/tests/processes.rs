@@ -1,10 +1,12 @@
 //! Data parallel on emulated devices: processes that share every batch learn what one of them alone learns, and only the
 //! first of them writes. And products as cuBLASLt makes them, by its documented meaning.
 
+use formats::checkpoint;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 use tests::emulator::{available, emulated};
 use tests::programs::{Program, Ran, run};
 use tests::training::{Job, metrics, tiny, with};
@@ -41,22 +43,29 @@ fn ready() -> bool {
     })
 }
 
-/// All processes of one run, to their ends.
-fn together(job: &Job, out: &Path, world: usize, more: &[&str]) -> Vec<Ran> {
+/// The commands of all processes of one run.
+fn commands(job: &Job, out: &Path, world: usize, more: &[&str]) -> Vec<Command> {
     let free =
         TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let of = |rank: usize| {
+        let environment = [
+            ("RANK", rank.to_string()),
+            ("WORLD_SIZE", world.to_string()),
+            ("LOCAL_RANK", rank.to_string()),
+            ("MASTER_ADDR", "127.0.0.1".to_owned()),
+            ("MASTER_PORT", (free.port() - 1).to_string()),
+        ];
+        command(job, out, more, &environment)
+    };
+    (0..world).map(of).collect()
+}
+
+/// All processes of one run, to their ends.
+fn together(job: &Job, out: &Path, world: usize, more: &[&str]) -> Vec<Ran> {
     let ran = std::thread::scope(|scope| {
-        let started: Vec<_> = (0..world)
-            .map(|rank| {
-                let environment = [
-                    ("RANK", rank.to_string()),
-                    ("WORLD_SIZE", world.to_string()),
-                    ("LOCAL_RANK", rank.to_string()),
-                    ("MASTER_ADDR", "127.0.0.1".to_owned()),
-                    ("MASTER_PORT", (free.port() - 1).to_string()),
-                ];
-                scope.spawn(move || run(command(job, out, more, &environment)))
-            })
+        let started: Vec<_> = commands(job, out, world, more)
+            .into_iter()
+            .map(|command| scope.spawn(move || run(command)))
             .collect();
         started.into_iter().map(|process| process.join().expect("no panic")).collect::<Vec<Ran>>()
     });
@@ -122,6 +131,34 @@ fn one_process_goes_the_same_way_and_an_uneven_batch_is_refused() {
 }
 
 #[test]
+fn who_is_left_behind_ends_and_nothing_saved_is_lost() {
+    if !ready() {
+        return;
+    }
+    for gone in [0, 1] {
+        let job = job(&format!("gone-{gone}"), &[("steps", "1000000"), ("eval_every", "0")]);
+        let out = job.out("run");
+        let [first, second] = <[Command; 2]>::try_from(commands(&job, &out, 2, &[])).expect("two");
+        let (mut killed, left) = if gone == 0 { (first, second) } else { (second, first) };
+        let mut killed = killed.stderr(Stdio::null()).spawn().expect("the command starts");
+        let left = std::thread::spawn(move || run(left));
+        let saved = |step: u64| {
+            let mut problems = vec![];
+            checkpoint::newest(&out.join("checkpoints"), &mut problems)
+                .is_ok_and(|newest| newest.is_some_and(|(newest, _)| newest >= step) && problems.is_empty())
+        };
+        while !saved(4) && !left.is_finished() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        killed.kill().expect("our own child can be killed");
+        killed.wait().expect("a killed child ends");
+        let left = left.join().expect("it does not hang").sound().calm();
+        left.expect(6).naming(&format!("process {gone} of this run is gone"));
+        assert!(saved(4), "what was saved is whole");
+    }
+}
+
+#[test]
 fn products_by_the_library_agree_with_the_processor() {
     if !available() {
         return;
@@ -130,7 +167,22 @@ fn products_by_the_library_agree_with_the_processor() {
         let mut inner =
             Program::Trainer.command(&["selfcheck", "--device", "cuda", "--quick", "--precision", precision]);
         inner.env("LECTERN_EMULATOR_WITH", "cublasLt");
-        let status = emulated(&inner).status().expect("the emulator starts");
-        assert!(status.success(), "selfcheck --precision {precision} with cuBLASLt: {status}");
+        let output = emulated(&inner).output().expect("the emulator starts");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "selfcheck --precision {precision} with cuBLASLt: {}\n{said}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        // And by our own kernels, for all that the library is there.
+        let parts: Vec<&str> = said.lines().filter(|line| line.contains("products by")).collect();
+        assert_eq!(parts.len(), 2, "{said}");
+        assert!(parts[0].ends_with("products by cuBLASLt 13.0"), "{said}");
+        assert!(parts[1].ends_with("products by our own kernels"), "{said}");
+        let own = said.split(parts[1]).nth(1).unwrap_or_default();
+        for operation in ["linear ", "linear_activation ", "loss "] {
+            assert!(own.contains(&format!("ok     {operation}")), "{operation}: {said}");
+        }
     }
 }

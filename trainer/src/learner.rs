@@ -196,7 +196,7 @@ impl<B: Backend> Learner<B> {
         let parameters = layout.parameters();
         let cut = shape.cut_on(parameters, &backend)?;
         let windows = Shape { sequences: cut.sequences, block: shape.block };
-        let program = record(config, &layout, windows, Mode::Train, mixing, recompute);
+        let program = record(config, &layout, windows, Mode::Train, mixing, recompute, B::GATHERS);
         let asked = program.loads();
         let loads = program.routers.iter().map(|router| Load::new(router.layer, router.active, router.count));
         let loads = loads.collect();
@@ -251,7 +251,7 @@ impl<B: Backend> Learner<B> {
         let cut = shape.cut_on(layout.parameters(), backend)?;
         let program = |sequences: usize, mode: Mode| {
             let shape = Shape { sequences, block: shape.block };
-            record(config, &layout, shape, mode, &Mixing::default(), recompute)
+            record(config, &layout, shape, mode, &Mixing::default(), recompute, B::GATHERS)
         };
         Ok(backend.plan(&Held {
             parameters: layout.parameters(),
@@ -470,8 +470,15 @@ impl<B: Backend> Learner<B> {
             return Err(Error::Internal(format!("{} ids are no whole windows of {block}", inputs.len())));
         }
         let shape = Shape { sequences: inputs.len() / block, block };
-        let program =
-            record(&self.config, &self.params.layout, shape, Mode::Logits, &self.mixing, Recompute::Nothing);
+        let program = record(
+            &self.config,
+            &self.params.layout,
+            shape,
+            Mode::Logits,
+            &self.mixing,
+            Recompute::Nothing,
+            B::GATHERS,
+        );
         let mut replay = Replay::new(&self.backend, program)?;
         replay.upload(&self.backend, inputs, &[]);
         replay.forward(&self.backend, &self.params, Place::default());

@@ -389,6 +389,7 @@ impl<B: Backend> Trainer<B> {
         }
         self.save()?;
         self.finish(&options)?;
+        self.learner.backend().part();
         Ok(End::Done)
     }
 
@@ -435,6 +436,7 @@ impl<B: Backend> Trainer<B> {
     /// Saves what was learned until a signal came, and says how to go on.
     fn leave(&mut self, exit_code: u8) -> Result<End> {
         self.save()?;
+        self.learner.backend().part();
         self.progress.finish();
         self.progress.message(&format!(
             "interrupted after {} steps; resume with\n  {} train --resume --out {}",

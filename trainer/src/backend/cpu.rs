@@ -280,13 +280,23 @@ impl Backend for Cpu {
         });
     }
 
-    fn activation_backward(&self, s: Hidden, x: &Aligned, mask: Mask, d_out: &Aligned, d_x: &mut Aligned) {
+    fn activation_backward(
+        &self,
+        s: Hidden,
+        x: &Aligned,
+        mask: Mask,
+        d_out: Option<&Aligned>,
+        d_x: &mut Aligned,
+    ) {
         let mut hands = self.hands();
-        let piece = hands.piece(d_out.len() / s.width, d_out.len());
+        let rows = x.len() / s.kind.inputs(s.width);
+        let piece = hands.piece(rows, rows * s.width);
         let inputs = piece * s.kind.inputs(s.width);
-        let pieces = x.chunks(inputs).zip(d_x.chunks_mut(inputs)).zip(d_out.chunks(piece * s.width));
-        hands.deal(pieces.enumerate(), |(index, ((x, d_x), d_out))| {
-            activation::backward(self.simd, s, x, after(mask, index * piece), d_out, d_x);
+        let pieces = x.chunks(inputs).zip(d_x.chunks_mut(inputs));
+        hands.deal(pieces.enumerate(), |(index, (x, d_x))| {
+            let first = index * piece;
+            let d_out = d_out.map(|d_out| &d_out[first * s.width..][..x.len() / s.kind.inputs(1)]);
+            activation::backward(self.simd, s, x, after(mask, first), d_out, d_x);
         });
     }
 
@@ -420,26 +430,17 @@ impl Backend for Cpu {
         experts::combine(self.simd, s, routing, x, weights, out);
     }
 
-    fn combine_backward_experts(
-        &self,
-        s: &Router,
-        routing: &Routing,
-        weights: &Aligned,
-        d_out: &Aligned,
-        d_x: &mut Aligned,
-    ) {
-        experts::combine_backward_experts(s, routing, weights, d_out, d_x);
-    }
-
-    fn combine_backward_weights(
+    fn combine_backward(
         &self,
         s: &Router,
         routing: &Routing,
         x: &Aligned,
+        weights: &Aligned,
         d_out: &Aligned,
+        d_x: &mut Aligned,
         d_weights: &mut Aligned,
     ) {
-        experts::combine_backward_weights(self.simd, s, routing, x, d_out, d_weights);
+        experts::combine_backward(self.simd, s, routing, (x, weights), d_out, d_x, d_weights);
     }
 
     fn add(&self, rows: usize, stream: &Aligned, branch: &Aligned, mask: Mask, out: &mut Aligned) {

@@ -16,7 +16,7 @@ use crate::ops::adamw::{self, Adam};
 use crate::ops::attention::{self, Heads};
 use crate::ops::dropout::Mask;
 use crate::ops::experts::{self, Way};
-use crate::ops::linear::cuda::{Bias, Shape};
+use crate::ops::linear::cuda::Shape;
 use crate::ops::loss::{self, Classes};
 use crate::ops::query_key_norm::{self, Stretches};
 use crate::ops::route::{self, Disturbance, Router};
@@ -24,7 +24,8 @@ use crate::ops::{add, embedding, linear, norm, rotary};
 use crate::params::Params;
 use crate::windows::Windows;
 pub use arena::Working;
-use arena::{grad_pair, head_of, maps_of, part, router_of, weight};
+use arena::{grad_pair, head_of, map_of, maps_of, part, router_of, weight};
+use formats::config::Activation;
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -120,6 +121,10 @@ impl Backend for Cuda {
         self.together.as_ref().map_or((0, 1), |(ranks, _)| (ranks.rank, ranks.world))
     }
 
+    fn part(&self) {
+        self.together.iter().for_each(|(_, communicator)| communicator.part());
+    }
+
     fn unite(&self, sums: &mut Buffer) {
         self.together.iter().for_each(|(_, communicator)| communicator.sum(&mut *sums));
     }
@@ -202,8 +207,7 @@ impl Backend for Cuda {
     }
 
     fn linear(&self, rows: usize, x: &Buffer, linear: &Linear, params: &Params<Cuda>, out: &mut Buffer) {
-        let bias = |id| Bias { floats: part(params, id), values: Some(weight(params, id)) };
-        let (matrix, bias) = (weight(params, linear.weight), linear.bias.map(bias));
+        let (matrix, bias) = map_of(params, linear);
         let shape = Shape::of(linear, rows);
         linear::cuda::forward(&self.device, &shape, x.view(), matrix, bias, out.view_mut());
     }
@@ -303,10 +307,64 @@ impl Backend for Cuda {
         activation::cuda::forward(&self.device, s, x.view(), noise, out.view_mut());
     }
 
-    fn activation_backward(&self, s: Hidden, x: &Buffer, mask: Mask, d_out: &Buffer, d_x: &mut Buffer) {
+    fn activation_backward(
+        &self,
+        s: Hidden,
+        x: &Buffer,
+        mask: Mask,
+        d_out: Option<&Buffer>,
+        d_x: &mut Buffer,
+    ) {
         let clock = held(&self.clock);
-        let noise = (mask, clock.view());
-        activation::cuda::backward(&self.device, s, x.view(), noise, d_out.view(), d_x.view_mut());
+        let (noise, d_out) = ((mask, clock.view()), d_out.map(Buffer::view));
+        activation::cuda::backward(&self.device, s, x.view(), noise, d_out, d_x.view_mut());
+    }
+
+    fn joins_exactly(&self, kind: Activation) -> bool {
+        !linear::cuda::has_epilogue(&self.device, kind)
+    }
+
+    fn linear_activation(
+        &self,
+        rows: usize,
+        x: &Buffer,
+        linear: &Linear,
+        s: Hidden,
+        params: &Params<Cuda>,
+        hidden: &mut Buffer,
+        out: &mut Buffer,
+    ) {
+        let (matrix, bias) = map_of(params, linear);
+        let (shape, device) = (Shape::of(linear, rows), &self.device);
+        let (input, made, to) = (x.view(), hidden.view_mut(), out.view_mut());
+        if !linear::cuda::forward_activated(device, &shape, input, matrix, bias, s.kind, made, to) {
+            self.linear(rows, x, linear, params, hidden);
+            self.activation(s, hidden, None, out);
+        }
+    }
+
+    fn activation_linear_backward(
+        &self,
+        rows: usize,
+        s: Hidden,
+        hidden: &Buffer,
+        x: &Buffer,
+        linear: &Linear,
+        params: &Params<Cuda>,
+        d_out: &Buffer,
+        d_hidden: &mut Buffer,
+        grads: &mut Buffer,
+        scratch: &mut Buffer,
+    ) {
+        let (shape, matrix) = (Shape::of(linear, rows), weight(params, linear.weight));
+        let (device, d, d_to) = (&self.device, d_out.view(), d_hidden.view_mut());
+        if !linear::cuda::backward_hidden(device, &shape, d, matrix, s.kind, hidden.view(), d_to) {
+            let d_x = (&mut *d_hidden, Write::Set);
+            self.linear_backward(rows, x, linear, params, d_out, d_x, grads, scratch);
+            return self.activation_backward(s, hidden, None, None, d_hidden);
+        }
+        let (d_weight, d_bias) = grad_pair(&params.layout, grads, linear.weight, linear.bias);
+        linear::cuda::backward_parameters(device, &shape, x.view(), d, d_weight, d_bias, scratch.view_mut());
     }
 
     fn route(
@@ -401,8 +459,8 @@ impl Backend for Cuda {
         route::cuda::shift(&self.device, params.master.part_mut(range), load, rate, record.view());
     }
 
-    fn dispatch(&self, s: &Router, routing: &route::cuda::Routing, x: &Buffer, out: &mut Buffer) {
-        experts::cuda::dispatch(&self.device, s, routing, x.view(), out.view_mut());
+    fn dispatch(&self, _: &Router, _: &route::cuda::Routing, _: &Buffer, _: &mut Buffer) {
+        unreachable!("experts find rows where they stand");
     }
 
     fn dispatch_backward(
@@ -427,7 +485,7 @@ impl Backend for Cuda {
     ) {
         let (maps, working) = maps_of(params, bank, way);
         let (master, out) = (params.master.view(), out.view_mut());
-        experts::cuda::forward(&self.device, routing, x.view(), &maps, working, master, out);
+        experts::cuda::forward(&self.device, routing, x.view(), &maps, working, master, out, None);
     }
 
     fn experts_backward(
@@ -444,7 +502,58 @@ impl Backend for Cuda {
     ) {
         let (maps, working) = maps_of(params, bank, way);
         let (x, d_out, d_x, grads) = (x.view(), d_out.view(), d_x.view_mut(), grads.view_mut());
-        experts::cuda::backward(&self.device, routing, x, &maps, working, d_out, d_x, grads);
+        experts::cuda::backward(&self.device, routing, x, &maps, working, d_out, d_x, grads, None);
+    }
+
+    fn experts_activation(
+        &self,
+        routing: &route::cuda::Routing,
+        x: &Buffer,
+        bank: &Bank,
+        (s, mask): (Hidden, Mask),
+        params: &Params<Cuda>,
+        hidden: &mut Buffer,
+        out: &mut Buffer,
+    ) {
+        if mask.is_some() {
+            self.experts(routing, x, bank, Way::In, params, hidden);
+            return self.activation(s, hidden, mask, out);
+        }
+        let (maps, working) = maps_of(params, bank, Way::In);
+        let (x, master, activated) = (x.view(), params.master.view(), Some((s.kind, out.view_mut())));
+        experts::cuda::forward(
+            &self.device,
+            routing,
+            x,
+            &maps,
+            working,
+            master,
+            hidden.view_mut(),
+            activated,
+        );
+    }
+
+    fn activation_experts_backward(
+        &self,
+        routing: &route::cuda::Routing,
+        (s, mask): (Hidden, Mask),
+        hidden: &Buffer,
+        x: &Buffer,
+        bank: &Bank,
+        params: &Params<Cuda>,
+        d_out: &Buffer,
+        d_hidden: &mut Buffer,
+        grads: &mut Buffer,
+        scratch: &mut Buffer,
+    ) {
+        if mask.is_some() {
+            self.experts_backward(routing, x, bank, Way::Out, params, d_out, d_hidden, grads, scratch);
+            return self.activation_backward(s, hidden, mask, None, d_hidden);
+        }
+        let (maps, working) = maps_of(params, bank, Way::Out);
+        let (x, d_out, grads) = (x.view(), d_out.view(), grads.view_mut());
+        let (d_hidden, at) = (d_hidden.view_mut(), Some((s.kind, hidden.view())));
+        experts::cuda::backward(&self.device, routing, x, &maps, working, d_out, d_hidden, grads, at);
     }
 
     fn combine(
@@ -458,28 +567,19 @@ impl Backend for Cuda {
         experts::cuda::combine(&self.device, s, routing, x.view(), weights.view(), out.view_mut());
     }
 
-    fn combine_backward_experts(
-        &self,
-        s: &Router,
-        routing: &route::cuda::Routing,
-        weights: &Buffer,
-        d_out: &Buffer,
-        d_x: &mut Buffer,
-    ) {
-        let (weights, d_out, d_x) = (weights.view(), d_out.view(), d_x.view_mut());
-        experts::cuda::combine_backward_experts(&self.device, s, routing, weights, d_out, d_x);
-    }
-
-    fn combine_backward_weights(
+    fn combine_backward(
         &self,
         s: &Router,
         routing: &route::cuda::Routing,
         x: &Buffer,
+        weights: &Buffer,
         d_out: &Buffer,
+        d_x: &mut Buffer,
         d_weights: &mut Buffer,
     ) {
-        let (x, d_out, d_weights) = (x.view(), d_out.view(), d_weights.view_mut());
-        experts::cuda::combine_backward_weights(&self.device, s, routing, x, d_out, d_weights);
+        let (given, d_out) = ((x.view(), weights.view()), d_out.view());
+        let (d_x, d_weights) = (d_x.view_mut(), d_weights.view_mut());
+        experts::cuda::combine_backward(&self.device, s, routing, given, d_out, d_x, d_weights);
     }
 
     fn add(&self, rows: usize, stream: &Buffer, branch: &Buffer, mask: Mask, out: &mut Buffer) {

@@ -19,7 +19,7 @@ use crate::ops::query_key_norm::Stretches;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
 use crate::windows::Windows;
-use formats::config::NormKind;
+use formats::config::{Activation, NormKind};
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
 pub use runtime::simd::product::Write;
@@ -43,6 +43,8 @@ pub trait Backend: Storage {
     fn ranks(&self) -> (usize, usize) {
         (0, 1)
     }
+    /// Says to the other processes that this one has done all it does together with them.
+    fn part(&self) {}
     /// Replaces what each process summed over its part of a batch by the sums over all of it.
     fn unite(&self, _: &mut Self::Sums) {}
     /// How many launches and copies the record of a phase is made of, if there is one.
@@ -182,15 +184,53 @@ pub trait Backend: Storage {
 
     /// See [`crate::ops::activation`].
     fn activation(&self, s: Hidden, x: &Self::Values, mask: Mask, out: &mut Self::Values);
-    /// Its backward pass; sets the gradient.
+    /// Its backward pass; sets the gradient. Without `d_out`, which is not for a gate, `d_x` holds that of the result.
     fn activation_backward(
         &self,
         s: Hidden,
         x: &Self::Values,
         mask: Mask,
-        d_out: &Self::Values,
+        d_out: Option<&Self::Values>,
         d_x: &mut Self::Values,
     );
+
+    /// Whether the next two verbs leave the bytes that is left by what they are made of, one after the other.
+    fn joins_exactly(&self, _: Activation) -> bool {
+        true
+    }
+    /// [`Backend::linear`] to `hidden`, and [`Backend::activation`] of it, which is no gate and has no mask.
+    fn linear_activation(
+        &self,
+        rows: usize,
+        x: &Self::Values,
+        linear: &Linear,
+        s: Hidden,
+        params: &Params<Self>,
+        hidden: &mut Self::Values,
+        out: &mut Self::Values,
+    ) {
+        self.linear(rows, x, linear, params, hidden);
+        self.activation(s, hidden, None, out);
+    }
+    /// The backward pass of such an [`Backend::activation`] of `hidden` and of the [`Backend::linear`] that reads its
+    /// result `x`; sets the gradient of `hidden`.
+    fn activation_linear_backward(
+        &self,
+        rows: usize,
+        s: Hidden,
+        hidden: &Self::Values,
+        x: &Self::Values,
+        linear: &Linear,
+        params: &Params<Self>,
+        d_out: &Self::Values,
+        d_hidden: &mut Self::Values,
+        grads: &mut Self::Floats,
+        scratch: &mut Self::Floats,
+    ) {
+        let d_x = (&mut *d_hidden, Write::Set);
+        self.linear_backward(rows, x, linear, params, d_out, d_x, grads, scratch);
+        self.activation_backward(s, hidden, None, None, d_hidden);
+    }
 
     /// See [`crate::ops::route`].
     fn route(
@@ -243,7 +283,7 @@ pub trait Backend: Storage {
         record: &Self::Sums,
     );
 
-    /// See [`crate::ops::experts`]: rows laid out by expert.
+    /// See [`crate::ops::experts`]: rows laid out by expert. Not asked of a device that [`Storage::GATHERS`].
     fn dispatch(&self, s: &Router, routing: &Self::Routing, x: &Self::Values, out: &mut Self::Values);
     /// Its backward pass.
     fn dispatch_backward(
@@ -253,7 +293,7 @@ pub trait Backend: Storage {
         d_out: &Self::Values,
         d_x: (&mut Self::Values, Write),
     );
-    /// One affine map of each expert's rows.
+    /// One affine map of each expert's rows; see [`Storage::GATHERS`] for where they stand.
     fn experts(
         &self,
         routing: &Self::Routing,
@@ -276,6 +316,38 @@ pub trait Backend: Storage {
         grads: &mut Self::Floats,
         scratch: &mut Self::Floats,
     );
+    /// [`Backend::experts`] on the way in to `hidden`, and [`Backend::activation`] of it, which is no gate.
+    fn experts_activation(
+        &self,
+        routing: &Self::Routing,
+        x: &Self::Values,
+        bank: &Bank,
+        (s, mask): (Hidden, Mask),
+        params: &Params<Self>,
+        hidden: &mut Self::Values,
+        out: &mut Self::Values,
+    ) {
+        self.experts(routing, x, bank, Way::In, params, hidden);
+        self.activation(s, hidden, mask, out);
+    }
+    /// The backward pass of such an [`Backend::activation`] of `hidden` and of the [`Backend::experts`] on the way out that
+    /// read its result `x`; sets the gradient of `hidden`.
+    fn activation_experts_backward(
+        &self,
+        routing: &Self::Routing,
+        (s, mask): (Hidden, Mask),
+        hidden: &Self::Values,
+        x: &Self::Values,
+        bank: &Bank,
+        params: &Params<Self>,
+        d_out: &Self::Values,
+        d_hidden: &mut Self::Values,
+        grads: &mut Self::Floats,
+        scratch: &mut Self::Floats,
+    ) {
+        self.experts_backward(routing, x, bank, Way::Out, params, d_out, d_hidden, grads, scratch);
+        self.activation_backward(s, hidden, mask, None, d_hidden);
+    }
     /// The weighted sum of each row's experts.
     fn combine(
         &self,
@@ -285,22 +357,15 @@ pub trait Backend: Storage {
         weights: &Self::Values,
         out: &mut Self::Values,
     );
-    /// The gradient of the experts' results; sets it.
-    fn combine_backward_experts(
-        &self,
-        s: &Router,
-        routing: &Self::Routing,
-        weights: &Self::Values,
-        d_out: &Self::Values,
-        d_x: &mut Self::Values,
-    );
-    /// The gradient of the weights; sets it.
-    fn combine_backward_weights(
+    /// Its backward pass; sets the gradients of the experts' results and of the weights.
+    fn combine_backward(
         &self,
         s: &Router,
         routing: &Self::Routing,
         x: &Self::Values,
+        weights: &Self::Values,
         d_out: &Self::Values,
+        d_x: &mut Self::Values,
         d_weights: &mut Self::Values,
     );
 

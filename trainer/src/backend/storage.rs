@@ -7,6 +7,10 @@ use formats::{Layout, Result};
 
 /// What a device keeps. An upload may still be under way when its call returns; what is downloaded is there.
 pub trait Storage: Sync + Sized {
+    /// Whether the experts' products find a row where it stands, so that none is laid out for them. What comes out of the
+    /// experts stands by row and slot then, and else sorted by expert.
+    const GATHERS: bool;
+
     /// Activations, in the device's working precision.
     type Values: Send + Sync;
     /// Statistics, gradients of parameters, moments and master weights: always f32.

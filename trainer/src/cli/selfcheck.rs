@@ -16,14 +16,15 @@ use trainer::device::probe::{self, Chosen};
 use trainer::device::{self, Precision};
 use trainer::options::Device;
 use trainer::selfcheck::models::{Ways, train};
-use trainer::selfcheck::{Extent, Rounding, Row, operations};
+use trainer::selfcheck::{Extent, Rounding, Row, operations, products};
 
 /// What `trainer selfcheck` takes.
 #[derive(clap::Args)]
 #[command(
     about = "Check every operation of a device, forward and backward, and the training of small models, against the CPU",
     long_about = "Checks every operation of a device, forward and backward, on ragged shapes against the CPU on the same \
-                  numbers, each result beside a bound that follows from its type and the sums behind it. Then small models of \
+                  numbers, each result beside a bound that follows from its type and the sums behind it; where cuBLASLt \
+                  multiplies, products are checked by our own kernels too. Then small models of \
                   every family train beside the CPU's, twice, on from a saved state, and with and without a recorded graph.\n\n\
                   On the CPU itself every set of instructions is checked against plain code."
 )]
@@ -172,7 +173,17 @@ impl Selfcheck {
         let open = || Cuda::new(found.clone());
         let eager = || Ok(open()?.without_graphs());
         let ways = Ways { open: &open, eager: Some(&eager) };
-        self.check(&found.describe(), &eager()?, &ways, &|| Cpu::new(1), rounding, report)
+        self.check(&found.describe(), &eager()?, &ways, &|| Cpu::new(1), rounding, report)?;
+        if found.has_blas() {
+            // Our own kernels multiply where the library does not know a shape, and on machines that lack it.
+            let own = found.without_library();
+            let named = own.describe();
+            report.say(&format!("{named}\n"))?;
+            let device = Cuda::new(own)?.without_graphs();
+            let rows = products(&device, &Cpu::new(1)?, rounding, self.extent(), |rows| report.rows(rows))?;
+            report.parts.push(json!({ "device": named, "results": rows }));
+        }
+        Ok(())
     }
 
     fn extent(&self) -> Extent {
@@ -240,7 +251,7 @@ impl Report<'_> {
             let Row { operation, result, cases, error, bound, share, .. } = row;
             let verdict = if row.failure.is_some() { "FAILED" } else { "ok" };
             // Writing to a string cannot fail.
-            let _ = write!(text, "{verdict:6} {operation:15} {result:32} {cases:4} cases");
+            let _ = write!(text, "{verdict:6} {operation:17} {result:32} {cases:4} cases");
             let _ = match bound {
                 0.0 => writeln!(text, "  equal"),
                 _ => writeln!(text, "  {error:.1e} of {bound:.1e} allowed ({:.0} %)", 100.0 * share),

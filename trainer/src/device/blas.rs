@@ -4,6 +4,9 @@
 //! `C = A B` is asked for as `C^T = B^T A^T`: the factors change places, rows and columns of all three change names, and no
 //! byte moves. What the library calls the rows of its result are then our columns, along which it adds a bias.
 //!
+//! Its GELU is the form with the hyperbolic tangent, of sums that are not rounded yet; how well it computes that tangent it
+//! does not say. Whoever asks for it must not care for more than bf16 shows.
+//!
 //! Sums are f32. In f32 the factors are not rounded to TF32: only a compute type of that name would. An algorithm is
 //! chosen once for each shape, by the library's own rule and not by the clock, and one whose partial sums meet in the
 //! result itself is never taken: the same bytes come out on every run of one card.
@@ -30,6 +33,8 @@ use std::sync::{Mutex, PoisonError};
 const WORKSPACE: usize = 32 << 20;
 /// The coarsest alignment that the library asks about, in bytes.
 const ALIGNMENT: u64 = 256;
+/// What the library wants the stride of a matrix beside the result to be a multiple of, in elements.
+const BESIDE: usize = 8;
 
 /// `CUBLAS_OP_N` and `CUBLAS_OP_T`, which the bindings of this library lack.
 const AS_IT_LIES: i32 = 0;
@@ -63,6 +68,16 @@ pub struct Factor<'a> {
     pub transposed: bool,
 }
 
+/// What is done to `A B + bias` before it is the result; what stands beside the result has its element and its stride.
+pub enum Epilogue<'a> {
+    /// Nothing.
+    None,
+    /// The result is its GELU, and itself is kept beside it.
+    Gelu(ViewMut<'a>),
+    /// It is multiplied by the slope of that GELU at what was kept.
+    GeluSlope(View<'a>),
+}
+
 /// `out (+)= A B + bias`, all by rows: `A` is `[rows, inner]`, `B` is `[inner, columns]`.
 pub struct Product<'a> {
     /// Rows of the result.
@@ -81,8 +96,10 @@ pub struct Product<'a> {
     pub out: ViewMut<'a>,
     /// From one row of the result to the next, in elements.
     pub stride: usize,
-    /// Whether the result is set or added to.
+    /// Whether the result is set or added to; one with an epilogue is set.
     pub write: Write,
+    /// What is done last.
+    pub epilogue: Epilogue<'a>,
 }
 
 /// All that the choice of an algorithm depends on.
@@ -98,8 +115,11 @@ struct Key {
     /// Alignment of what the result is made of last: itself, and the bias.
     last: u32,
     floats: bool,
-    bias: bool,
     accumulate: bool,
+    /// As the library numbers them.
+    epilogue: u32,
+    /// Alignment of what stands beside the result.
+    beside: u32,
 }
 
 /// The library at work.
@@ -159,9 +179,7 @@ impl Blas {
             .entry(key)
             .or_insert_with(|| Plan::choose(self.handle, inner.precision, &key, product).ok());
         let Some(plan) = plan else { return Ok(false) };
-        if let Some(bias) = product.bias {
-            plan.set_bias(bias)?;
-        }
+        plan.point(product)?;
         let (alpha, beta) = (1f32, f32::from(u8::from(key.accumulate)));
         let out = product.out.pointer as *mut c_void;
         // SAFETY: handle, descriptors and algorithm live in `self` and were made for this shape; the factors, the bias and
@@ -238,10 +256,12 @@ impl Plan {
         let turned = |transposed| if transposed { TRANSPOSED } else { AS_IT_LIES };
         plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &turned(key.b.1))?;
         plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &turned(key.a.1))?;
-        if let Some(bias) = product.bias {
-            plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
-            plan.set_bias(bias)?;
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &key.epilogue)?;
+        if product.epilogue.beside().is_some() {
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &(key.out.0 as i64))?;
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, &written)?;
         }
+        plan.point(product)?;
         plan.algorithm = plan.fastest(handle, key)?;
         Ok(plan)
     }
@@ -278,7 +298,7 @@ impl Plan {
     /// Sets an attribute of the description.
     fn set<T>(&self, attribute: Attribute, value: &T) -> Result<(), CublasError> {
         // SAFETY: the description is live, and the attributes used here have the type and size of what is passed:
-        // operation, epilogue (both 32-bit words) and address.
+        // operation, epilogue and data type (32-bit words), stride (a 64-bit number) and address.
         unsafe {
             result::set_matmul_desc_attribute(
                 self.description,
@@ -289,9 +309,16 @@ impl Plan {
         }
     }
 
-    /// Where the bias stands; its element is that of the result, which is what the library expects unless told.
-    fn set_bias(&self, bias: View) -> Result<(), CublasError> {
-        self.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.pointer)
+    /// Where the bias stands, whose element is that of the result, which is what the library expects unless told; and
+    /// what is beside the result.
+    fn point(&self, product: &Product) -> Result<(), CublasError> {
+        if let Some(bias) = product.bias {
+            self.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.pointer)?;
+        }
+        if let Some(beside) = product.epilogue.beside() {
+            self.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &beside.pointer)?;
+        }
+        Ok(())
     }
 }
 
@@ -339,6 +366,29 @@ fn span(lines: usize, length: usize, stride: usize) -> usize {
     lines.saturating_sub(1).saturating_mul(stride).saturating_add(length)
 }
 
+impl Epilogue<'_> {
+    /// What stands beside the result.
+    fn beside(&self) -> Option<View<'_>> {
+        match self {
+            Epilogue::None => None,
+            Epilogue::Gelu(kept) => Some(kept.view()),
+            Epilogue::GeluSlope(kept) => Some(*kept),
+        }
+    }
+
+    /// What the library calls it, with a bias or without; none if it does not have it.
+    fn number(&self, bias: bool) -> Option<cublasLtEpilogue_t> {
+        match (self, bias) {
+            (Epilogue::None, false) => Some(cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT),
+            (Epilogue::None, true) => Some(cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS),
+            (Epilogue::Gelu(_), false) => Some(cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_AUX),
+            (Epilogue::Gelu(_), true) => Some(cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_AUX_BIAS),
+            (Epilogue::GeluSlope(_), false) => Some(cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DGELU),
+            (Epilogue::GeluSlope(_), true) => None,
+        }
+    }
+}
+
 impl Factor<'_> {
     /// Lines as they lie, and their length.
     fn lines(&self, rows: usize, columns: usize) -> (usize, usize) {
@@ -356,13 +406,13 @@ impl Factor<'_> {
 impl Device {
     /// Whether cuBLASLt multiplies here.
     pub fn has_blas(&self) -> bool {
-        self.inner.blas.is_some()
+        self.library && self.inner.blas.is_some()
     }
 
     /// Puts a product on the stream, if cuBLASLt is here and does its shape; else the caller does it otherwise. What goes
     /// wrong later is recorded, as for a launch. Matrices that do not span the product are a bug of ours.
     pub fn multiply(&self, product: &mut Product) -> bool {
-        let Some(blas) = &*self.inner.blas else { return false };
+        let Some(blas) = self.inner.blas.as_ref().filter(|_| self.library) else { return false };
         let p = product;
         if self.failed() || p.rows == 0 || p.columns == 0 {
             return true;
@@ -377,7 +427,15 @@ impl Device {
             }
             None => true,
         };
-        let spanned = p.a.fits(p.rows, p.inner, precision)
+        let beside = p.epilogue.beside();
+        let fits = beside.is_none_or(|beside| {
+            beside.element.serves(out.element, precision)
+                && span(p.rows, p.columns, p.stride) <= beside.len()
+                && p.write == Write::Set
+                && self.holds(beside.owner, "product")
+        });
+        let spanned = fits
+            && p.a.fits(p.rows, p.inner, precision)
             && p.b.fits(p.inner, p.columns, precision)
             && p.stride >= p.columns
             && span(p.rows, p.columns, p.stride) <= out.len()
@@ -395,7 +453,8 @@ impl Device {
         {
             return true;
         }
-        if p.inner == 0 {
+        let Some(epilogue) = p.epilogue.number(p.bias.is_some()) else { return false };
+        if p.inner == 0 || beside.is_some() && !p.stride.is_multiple_of(BESIDE) {
             return false;
         }
         let key = Key {
@@ -407,8 +466,9 @@ impl Device {
             out: (p.stride, alignment(out.pointer)),
             last: alignment(out.pointer | p.bias.map_or(0, |bias| bias.pointer)),
             floats: out.element == Element::F32,
-            bias: p.bias.is_some(),
             accumulate: p.write == Write::Accumulate,
+            epilogue: epilogue as u32,
+            beside: beside.map_or(0, |beside| alignment(beside.pointer)),
         };
         let done =
             self.inner.bind().map_err(|error| super::driver_said("cuCtxSetCurrent", error)).and_then(|()| {

@@ -54,7 +54,7 @@ impl Device {
         let mut inner = Inner::new(precision, "an imagined device".to_owned(), (8, 0), multiprocessors);
         *inner.kernels = kernels;
         inner.imagined = Some(imagined);
-        Ok(Device { inner: Arc::new(inner) })
+        Ok(Device { inner: Arc::new(inner), library: true })
     }
 }
 

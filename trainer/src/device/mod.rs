@@ -17,8 +17,9 @@ pub mod probe;
 pub mod ranks;
 pub mod signature;
 mod staging;
+mod watch;
 
-pub use blas::{Factor, Product};
+pub use blas::{Epilogue, Factor, Product};
 pub use graph::Graph;
 pub use launch::{Argument, Grid};
 pub use memory::{Buffer, Element, Number, View, ViewMut};
@@ -26,7 +27,7 @@ pub use memory::{Buffer, Element, Number, View, ViewMut};
 use crate::ops::KERNELS;
 use blas::Blas;
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUstream};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUresult, CUstream};
 use cudarc::nvrtc::result::NvrtcError;
 use formats::{Error, Result};
 use imagined::Imagined;
@@ -56,6 +57,9 @@ pub enum Stop {
     /// The driver refuses.
     #[error("{0}")]
     Driver(String),
+    /// It has no memory left.
+    #[error("{0}")]
+    Memory(String),
     /// The card is too old.
     #[error("{0}")]
     Capability(String),
@@ -69,7 +73,8 @@ pub enum Stop {
 
 impl Stop {
     fn of_driver(call: &str, error: DriverError) -> Stop {
-        Stop::Driver(driver_said(call, error))
+        let said = driver_said(call, error);
+        if is_of_memory(error) { Stop::Memory(said) } else { Stop::Driver(said) }
     }
 
     fn of_compiler(call: &str, error: NvrtcError) -> Stop {
@@ -85,6 +90,7 @@ impl From<Stop> for Error {
     fn from(stop: Stop) -> Error {
         match stop {
             Stop::Bug(problem) => Error::Internal(problem),
+            Stop::Memory(problem) => Error::DeviceMemory(out_of_memory(&problem)),
             stop => Error::Device(format!(
                 "CUDA cannot be used: {stop}\n  help: pass --device cpu, or --device auto"
             )),
@@ -96,6 +102,8 @@ impl From<Stop> for Error {
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
+    /// Whether products are left to cuBLASLt, where it is.
+    library: bool,
 }
 
 /// What its buffers and graphs share.
@@ -131,6 +139,10 @@ struct Kept {
 enum Failure {
     /// On the device.
     Device(String),
+    /// It had no memory left.
+    Memory(String),
+    /// Another process of the run ended without a word.
+    Deserted(usize),
     /// In our own code.
     Bug(String),
 }
@@ -180,7 +192,12 @@ impl Device {
         *inner.staging = Mutex::new(Staging::new().map_err(|error| of("cuMemHostAlloc", error))?);
         *inner.kernels = Kernels::load(KERNELS, precision, capability)?;
         *inner.blas = Blas::open().map_err(|error| of("cuMemAlloc for cuBLASLt", error))?;
-        Ok(Device { inner: Arc::new(inner) })
+        Ok(Device { inner: Arc::new(inner), library: true })
+    }
+
+    /// The same device, every product by our own kernels.
+    pub fn without_library(&self) -> Device {
+        Device { library: false, ..self.clone() }
     }
 
     /// What activations are kept in.
@@ -211,14 +228,15 @@ impl Device {
     /// Itself in a few words: its name, its architecture, and who multiplies.
     pub fn describe(&self) -> String {
         let (major, minor) = self.capability();
-        let products = self.inner.blas.as_ref().map_or_else(
-            || "products by our own kernels as cuBLASLt is not found".to_owned(),
-            |blas| {
+        let products = match &*self.inner.blas {
+            None => "products by our own kernels as cuBLASLt is not found".to_owned(),
+            Some(_) if !self.library => "products by our own kernels".to_owned(),
+            Some(blas) => {
                 // As NVIDIA counts: 130200 is 13.2.
                 let version = blas.version();
                 format!("products by cuBLASLt {}.{}", version / 10_000, version / 100 % 100)
-            },
-        );
+            }
+        };
         let precision = match self.precision() {
             Precision::Bf16 => "bf16",
             Precision::F32 => "f32",
@@ -231,6 +249,11 @@ impl Device {
         match self.inner.failure.get() {
             None => Ok(()),
             Some(Failure::Bug(problem)) => Err(Error::Internal(problem.clone())),
+            Some(Failure::Deserted(rank)) => Err(Error::Device(format!(
+                "process {rank} of this run is gone, and what all of them sum cannot be\n  help: see how it ended; what \
+                 was saved before is intact; continue with --resume"
+            ))),
+            Some(Failure::Memory(problem)) => Err(Error::DeviceMemory(out_of_memory(problem))),
             Some(Failure::Device(problem)) => Err(Error::Device(format!(
                 "the device failed: {problem}\n  help: what was saved before is intact; continue with --resume"
             ))),
@@ -264,14 +287,23 @@ impl Device {
 
     /// Keeps the first error.
     fn note(&self, call: &str, result: Result<(), DriverError>) {
-        if let Err(error) = result {
-            self.lost(driver_said(call, error));
+        match result {
+            Err(error) if is_of_memory(error) => {
+                let _ = self.inner.failure.set(Failure::Memory(driver_said(call, error)));
+            }
+            Err(error) => self.lost(driver_said(call, error)),
+            Ok(()) => {}
         }
     }
 
     /// Keeps what went wrong on the device, if it is the first: what follows is its consequence.
     fn lost(&self, problem: String) {
         let _ = self.inner.failure.set(Failure::Device(problem));
+    }
+
+    /// Keeps that another process of the run is gone, if it is the first thing to go wrong.
+    fn deserted(&self, rank: usize) {
+        let _ = self.inner.failure.set(Failure::Deserted(rank));
     }
 
     /// Keeps a mistake of ours, if it is the first thing to go wrong.
@@ -372,6 +404,19 @@ impl Drop for Inner {
         // SAFETY: retained once and released once, here.
         let _ = unsafe { result::primary_ctx::release(self.ordinal) };
     }
+}
+
+/// Whether the driver had no memory for what it was asked.
+fn is_of_memory(error: DriverError) -> bool {
+    error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY
+}
+
+/// What to say where it does not say how much is wanted.
+fn out_of_memory(problem: &str) -> String {
+    format!(
+        "the device has no memory left: {problem}\n  help: see what else runs on it, or choose a smaller --batch with \
+         --accumulate; what was saved before is intact"
+    )
 }
 
 /// An error of the driver's as one line.

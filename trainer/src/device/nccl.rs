@@ -5,12 +5,15 @@
 
 use super::memory::{Element, ViewMut};
 use super::ranks::Ranks;
+use super::watch::Watch;
 use super::{Device, driver_said};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
 use formats::{Error, Result};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Names of the library.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
@@ -75,15 +78,35 @@ impl Calls {
 /// The processes of a run, joined.
 pub struct Communicator {
     device: Device,
-    calls: Calls,
-    communicator: ncclComm_t,
+    calls: Arc<Calls>,
+    joined: Arc<Joined>,
+    /// Whether the others were told that they may go on without this one.
+    parted: AtomicBool,
+    watch: Option<Watch>,
 }
 
-// SAFETY: the handle is plain data to the library, whose calls may come from any thread, one at a time, which the only user,
-// the device's one stream, sees to.
-unsafe impl Send for Communicator {}
+/// What stands for them to the library; none once it was left.
+struct Joined(Mutex<Option<ncclComm_t>>);
+
+// SAFETY: the handle is plain data to the library, whose calls may come from any thread, one at a time, which the lock sees
+// to.
+unsafe impl Send for Joined {}
 // SAFETY: as above.
-unsafe impl Sync for Communicator {}
+unsafe impl Sync for Joined {}
+
+impl Joined {
+    fn held(&self) -> MutexGuard<'_, Option<ncclComm_t>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves them by one of the two calls there are for it.
+    fn leave(&self, call: unsafe extern "C" fn(ncclComm_t) -> ncclResult_t) {
+        if let Some(communicator) = self.held().take() {
+            // SAFETY: joined once and left once, as it is taken out. Nobody can be told of an error.
+            let _ = unsafe { call(communicator) };
+        }
+    }
+}
 
 impl Communicator {
     /// Joins the processes, each with its device; returns when all have come.
@@ -96,9 +119,9 @@ impl Communicator {
             ))
         };
         device.check()?;
-        let calls = Calls::find().map_err(refused)?;
+        let calls = Arc::new(Calls::find().map_err(refused)?);
         device.inner.bind().map_err(|error| refused(driver_said("cuCtxSetCurrent", error)))?;
-        let bytes = ranks.share(|| {
+        let (bytes, lines) = ranks.share(|| {
             let mut id = ncclUniqueId { internal: [0; 128] };
             // SAFETY: the place is live.
             let result = unsafe { (calls.unique_id)(&mut id) };
@@ -113,7 +136,24 @@ impl Communicator {
         // SAFETY: the place is live, the id came from the first process, and this device's context is current.
         let result = unsafe { (calls.join)(&mut communicator, world, id, rank) };
         calls.said("ncclCommInitRank", result).map_err(refused)?;
-        Ok(Communicator { device: device.clone(), calls, communicator })
+        let joined = Arc::new(Joined(Mutex::new(Some(communicator))));
+        let missed = {
+            let (device, joined, calls) = (device.clone(), Arc::clone(&joined), Arc::clone(&calls));
+            move |rank: usize| {
+                device.deserted(rank);
+                // Sums that wait for it end by this, and whoever waits for them.
+                joined.leave(calls.abort);
+            }
+        };
+        let watch = Watch::new(lines, missed).map_err(|error| refused(error.to_string()))?;
+        let parted = AtomicBool::new(false);
+        Ok(Communicator { device: device.clone(), calls, joined, parted, watch: Some(watch) })
+    }
+
+    /// Says to the other processes that this one has nothing more to sum.
+    pub fn part(&self) {
+        self.parted.store(true, Ordering::Relaxed);
+        self.watch.iter().for_each(Watch::farewell);
     }
 
     /// Replaces numbers by their sums over all processes, in the order of the stream. What goes wrong is recorded in the
@@ -129,6 +169,8 @@ impl Communicator {
             return;
         }
         let place = numbers.pointer as *mut c_void;
+        let joined = self.joined.held();
+        let Some(communicator) = *joined else { return };
         let done =
             self.device.inner.bind().map_err(|error| driver_said("cuCtxSetCurrent", error)).and_then(|()| {
                 // SAFETY: the view spans as many live numbers of this kind, borrowed for writing; both places may be one.
@@ -139,7 +181,7 @@ impl Communicator {
                         numbers.len(),
                         kind,
                         ncclRedOp_t::ncclSum,
-                        self.communicator,
+                        communicator,
                         self.device.inner.stream.cast(),
                     )
                 };
@@ -153,10 +195,10 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        // After a failure the others may be gone, and an orderly farewell would wait for them.
-        let orderly = self.device.synchronize().is_ok();
-        let call = if orderly { self.calls.leave } else { self.calls.abort };
-        // SAFETY: joined once and left once, here. Nobody can be told of an error.
-        let _ = unsafe { call(self.communicator) };
+        // Where a run ended otherwise than all do the others may be gone, and to leave in order would wait for them.
+        let orderly = *self.parted.get_mut() && self.device.synchronize().is_ok();
+        self.joined.leave(if orderly { self.calls.leave } else { self.calls.abort });
+        // Only now do the others see the line break.
+        self.watch = None;
     }
 }

@@ -5,6 +5,7 @@
 //! on that one. Nothing here knows a device.
 
 use formats::{Error, Result};
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -105,10 +106,14 @@ impl Ranks {
         self.rank == 0
     }
 
-    /// Gives every process the bytes that `make` makes in the first.
-    pub fn share<const N: usize>(&self, make: impl FnOnce() -> Result<[u8; N]>) -> Result<[u8; N]> {
+    /// Gives every process the bytes that `make` makes in the first, and with them the lines by which they came: to each
+    /// other process from the first, to the first from each other.
+    pub fn share<const N: usize>(
+        &self,
+        make: impl FnOnce() -> Result<[u8; N]>,
+    ) -> Result<([u8; N], Vec<(usize, TcpStream)>)> {
         match (self.world, self.rank) {
-            (1, _) => make(),
+            (1, _) => Ok((make()?, vec![])),
             (_, 0) => {
                 let bytes = make()?;
                 let listener = TcpListener::bind(("0.0.0.0", self.port)).map_err(|error| {
@@ -118,26 +123,23 @@ impl Ranks {
                         self.port
                     ))
                 })?;
-                self.give(&listener, &bytes)?;
-                Ok(bytes)
+                let lines = self.give(&listener, &bytes)?;
+                Ok((bytes, lines))
             }
-            _ => self.fetch(),
+            _ => self.fetch().map(|(bytes, line)| (bytes, vec![(0, line)])),
         }
     }
 
-    /// Answers every other process once.
-    fn give(&self, listener: &TcpListener, bytes: &[u8]) -> Result<()> {
+    /// Answers every other process.
+    fn give(&self, listener: &TcpListener, bytes: &[u8]) -> Result<Vec<(usize, TcpStream)>> {
         let begin = Instant::now();
-        let mut answered = vec![false; self.world];
-        answered[0] = true;
+        let mut lines: BTreeMap<usize, TcpStream> = BTreeMap::new();
         listener.set_nonblocking(true).map_err(|error| self.apart(&error.to_string()))?;
-        while let Some(missing) = answered.iter().position(|answered| !answered) {
+        while let Some(missing) = (1..self.world).find(|rank| !lines.contains_key(rank)) {
             match listener.accept() {
                 // Whoever is not of us is left standing, and cannot hold us up for long.
                 Ok((stream, _)) => {
-                    if let Some(rank) = self.answer(stream, bytes) {
-                        answered[rank] = true;
-                    }
+                    lines.extend(self.answer(stream, bytes));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(PAUSE / 10),
                 Err(error) => return Err(self.apart(&error.to_string())),
@@ -146,11 +148,11 @@ impl Ranks {
                 return Err(self.apart(&format!("process {missing} did not come")));
             }
         }
-        Ok(())
+        Ok(lines.into_iter().collect())
     }
 
     /// Answers one process, and says which it was.
-    fn answer(&self, mut stream: TcpStream, bytes: &[u8]) -> Option<usize> {
+    fn answer(&self, mut stream: TcpStream, bytes: &[u8]) -> Option<(usize, TcpStream)> {
         let mut asked = [0; GREETING.len() + 16];
         stream.set_nonblocking(false).ok()?;
         stream.set_read_timeout(Some(SILENCE)).ok()?;
@@ -164,15 +166,15 @@ impl Ranks {
             return None;
         }
         stream.write_all(bytes).ok()?;
-        Some(rank)
+        Some((rank, stream))
     }
 
     /// Asks the first process until it answers.
-    fn fetch<const N: usize>(&self) -> Result<[u8; N]> {
+    fn fetch<const N: usize>(&self) -> Result<([u8; N], TcpStream)> {
         let begin = Instant::now();
         loop {
             match self.ask() {
-                Ok(bytes) => return Ok(bytes),
+                Ok(answer) => return Ok(answer),
                 Err(error) if begin.elapsed() > PATIENCE => return Err(self.apart(&error.to_string())),
                 // It has not begun to listen yet, or was busy with another.
                 Err(_) => std::thread::sleep(PAUSE),
@@ -180,7 +182,7 @@ impl Ranks {
         }
     }
 
-    fn ask<const N: usize>(&self) -> std::io::Result<[u8; N]> {
+    fn ask<const N: usize>(&self) -> std::io::Result<([u8; N], TcpStream)> {
         let place = (self.master.as_str(), self.port).to_socket_addrs()?.next();
         let place = place.ok_or_else(|| std::io::Error::from(ErrorKind::NotFound))?;
         let mut stream = TcpStream::connect_timeout(&place, SILENCE)?;
@@ -189,7 +191,7 @@ impl Ranks {
         stream.write_all(&[GREETING.as_slice(), &rank, &world].concat())?;
         let mut bytes = [0; N];
         stream.read_exact(&mut bytes)?;
-        Ok(bytes)
+        Ok((bytes, stream))
     }
 
     fn apart(&self, problem: &str) -> Error {
@@ -310,12 +312,14 @@ mod tests {
             other.write_all(&[GREETING.as_slice(), &[1; 16]].concat()).expect("sound");
             drop(TcpStream::connect(("127.0.0.1", port)).expect("sound"));
             let others: Vec<_> = [3, 1, 2].map(|rank| scope.spawn(move || of(rank).fetch::<128>())).into();
-            of(0).give(&listener, &[9; 128]).expect("sound");
+            let lines = of(0).give(&listener, &[9; 128]).expect("sound");
+            assert_eq!(lines.iter().map(|(rank, _)| *rank).collect::<Vec<_>>(), [1, 2, 3]);
             for other in others {
-                assert_eq!(other.join().expect("sound").expect("sound"), [9; 128]);
+                assert_eq!(other.join().expect("sound").expect("sound").0, [9; 128]);
             }
         });
         let alone = Ranks { world: 1, ..of(0) };
-        assert_eq!(alone.share(|| Ok([5; 3])).expect("sound"), [5; 3]);
+        let (bytes, lines) = alone.share(|| Ok([5; 3])).expect("sound");
+        assert!(bytes == [5; 3] && lines.is_empty());
     }
 }

@@ -138,6 +138,7 @@ impl<B: Backend> Learner<B> {
                 Mode::Evaluate,
                 &self.mixing,
                 Recompute::Nothing,
+                B::GATHERS,
             );
             self.lanes.push(Lane {
                 loss: self.backend.sums(1)?,

@@ -37,13 +37,20 @@ pub fn forward(simd: &Simd, s: Hidden, x: &[f32], mask: Mask, out: &mut [f32]) {
     }
 }
 
-/// `d_x = d_out m f'(x)`.
-pub fn backward(simd: &Simd, s: Hidden, x: &[f32], mask: Mask, d_out: &[f32], d_x: &mut [f32]) {
-    simd.run(Backward { s, x, d_out, d_x });
+/// `d_x = d_out m f'(x)`; without `d_out`, which is not for a gate, it is what `d_x` holds.
+pub fn backward(simd: &Simd, s: Hidden, x: &[f32], mask: Mask, d_out: Option<&[f32]>, d_x: &mut [f32]) {
+    match d_out {
+        Some(d_out) if s.kind.gated() => simd.run(Gated { s, x, d_out, d_x }),
+        Some(d_out) => {
+            d_x.copy_from_slice(d_out);
+            simd.run(Backward { s, x, d: d_x });
+        }
+        None => simd.run(Backward { s, x, d: d_x }),
+    }
     let Some(mask) = mask else { return };
     // The gradient is linear in that of the result, so the mask may come after.
     let width = s.kind.inputs(s.width);
-    mask.rows(d_out.len() / s.width, |index, factor| {
+    mask.rows(d_x.len() / width, |index, factor| {
         let (row, column) = (index / s.width, index % s.width);
         for at in (column..width).step_by(s.width) {
             d_x[row * width + at] *= factor;
@@ -92,11 +99,11 @@ impl Work for Forward<'_> {
     }
 }
 
+/// The gradient in the place of that of the result.
 struct Backward<'a> {
     s: Hidden,
     x: &'a [f32],
-    d_out: &'a [f32],
-    d_x: &'a mut [f32],
+    d: &'a mut [f32],
 }
 
 impl Work for Backward<'_> {
@@ -104,39 +111,52 @@ impl Work for Backward<'_> {
 
     #[inline(always)]
     fn run(self, unit: Unit) {
-        let Backward { s, x, d_out, d_x } = self;
-        if s.kind == Activation::SwiGlu {
-            let rows = x.chunks_exact(2 * s.width).zip(d_x.chunks_exact_mut(2 * s.width));
-            for ((row, d_row), d_out) in rows.zip(d_out.chunks_exact(s.width)) {
-                let ((gate, x), (d_gate, d_x)) = (row.split_at(s.width), d_row.split_at_mut(s.width));
-                for lane in 0..s.width {
-                    let (g, d) = (gate[lane], d_out[lane]);
-                    let pass = unit.sigmoid(g);
-                    d_x[lane] = d * g * pass;
-                    d_gate[lane] = d * x[lane] * pass * unit.multiply_add(g, 1.0 - pass, 1.0);
-                }
-            }
-            return;
-        }
-        let triples = d_x.iter_mut().zip(x).zip(d_out);
+        let Backward { s, x, d } = self;
+        let pairs = d.iter_mut().zip(x);
         match s.kind {
             Activation::Relu => {
-                for ((d_x, &x), &d) in triples {
-                    *d_x = d * if x > 0.0 { 1.0 } else { 0.0 * x };
+                for (d, &x) in pairs {
+                    *d *= if x > 0.0 { 1.0 } else { 0.0 * x };
                 }
             }
             Activation::GeluErf => {
-                for ((d_x, &x), &d) in triples {
+                for (d, &x) in pairs {
                     let density = unit.exp(-0.5 * x * x);
-                    *d_x = d * unit.multiply_add(x * DENSITY, density, unit.distribution(x));
+                    *d *= unit.multiply_add(x * DENSITY, density, unit.distribution(x));
                 }
             }
             Activation::GeluTanh => {
-                for ((d_x, &x), &d) in triples {
-                    *d_x = d * gelu_tanh_slope(unit, x);
+                for (d, &x) in pairs {
+                    *d *= gelu_tanh_slope(unit, x);
                 }
             }
-            Activation::SwiGlu => {}
+            Activation::SwiGlu => unreachable!("a gate's gradient has no place in that of the result"),
+        }
+    }
+}
+
+struct Gated<'a> {
+    s: Hidden,
+    x: &'a [f32],
+    d_out: &'a [f32],
+    d_x: &'a mut [f32],
+}
+
+impl Work for Gated<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, unit: Unit) {
+        let Gated { s, x, d_out, d_x } = self;
+        let rows = x.chunks_exact(2 * s.width).zip(d_x.chunks_exact_mut(2 * s.width));
+        for ((row, d_row), d_out) in rows.zip(d_out.chunks_exact(s.width)) {
+            let ((gate, x), (d_gate, d_x)) = (row.split_at(s.width), d_row.split_at_mut(s.width));
+            for lane in 0..s.width {
+                let (g, d) = (gate[lane], d_out[lane]);
+                let pass = unit.sigmoid(g);
+                d_x[lane] = d * g * pass;
+                d_gate[lane] = d * x[lane] * pass * unit.multiply_add(g, 1.0 - pass, 1.0);
+            }
         }
     }
 }
@@ -168,7 +188,12 @@ mod tests {
                     let d_out = values(rows * width, 2);
                     let mask = if width % 2 == 0 { Noise::new(5, 6, 0.4).at(1, 0, width) } else { None };
                     let mut d_x = vec![f32::NAN; inputs];
-                    backward(simd, s, &x, mask, &d_out, &mut d_x);
+                    backward(simd, s, &x, mask, Some(&d_out), &mut d_x);
+                    if !kind.gated() {
+                        let mut in_place = d_out.clone();
+                        backward(simd, s, &x, mask, None, &mut in_place);
+                        assert_eq!(in_place, d_x, "{kind:?}");
+                    }
                     gradient(&format!("{kind:?}"), &x, &d_x, &d_out, |x| {
                         let mut out = vec![0.0; rows * width];
                         forward(simd, s, x, mask, &mut out);

@@ -118,39 +118,26 @@ pub fn combine(simd: &Simd, s: &Router, routing: &Routing, y: &[f32], weights: &
     }
 }
 
-/// The gradient of the experts' outputs.
-pub fn combine_backward_experts(
-    s: &Router,
-    routing: &Routing,
-    weights: &[f32],
-    d_out: &[f32],
-    d_y: &mut [f32],
-) {
-    let rows = routing.place.chunks_exact(s.slots()).zip(weights.chunks_exact(s.slots()));
-    for (d_out, (places, weights)) in d_out.chunks_exact(s.width).zip(rows) {
-        for (&place, &weight) in places.iter().zip(weights).filter(|(place, _)| **place != DROPPED) {
-            let d_y = &mut d_y[place as usize * s.width..][..s.width];
-            d_y.iter_mut().zip(d_out).for_each(|(d_y, d)| *d_y = weight * d);
-        }
-    }
-}
-
-/// The gradient of the weights.
-pub fn combine_backward_weights(
+/// The gradients of the experts' outputs and of the weights.
+pub fn combine_backward(
     simd: &Simd,
     s: &Router,
     routing: &Routing,
-    y: &[f32],
+    (y, weights): (&[f32], &[f32]),
     d_out: &[f32],
+    d_y: &mut [f32],
     d_weights: &mut [f32],
 ) {
-    let rows = routing.place.chunks_exact(s.slots()).zip(d_weights.chunks_exact_mut(s.slots()));
-    for (d_out, (places, d_weights)) in d_out.chunks_exact(s.width).zip(rows) {
-        for (&place, d_weight) in places.iter().zip(d_weights) {
-            *d_weight = match place {
-                DROPPED => 0.0,
-                place => (simd.dot_f32)(d_out, &y[place as usize * s.width..][..s.width]),
-            };
+    let slots = routing.place.chunks_exact(s.slots());
+    let rows = slots.zip(weights.chunks_exact(s.slots())).zip(d_weights.chunks_exact_mut(s.slots()));
+    for (d_out, ((places, weights), d_weights)) in d_out.chunks_exact(s.width).zip(rows) {
+        for ((&place, &weight), d_weight) in places.iter().zip(weights).zip(d_weights) {
+            *d_weight = 0.0;
+            if place != DROPPED {
+                let at = place as usize * s.width..(place as usize + 1) * s.width;
+                *d_weight = (simd.dot_f32)(d_out, &y[at.clone()]);
+                d_y[at].iter_mut().zip(d_out).for_each(|(d_y, d)| *d_y = weight * d);
+            }
         }
     }
 }
@@ -215,8 +202,8 @@ mod tests {
                 }
                 let mut d_laid = vec![f32::NAN; laid.len()];
                 let (mut d_x, mut d_weights) = (vec![f32::NAN; x.len()], vec![f32::NAN; weights.len()]);
-                combine_backward_experts(&s, &routing, &weights, &d_out, &mut d_laid);
-                combine_backward_weights(simd, &s, &routing, &laid, &d_out, &mut d_weights);
+                let given = (&laid[..], &weights[..]);
+                combine_backward(simd, &s, &routing, given, &d_out, &mut d_laid, &mut d_weights);
                 dispatch_backward(simd, &s, &routing, &d_laid, (&mut d_x, Write::Set));
                 gradient("x", &x, &d_x, &d_out, |x| run(x, &weights).1);
                 gradient("weights", &weights, &d_weights, &d_out, |weights| run(&x, weights).1);

@@ -159,6 +159,12 @@ pub(super) fn compare(
     Ok(worst)
 }
 
+/// 0 where two numbers are the same bits, and 1 elsewhere.
+pub(super) fn differences(found: Vec<f32>, expected: Vec<f32>) -> Vec<f32> {
+    let pairs = found.into_iter().zip(expected);
+    pairs.map(|(found, expected)| f32::from(u8::from(found.to_bits() != expected.to_bits()))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,6 @@
-//! Cases of the router and of the experts it chose.
+//! Cases of the router, and mixtures for those of the experts it chose.
 
 use super::compare::{Allowance, Kept, Rounding};
-use super::rows::of_sizes;
 use super::subject::{
     ADAM, STEP, Subject, at_step, config, drawn, floats, read, read_floats, read_sums, sizes, unwritten,
     values, widened,
@@ -10,7 +9,6 @@ use super::{Case, Found, Suite};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Write};
 use crate::ops::dropout::Noise;
-use crate::ops::experts::Way;
 use crate::ops::route::{Disturbance, Router};
 use formats::Result;
 use formats::config::{Activation, Config, Experts, RouterScore, RouterWeight};
@@ -23,9 +21,9 @@ const CLEAR: f32 = 1e-4;
 
 /// One mixture's shape and what disturbs it.
 #[derive(Clone, Copy)]
-struct Shape {
-    rows: usize,
-    width: usize,
+pub(super) struct Shape {
+    pub rows: usize,
+    pub width: usize,
     count: usize,
     active: usize,
     shared: usize,
@@ -56,7 +54,7 @@ const PLAIN: Shape = Shape {
 };
 
 /// Every switch, on ragged sizes; more experts than assignments leave some without a row.
-fn shapes(quick: bool) -> Vec<Shape> {
+pub(super) fn shapes(quick: bool) -> Vec<Shape> {
     use RouterScore::{Sigmoid, Softmax};
     use RouterWeight::{Renormalised, Score};
     let all = vec![
@@ -97,16 +95,16 @@ fn shapes(quick: bool) -> Vec<Shape> {
 
 /// A router's inputs.
 #[derive(Clone)]
-struct Mixture {
+pub(super) struct Mixture {
     shape: Shape,
-    s: Router,
-    subject: Subject,
-    x: Vec<f32>,
+    pub s: Router,
+    pub subject: Subject,
+    pub x: Vec<f32>,
 }
 
 impl Mixture {
     /// Inputs whose choices are clear.
-    fn new(
+    pub fn new(
         shape: Shape,
         activation: Activation,
         expert_width: usize,
@@ -148,7 +146,7 @@ impl Mixture {
         Ok(mixture)
     }
 
-    fn bank(&self) -> Bank {
+    pub fn bank(&self) -> Bank {
         match self.subject.layout.layers[0].feed_forward {
             FeedForward::Experts(bank) => bank,
             FeedForward::Dense { .. } => unreachable!("the case's model has experts"),
@@ -167,7 +165,7 @@ impl Mixture {
     }
 
     /// What a backend decides, and the weights it gives.
-    fn route<B: Backend>(&self, backend: &B) -> Result<Routed<B>> {
+    pub fn route<B: Backend>(&self, backend: &B) -> Result<Routed<B>> {
         let params = self.subject.params(backend)?;
         let x = values(backend, &self.x)?;
         let mut routed = Routed {
@@ -185,6 +183,17 @@ impl Mixture {
             backend.route(s, x, &bank, params, &disturbance, weights, kept, routing, scratch);
         })?;
         Ok(routed)
+    }
+
+    /// The same with the size of every weight and gradient but the router's, whose choice stays.
+    pub fn with_sizes(&self) -> Mixture {
+        let mut subject = self.subject.sizes();
+        let bank = self.bank();
+        for id in [Some(bank.router.weight), bank.selection_bias, bank.noise].into_iter().flatten() {
+            let range = subject.layout.parameter(id).range();
+            subject.weights[range.clone()].copy_from_slice(&self.subject.weights[range]);
+        }
+        Mixture { subject, ..self.clone() }
     }
 
     /// Whether no row's choice is a close one.
@@ -205,7 +214,7 @@ impl Mixture {
         Ok(clear)
     }
 
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let Shape { rows, width, count, active, shared, score, weight, capacity, .. } = self.shape;
         let Shape { noisy, jitter, left_out, selection_bias, .. } = self.shape;
         format!(
@@ -216,12 +225,12 @@ impl Mixture {
 }
 
 /// A router's results on one device.
-struct Routed<B: Backend> {
-    params: crate::params::Params<B>,
-    x: B::Values,
+pub(super) struct Routed<B: Backend> {
+    pub params: crate::params::Params<B>,
+    pub x: B::Values,
     weights: B::Values,
     kept: B::Floats,
-    routing: B::Routing,
+    pub routing: B::Routing,
     scratch: B::Floats,
 }
 
@@ -383,181 +392,6 @@ pub(super) fn routers<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
                 .collect(),
             mixture,
         })?;
-    }
-    Ok(())
-}
-
-/// What follows a router: rows laid out, mapped by their experts, and summed.
-#[derive(Clone)]
-struct Spread {
-    mixture: Mixture,
-    /// Assignments that no capacity dropped.
-    places: usize,
-    /// Rows of the stream, and their gradient before.
-    d_x: Vec<f32>,
-    write: Write,
-    /// Rows of the experts: the hidden ones in front of and behind the nonlinearity, and results.
-    rows: [Vec<f32>; 3],
-    weights: Vec<f32>,
-}
-
-impl Spread {
-    /// The widths of [`Spread::rows`].
-    fn widths(&self) -> [usize; 3] {
-        let bank = self.mixture.bank();
-        [bank.up(0).outputs, bank.down(0).inputs, self.mixture.s.width]
-    }
-}
-
-impl Case for Spread {
-    const NAME: &'static str = "experts";
-
-    fn shape(&self) -> String {
-        let bank = self.mixture.bank();
-        let [up, down] = [bank.up(0), bank.down(0)];
-        let bias = up.bias.is_some();
-        format!(
-            "{}, {} to {}, bias {bias}, {:?}",
-            self.mixture.describe(),
-            up.outputs,
-            down.inputs,
-            self.write
-        )
-    }
-
-    fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
-        let Mixture { s, subject, x, .. } = &self.mixture;
-        let (bank, routed) = (self.mixture.bank(), self.mixture.route(backend)?);
-        let Routed { params, routing, .. } = &routed;
-        let [_, _, width] = self.widths();
-        let assignments = s.rows * s.slots();
-        let [raised, hidden, lowered] = &self.rows;
-        let (len, whole) = (self.places * width, assignments * width);
-
-        let mut dispatched = unwritten(backend, whole)?;
-        backend.dispatch(s, routing, &routed.x, &mut dispatched);
-        let mut d_x = values(backend, &self.d_x)?;
-        let result = values(backend, lowered)?;
-        backend.dispatch_backward(s, routing, &result, (&mut d_x, self.write));
-
-        let mut grads = floats(backend, &subject.grads)?;
-        // The two maps: what goes in, and the cotangent of what comes out.
-        let mut maps = vec![];
-        for (way, from, d_out) in [(Way::In, lowered, raised), (Way::Out, hidden, lowered)] {
-            let (from_device, d_out_device) = (values(backend, from)?, values(backend, d_out)?);
-            let (mut out, mut d_from) = (unwritten(backend, d_out.len())?, unwritten(backend, from.len())?);
-            backend.experts(routing, &from_device, &bank, way, params, &mut out);
-            let (d, to) = (&d_out_device, &mut d_from);
-            let mut scratch = subject.scratch(backend, s.rows, 1)?;
-            backend.experts_backward(
-                routing,
-                &from_device,
-                &bank,
-                way,
-                params,
-                d,
-                to,
-                &mut grads,
-                &mut scratch,
-            );
-            let part =
-                |values: &B::Values, len: usize| read(backend, values, len / assignments * self.places);
-            maps.push([part(&out, d_out.len())?, part(&d_from, from.len())?]);
-        }
-
-        let (weights, d_out) = (values(backend, &self.weights)?, &routed.x);
-        let mut combined = unwritten(backend, x.len())?;
-        backend.combine(s, routing, &result, &weights, &mut combined);
-        let mut d_result = unwritten(backend, whole)?;
-        backend.combine_backward_experts(s, routing, &weights, d_out, &mut d_result);
-        let mut d_weights = unwritten(backend, assignments)?;
-        backend.combine_backward_weights(s, routing, &result, d_out, &mut d_weights);
-
-        let [[into, d_into], [out_of, d_out_of]] = [maps.remove(0), maps.remove(0)];
-        Ok(vec![
-            Found::new("dispatched", read(backend, &dispatched, len)?),
-            Found::new("d_x of dispatched", read(backend, &d_x, x.len())?),
-            Found::new("into", into),
-            Found::new("d_x of into", d_into),
-            Found::new("out of", out_of),
-            Found::new("d_x of out of", d_out_of),
-            Found::new("d_experts", read_floats(backend, &grads, subject.grads.len())?),
-            Found::new("combined", read(backend, &combined, x.len())?),
-            Found::new("d_x of combined", read(backend, &d_result, len)?),
-            Found::new("d_weights of combined", read(backend, &d_weights, assignments)?),
-        ])
-    }
-
-    fn allowances(&self, reference: &Cpu) -> Result<Vec<Allowance>> {
-        let s = self.mixture.s;
-        let sized = Spread {
-            mixture: self.mixture.with_sizes(),
-            d_x: sizes(&self.d_x),
-            rows: self.rows.clone().map(|rows| sizes(&rows)),
-            weights: sizes(&self.weights),
-            ..self.clone()
-        };
-        let [raised, hidden, width] = self.widths();
-        let mut magnitudes = of_sizes(&sized, reference)?;
-        // The cotangent of what was combined are the router's rows, which keep their signs.
-        let routed = self.mixture.route(reference)?;
-        let result = &sized.rows[2];
-        for (row, places) in routed.routing.place.chunks(s.slots()).enumerate() {
-            for (slot, &place) in places.iter().enumerate().filter(|(_, place)| **place < self.places as u32)
-            {
-                let y = &result[place as usize * width..][..width];
-                let d = sizes(&self.mixture.x[row * width..][..width]);
-                let weight = f64::from(sized.weights[row * s.slots() + slot]);
-                magnitudes[9][row * s.slots() + slot] =
-                    y.iter().zip(&d).map(|(y, d)| f64::from(*y) * f64::from(*d)).sum();
-                for (at, d) in d.iter().enumerate() {
-                    magnitudes[8][place as usize * width + at] = weight * f64::from(*d);
-                }
-            }
-        }
-        let lengths = [0, s.slots(), width, raised, hidden, width, s.rows * s.slots(), s.slots(), 1, width];
-        let allowance = |(index, (magnitude, sum)): (usize, (Vec<f64>, usize))| match index {
-            0 => Allowance::none(magnitude.len()),
-            6 => Allowance { magnitude, sum, steps: 8, narrowed: 0, kept: Kept::Float },
-            _ => Allowance { magnitude, sum, steps: 8, narrowed: 0, kept: Kept::Value },
-        };
-        Ok(magnitudes.into_iter().zip(lengths).enumerate().map(allowance).collect())
-    }
-}
-
-impl Mixture {
-    /// The same with the size of every weight and gradient but the router's, whose choice stays.
-    fn with_sizes(&self) -> Mixture {
-        let mut subject = self.subject.sizes();
-        let bank = self.bank();
-        for id in [Some(bank.router.weight), bank.selection_bias, bank.noise].into_iter().flatten() {
-            let range = subject.layout.parameter(id).range();
-            subject.weights[range.clone()].copy_from_slice(&self.subject.weights[range]);
-        }
-        Mixture { subject, ..self.clone() }
-    }
-}
-
-pub(super) fn experts<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
-    for (index, shape) in shapes(suite.quick()).into_iter().enumerate() {
-        let activation = [Activation::SwiGlu, Activation::GeluTanh][index % 2];
-        let expert_width = [3, 8, 17, 32, 33][index % 5];
-        let (rounding, reference) = (suite.rounding, suite.reference);
-        let mixture = Mixture::new(shape, activation, expert_width, rounding, reference)?;
-        let routing = mixture.route(reference)?.routing;
-        let assignments = shape.rows * mixture.s.slots();
-        let drawn = |len, seed| drawn(rounding, len, seed + 10 * index as u64);
-        let mut case = Spread {
-            places: routing.of(mixture.s.experts() - 1).end,
-            write: if index % 2 == 0 { Write::Accumulate } else { Write::Set },
-            d_x: drawn(shape.rows * shape.width, 600),
-            rows: [vec![], vec![], vec![]],
-            weights: drawn(assignments, 601),
-            mixture,
-        };
-        let widths = case.widths();
-        case.rows = [0, 1, 2].map(|which| drawn(assignments * widths[which], 602 + which as u64));
-        suite.check(&case)?;
     }
     Ok(())
 }

@@ -1,12 +1,14 @@
 //! One suite that any backend can be put through: every verb, forward and backward, on ragged shapes, against the CPU
 //! on the same numbers, each result beside a bound that follows from its type and the sums behind it; then whole models.
 //!
-//! [`operations`] checks verbs, [`models::train`] checks training. A [`Row`] says what one of them found; the rows are the
-//! report. Nothing here knows a particular device, a flag or a format: `trainer selfcheck` does.
+//! [`operations`] checks verbs, [`products()`] those of them that multiply matrices, [`models::train`] checks training. A
+//! [`Row`] says what one of them found; the rows are the report. Nothing here knows a particular device, a flag or a
+//! format: `trainer selfcheck` does.
 
 mod attention;
 mod classes;
 mod compare;
+mod experts;
 mod mixtures;
 pub mod models;
 mod norms;
@@ -131,7 +133,24 @@ impl Row {
     }
 }
 
+/// The cases of some verbs.
+type Check<B> = fn(&mut Suite<'_, B>) -> Result<()>;
+
 impl<B: Backend> Suite<'_, B> {
+    /// All of `checks`; `done` is given the rows of each.
+    fn through(
+        mut self,
+        checks: &[Check<B>],
+        mut done: impl FnMut(&[Row]) -> Result<()>,
+    ) -> Result<Vec<Row>> {
+        for check in checks {
+            let before = self.rows.len();
+            check(&mut self)?;
+            done(&self.rows[before..])?;
+        }
+        Ok(self.rows)
+    }
+
     /// Whether only a few shapes are wanted.
     fn quick(&self) -> bool {
         self.extent == Extent::Quick
@@ -168,10 +187,10 @@ pub fn operations<B: Backend>(
     reference: &Cpu,
     rounding: Rounding,
     extent: Extent,
-    mut done: impl FnMut(&[Row]) -> Result<()>,
+    done: impl FnMut(&[Row]) -> Result<()>,
 ) -> Result<Vec<Row>> {
-    let mut suite = Suite { device, reference, rounding, extent, rows: vec![] };
-    let checks: &[fn(&mut Suite<'_, B>) -> Result<()>] = &[
+    let suite = Suite { device, reference, rounding, extent, rows: vec![] };
+    let checks: &[Check<B>] = &[
         update::transfers,
         rows::embeddings,
         norms::norms,
@@ -181,17 +200,25 @@ pub fn operations<B: Backend>(
         rows::residuals,
         rows::rotations,
         products::linears,
+        products::layers,
         attention::attentions,
         classes::losses,
         mixtures::routers,
-        mixtures::experts,
+        experts::experts,
         update::gathers,
         update::updates,
     ];
-    for check in checks {
-        let before = suite.rows.len();
-        check(&mut suite)?;
-        done(&suite.rows[before..])?;
-    }
-    Ok(suite.rows)
+    suite.through(checks, done)
+}
+
+/// The same of the verbs whose matrix products a device may leave to another's library, for when it does not.
+pub fn products<B: Backend>(
+    device: &B,
+    reference: &Cpu,
+    rounding: Rounding,
+    extent: Extent,
+    done: impl FnMut(&[Row]) -> Result<()>,
+) -> Result<Vec<Row>> {
+    let suite = Suite { device, reference, rounding, extent, rows: vec![] };
+    suite.through(&[products::linears, products::layers, classes::losses], done)
 }

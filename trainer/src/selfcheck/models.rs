@@ -50,6 +50,7 @@ fn models() -> Vec<Model> {
         kv_heads: 4,
         head_size: 8,
         feed_forward: 96,
+        activation: Activation::GeluTanh,
         dropout: 0.1,
         ..super::subject::config(32)
     };
@@ -102,7 +103,11 @@ fn models() -> Vec<Model> {
         model("gpt", gpt.clone(), Mixing::default()),
         model("llama", llama.clone(), Mixing::default()),
         model("mixtral", Config { experts: Some(mixtral), ..llama.clone() }, quiet),
-        model("moe, all noise", Config { experts: Some(noisy), ..gpt }, everything),
+        model(
+            "moe, all noise",
+            Config { experts: Some(noisy), activation: Activation::GeluErf, ..gpt },
+            everything,
+        ),
         Model { recompute: Recompute::Layers, ..model("gpt1, tied", gpt1, Mixing::default()) },
         model("qwen3-moe", Config { experts: Some(mixtral), ..qwen }, quiet),
     ]

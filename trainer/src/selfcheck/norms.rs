@@ -1,6 +1,6 @@
 //! Cases of the norms: of rows, of rows that are added up first, and of queries and keys.
 
-use super::compare::{Allowance, Kept};
+use super::compare::{Allowance, Kept, differences};
 use super::rows::{COUNTS, ELEMENTARY, FEW_HEADS, FEW_WIDTHS, HEADS, WIDER_THAN_A_BLOCK, WIDTHS, mask};
 use super::subject::{
     ADAM, Subject, at_step, config, drawn, floats, read, read_floats, sizes, unwritten, values, widened,
@@ -136,12 +136,6 @@ pub(super) fn norms<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// 0 where two numbers are the same bits, and 1 elsewhere.
-fn differences(found: Vec<f32>, expected: Vec<f32>) -> Vec<f32> {
-    let pairs = found.into_iter().zip(expected);
-    pairs.map(|(found, expected)| f32::from(u8::from(found.to_bits() != expected.to_bits()))).collect()
 }
 
 /// Two rows added up, and the norm of what that left; at once, and one after the other to the same bytes.

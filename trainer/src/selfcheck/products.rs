@@ -1,13 +1,14 @@
-//! Cases of the affine map.
+//! Cases of the affine map, alone and with the nonlinearity behind or before it.
 
-use super::compare::{Allowance, Kept};
-use super::rows::{linear_allowances, of_sizes};
-use super::subject::{Subject, config, drawn, floats, read, read_floats, sizes, unwritten, values};
+use super::compare::{Allowance, Kept, differences};
+use super::rows::{ELEMENTARY, linear_allowances, of_sizes};
+use super::subject::{Subject, config, drawn, floats, read, read_floats, sizes, unwritten, values, widened};
 use super::{Case, Found, Suite};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Write};
+use crate::ops::activation::Hidden;
 use formats::Result;
-use formats::config::Config;
+use formats::config::{Activation, Config};
 
 #[derive(Clone)]
 struct Mapped {
@@ -103,6 +104,188 @@ pub(super) fn linears<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
             },
             write,
         })?;
+    }
+    Ok(())
+}
+
+/// A feed-forward layer: the map into it with the nonlinearity behind, and the nonlinearity with the map out of it,
+/// backwards.
+#[derive(Clone)]
+struct Joined {
+    rows: usize,
+    subject: Subject,
+    x: Vec<f32>,
+    /// What the backward pass is told of the forward pass: numbers of their own.
+    hidden: Vec<f32>,
+    activated: Vec<f32>,
+    d_out: Vec<f32>,
+}
+
+/// What a feed-forward layer leaves.
+struct Layer {
+    hidden: Vec<f32>,
+    activated: Vec<f32>,
+    d_hidden: Vec<f32>,
+    grads: Vec<f32>,
+}
+
+impl Joined {
+    fn s(&self) -> Hidden {
+        Hidden { kind: self.subject.config.activation, width: self.subject.config.feed_forward }
+    }
+
+    /// Both passes, joined or by one verb after the other.
+    fn layer<B: Backend>(&self, backend: &B, joined: bool) -> Result<Layer> {
+        let (s, rows, len) = (self.s(), self.rows, self.hidden.len());
+        let (params, up, down) = (self.subject.params(backend)?, self.subject.up(), self.subject.down());
+        let x = values(backend, &self.x)?;
+        let (mut made, mut out) = (unwritten(backend, len)?, unwritten(backend, len)?);
+        let (hidden, activated) = (values(backend, &self.hidden)?, values(backend, &self.activated)?);
+        let (d_out, mut d) = (values(backend, &self.d_out)?, unwritten(backend, len)?);
+        let mut grads = floats(backend, &self.subject.grads)?;
+        let mut scratch = self.subject.scratch(backend, rows, 1)?;
+        let (to, into, work) = (&mut d, &mut grads, &mut scratch);
+        if joined {
+            backend.linear_activation(rows, &x, &up, s, &params, &mut made, &mut out);
+            backend.activation_linear_backward(
+                rows, s, &hidden, &activated, &down, &params, &d_out, to, into, work,
+            );
+        } else {
+            backend.linear(rows, &x, &up, &params, &mut made);
+            backend.activation(s, &made, None, &mut out);
+            let mut between = unwritten(backend, len)?;
+            let d_x = (&mut between, Write::Set);
+            backend.linear_backward(rows, &activated, &down, &params, &d_out, d_x, into, work);
+            backend.activation_backward(s, &hidden, None, Some(&between), to);
+        }
+        Ok(Layer {
+            hidden: read(backend, &made, len)?,
+            activated: read(backend, &out, len)?,
+            d_hidden: read(backend, &d, len)?,
+            grads: read_floats(backend, &grads, self.subject.grads.len())?,
+        })
+    }
+
+    fn named(&self) -> String {
+        let Config { width, feed_forward, activation, feed_forward_bias, .. } = self.subject.config;
+        format!("{} rows, {width} to {feed_forward}, {activation:?}, bias {feed_forward_bias}", self.rows)
+    }
+}
+
+impl Case for Joined {
+    const NAME: &'static str = "linear_activation";
+
+    fn shape(&self) -> String {
+        self.named()
+    }
+
+    fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
+        let layer = self.layer(backend, true)?;
+        Ok(vec![
+            Found::new("forward", layer.hidden),
+            Found::new("nonlinearity", layer.activated),
+            Found::new("d_x", layer.d_hidden),
+            Found::new("d_weight, d_bias", layer.grads),
+        ])
+    }
+
+    fn allowances(&self, reference: &Cpu) -> Result<Vec<Allowance>> {
+        // The products of sizes, through a nonlinearity that changes none.
+        let mut subject = self.subject.sizes();
+        subject.config.activation = Activation::Relu;
+        let sized = Joined {
+            subject,
+            x: sizes(&self.x),
+            hidden: sizes(&self.hidden),
+            activated: sizes(&self.activated),
+            d_out: sizes(&self.d_out),
+            ..self.clone()
+        };
+        let sizes = sized.layer(reference, true)?;
+        let (up, down) = (self.subject.up(), self.subject.down());
+        // No nonlinearity is steeper, and its slope is a distribution function and x times a density.
+        let activated = sizes.hidden.iter().map(|size| 1.25 * f64::from(*size)).collect();
+        let slopes = sizes.d_hidden.iter().zip(&sized.hidden);
+        let d_hidden = slopes.map(|(d, x)| f64::from(*d) * (1.0 + f64::from(*x))).collect();
+        let product =
+            |sizes: &[f32], sum, kept| linear_allowances(vec![widened(sizes)], &[(sum, kept)]).remove(0);
+        // What is between the product and the nonlinearity may be rounded as an activation.
+        let through =
+            |magnitude, sum| Allowance { magnitude, sum, steps: ELEMENTARY, narrowed: 1, kept: Kept::Value };
+        Ok(vec![
+            product(&sizes.hidden, up.inputs, Kept::Value),
+            through(activated, up.inputs),
+            through(d_hidden, down.outputs),
+            product(&sizes.grads, self.rows, Kept::Float),
+        ])
+    }
+}
+
+/// The same beside what the verbs that it joins leave, where that must be the same bytes.
+struct Apart(Joined);
+
+impl Case for Apart {
+    const NAME: &'static str = Joined::NAME;
+
+    fn shape(&self) -> String {
+        self.0.named()
+    }
+
+    fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
+        let (joined, apart) = (self.0.layer(backend, true)?, self.0.layer(backend, false)?);
+        let mut unlike = differences(joined.hidden, apart.hidden);
+        unlike.extend(differences(joined.activated, apart.activated));
+        unlike.extend(differences(joined.d_hidden, apart.d_hidden));
+        unlike.extend(differences(joined.grads, apart.grads));
+        Ok(vec![Found::new("beside both apart", unlike)])
+    }
+
+    fn allowances(&self, _: &Cpu) -> Result<Vec<Allowance>> {
+        Ok(vec![Allowance::none(3 * self.0.hidden.len() + self.0.subject.grads.len())])
+    }
+}
+
+/// Rows, width and hidden width: ragged ones, large tiles, and sums so short that a library may not know them.
+const LAYERS: &[[usize; 3]] = &[
+    [1, 1, 1],
+    [3, 5, 7],
+    [17, 33, 29],
+    [16, 6, 64],
+    [31, 65, 127],
+    [33, 40, 72],
+    [64, 64, 256],
+    [65, 128, 520],
+    [129, 96, 385],
+    [257, 10, 136],
+    [40, 192, 768],
+    // Enough tiles for the largest cards.
+    [1500, 8, 1600],
+];
+const FEW_LAYERS: &[[usize; 3]] = &[[3, 5, 7], [17, 33, 29], [16, 6, 64], [33, 40, 72], [257, 10, 136]];
+
+pub(super) fn layers<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
+    let shapes = suite.choose(LAYERS, FEW_LAYERS).to_vec();
+    for (index, [rows, width, feed_forward]) in shapes.into_iter().enumerate() {
+        for (number, activation) in
+            [Activation::Relu, Activation::GeluErf, Activation::GeluTanh].into_iter().enumerate()
+        {
+            let biased = (index + number) % 2 == 1;
+            let config = Config { feed_forward, activation, feed_forward_bias: biased, ..config(width) };
+            let drawn = |len, seed: u64| drawn(suite.rounding, len, seed + index as u64);
+            let hidden = drawn(rows * feed_forward, 540);
+            let case = Joined {
+                rows,
+                subject: Subject::new(config, suite.rounding, 500 + index as u64),
+                x: drawn(rows * width, 520),
+                hidden: hidden.iter().map(|x| suite.rounding.of(4.0 * x)).collect(),
+                activated: drawn(rows * feed_forward, 560),
+                d_out: drawn(rows * width, 580),
+            };
+            suite.check(&case)?;
+            if suite.device.joins_exactly(activation) {
+                suite.check(&Apart(case))?;
+            }
+        }
     }
     Ok(())
 }

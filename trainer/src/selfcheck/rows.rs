@@ -1,6 +1,6 @@
 //! Cases of the operations that take rows one by one: embedding, nonlinearities, residual connections, rotations.
 
-use super::compare::{Allowance, Kept};
+use super::compare::{Allowance, Kept, differences};
 use super::subject::{
     ADAM, STEP, Subject, at_step, config, drawn, floats, ids, indices, read, read_floats, sizes, unwritten,
     values, widened,
@@ -143,13 +143,21 @@ impl Case for Activated {
         let (x, d_out) = (values(backend, &self.x)?, values(backend, &self.d_out)?);
         let mut out = unwritten(backend, self.d_out.len())?;
         let mut d_x = unwritten(backend, self.x.len())?;
+        let mut in_place = values(backend, &self.d_out)?;
         at_step(backend, &ADAM, || {
             backend.activation(self.s, &x, mask, &mut out);
-            backend.activation_backward(self.s, &x, mask, &d_out, &mut d_x);
+            backend.activation_backward(self.s, &x, mask, Some(&d_out), &mut d_x);
+            if !self.s.kind.gated() {
+                backend.activation_backward(self.s, &x, mask, None, &mut in_place);
+            }
         })?;
+        let d_x = read(backend, &d_x, self.x.len())?;
+        let in_place =
+            if self.s.kind.gated() { d_x.clone() } else { read(backend, &in_place, self.x.len())? };
         Ok(vec![
             Found::new("forward", read(backend, &out, self.d_out.len())?),
-            Found::new("d_x", read(backend, &d_x, self.x.len())?),
+            Found::new("beside its own place", differences(in_place, d_x.clone())),
+            Found::new("d_x", d_x),
         ])
     }
 
@@ -174,7 +182,7 @@ impl Case for Activated {
         };
         let allowance =
             |magnitude| Allowance { magnitude, sum: 1, steps: ELEMENTARY, narrowed: 0, kept: Kept::Value };
-        Ok(vec![allowance(out), allowance(d_x)])
+        Ok(vec![allowance(out), Allowance::none(self.x.len()), allowance(d_x)])
     }
 }
 

@@ -118,6 +118,14 @@ impl Subject {
         }
     }
 
+    /// The map out of it.
+    pub fn down(&self) -> Linear {
+        match self.layout.layers[0].feed_forward {
+            FeedForward::Dense { down, .. } => down,
+            FeedForward::Experts(bank) => bank.down(0),
+        }
+    }
+
     /// Its weights on a device.
     pub fn params<B: Backend>(&self, backend: &B) -> Result<Params<B>> {
         let mut params = Params::new(backend, self.layout.clone())?;
@@ -130,7 +138,7 @@ impl Subject {
     pub fn scratch<B: Backend>(&self, backend: &B, sequences: usize, block: usize) -> Result<B::Floats> {
         let (shape, mixing) = (Shape { sequences, block }, Mixing::default());
         let (config, layout) = (&self.config, &self.layout);
-        backend.scratch(&record(config, layout, shape, Mode::Train, &mixing, Recompute::Nothing))
+        backend.scratch(&record(config, layout, shape, Mode::Train, &mixing, Recompute::Nothing, B::GATHERS))
     }
 }
 

@@ -196,9 +196,33 @@ impl Op {
         }
     }
 
-    /// Whether it is the norm of a sum that `before` makes: the two are carried out as one.
+    /// Whether it is the norm of a sum that `before` makes, or an affine map's nonlinearity that goes value by value: the
+    /// two are carried out as one.
     pub fn follows(&self, before: &Op) -> bool {
-        matches!((before, self), (Op::Add { out, .. }, Op::Norm { x, .. }) if out == x)
+        match (before, self) {
+            (Op::Add { out, .. }, Op::Norm { x, .. }) => out == x,
+            (Op::Linear { out, .. }, Op::Activation { x, site: None, .. })
+            | (Op::Experts { way: Way::In, out, .. }, Op::Activation { x, .. }) => {
+                out == x && self.in_place()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it is the nonlinearity whose result `after`, an affine map, reads: the two are reversed as one.
+    pub fn precedes(&self, after: &Op) -> bool {
+        match (self, after) {
+            (Op::Activation { out, site: None, .. }, Op::Linear { x, .. })
+            | (Op::Activation { out, .. }, Op::Experts { way: Way::Out, x, .. }) => {
+                out == x && self.in_place()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it goes value by value, so that the gradient of its input can take the place of its result's.
+    pub fn in_place(&self) -> bool {
+        matches!(self, Op::Activation { hidden, .. } if !hidden.kind.gated())
     }
 
     /// The same operation over other activations.

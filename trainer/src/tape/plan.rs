@@ -3,7 +3,9 @@
 //! Time counts the forward entries and then the backward ones. An activation's value lives from the operation
 //! that makes it to its last reader, its gradient from its first writer to the operation that made the value.
 //! Two that never live at once, and are of one length, share a slot. So do gradients that are equal: what a residual
-//! connection hands on to its stream, and where nothing is dropped to its branch, stays where it stands.
+//! connection hands on to its stream, and where nothing is dropped to its branch, stays where it stands. A nonlinearity
+//! that goes value by value is reversed where the gradient of its result stands. And where a device's experts find rows
+//! wherever they are, what would be laid out for them is their input itself.
 
 use super::{Act, Op, Step};
 use crate::backend::Write;
@@ -37,7 +39,8 @@ impl Life {
 
 impl Plan {
     /// Plans a program of these operations, `again` those made again by the backward pass; `lens` has each activation's
-    /// length, `result` outlives them all, and `drops` says whether residual branches may have a mask.
+    /// length, `result` outlives them all, `drops` says whether residual branches may have a mask, and `gathers` whether
+    /// experts find their rows.
     pub fn new(
         forward: &[Op],
         again: &[Op],
@@ -45,28 +48,34 @@ impl Plan {
         lens: &[usize],
         result: Act,
         drops: bool,
+        gathers: bool,
     ) -> Plan {
         let op = |index: usize| forward.get(index).unwrap_or_else(|| &again[index - forward.len()]);
         let mut values = vec![None; lens.len()];
         let mut gradients = vec![None; lens.len()];
-        for (time, op) in forward.iter().enumerate() {
-            for act in op.inputs().into_iter().chain([op.out()]).flatten() {
+        let carry_out = |values: &mut [Option<Life>], time, op: &Op, next: Option<&Op>| {
+            // Of two that are carried out as one, what the first reads is there until the second has written.
+            let last = time + usize::from(next.is_some_and(|next| next.follows(op)));
+            for act in op.inputs().into_iter().flatten() {
+                Life::reach(&mut values[act.index()], last);
+            }
+            if let Some(act) = op.out() {
                 Life::reach(&mut values[act.index()], time);
             }
-            if forward.get(time + 1).is_some_and(|next| next.follows(op)) {
-                op.inputs()
-                    .into_iter()
-                    .flatten()
-                    .for_each(|act| Life::reach(&mut values[act.index()], time + 1));
-            }
+        };
+        for (time, op) in forward.iter().enumerate() {
+            carry_out(&mut values, time, op, forward.get(time + 1));
         }
-        for (time, step) in (forward.len()..).zip(backward) {
+        for (number, step) in backward.iter().enumerate() {
+            let time = forward.len() + number;
             let op = match *step {
                 Step::Reverse { op: index, .. } => op(index),
                 Step::Again { op: index } => {
-                    for act in op(index).inputs().into_iter().chain([op(index).out()]).flatten() {
-                        Life::reach(&mut values[act.index()], time);
-                    }
+                    let next = match backward.get(number + 1) {
+                        Some(&Step::Again { op: index }) => Some(op(index)),
+                        _ => None,
+                    };
+                    carry_out(&mut values, time, op(index), next);
                     continue;
                 }
             };
@@ -78,6 +87,17 @@ impl Plan {
             }
         }
         Life::reach(&mut values[result.index()], forward.len() + backward.len());
+
+        // What stands for an input that is not laid out lives until its last reader.
+        let laid_out = forward.iter().chain(again).filter_map(|op| match *op {
+            Op::Dispatch { x, out, .. } if gathers => Some((x.index(), out.index())),
+            _ => None,
+        });
+        for (x, out) in laid_out.clone() {
+            if let Some(life) = values[out].take() {
+                Life::reach(&mut values[x], life.last);
+            }
+        }
 
         // Whose place each gradient takes, and how long it is taken.
         let taken = taken_over(&op, backward, lens.len(), drops);
@@ -121,11 +141,19 @@ impl Plan {
         for act in (0..lens.len()).filter(|&act| taken[act].is_some()) {
             plan.gradient[act] = plan.gradient[holder(act)];
         }
+        for (x, out) in laid_out {
+            plan.value[out] = plan.value[x];
+        }
         plan
     }
 
+    /// Whether a value is where another is.
+    pub fn shares_value(&self, act: Act, other: Act) -> bool {
+        self.value[act.index()] == self.value[other.index()]
+    }
+
     /// Whether a gradient stands where another stood.
-    pub fn shares(&self, act: Act, other: Act) -> bool {
+    pub fn shares_gradient(&self, act: Act, other: Act) -> bool {
         self.gradient[act.index()] == self.gradient[other.index()]
     }
 }
@@ -144,6 +172,9 @@ fn taken_over<'a>(
     let mut taken = vec![None; acts];
     for (time, step) in backward.iter().enumerate() {
         let Step::Reverse { op: index, writes } = *step else { continue };
+        if let (Op::Activation { x, out, .. }, true) = (*op(index), op(index).in_place()) {
+            taken[x.index()] = Some(out.index());
+        }
         let Op::Add { stream, branch, out, .. } = *op(index) else { continue };
         if writes[0] == Write::Set {
             taken[stream.index()] = Some(out.index());
@@ -181,7 +212,7 @@ mod tests {
 
     /// Walks a program writing who owns each slot, and checks the owner at each read.
     fn walk(program: &Program) {
-        // Gradients that are equal own a slot together.
+        // Gradients that are equal own a slot together, and so do a value and what stands for it.
         let mut owner: Vec<Vec<(usize, bool)>> = vec![vec![]; program.plan.slots.len()];
         let value = |act: Act| (program.plan.value[act.index()], (act.index(), false));
         let gradient = |act: Act| {
@@ -190,12 +221,16 @@ mod tests {
         let carry_out = |op: &Op, owner: &mut Vec<Vec<(usize, bool)>>| {
             for act in op.inputs().into_iter().flatten() {
                 let (slot, name) = value(act);
-                assert_eq!(owner[slot], [name], "{op:?}");
+                assert!(owner[slot].contains(&name), "{op:?}: {:?} is not {name:?}", owner[slot]);
             }
             if let Some(act) = op.out() {
                 let (slot, name) = value(act);
-                assert!(op.inputs().iter().flatten().all(|input| value(*input).0 != slot), "{op:?}");
-                owner[slot] = vec![name];
+                if op.inputs().iter().flatten().all(|input| value(*input).0 != slot) {
+                    owner[slot] = vec![name];
+                } else {
+                    assert!(matches!(op, Op::Dispatch { .. }), "{op:?} overwrites what it reads");
+                    owner[slot].push(name);
+                }
             }
         };
         program.forward.iter().for_each(|op| carry_out(op, &mut owner));
@@ -215,13 +250,53 @@ mod tests {
                 let (slot, name) = gradient(act);
                 match op.out() {
                     Some(out) if gradient(out).0 == slot => {
-                        assert!(matches!(op, Op::Add { .. }), "{op:?} overwrites what it reads");
+                        let may = op.in_place() || matches!(op, Op::Add { .. });
+                        assert!(may, "{op:?} overwrites what it reads");
                         owner[slot].push(name);
                     }
                     _ => owner[slot] = vec![name],
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_done_as_one_has_all_its_buffers_at_once() {
+        let (mut forward, mut backward) = (0, 0);
+        for program in programs() {
+            let op = |step: &Step| match *step {
+                Step::Again { op } => (false, *program.op(op)),
+                Step::Reverse { op, .. } => (true, *program.op(op)),
+            };
+            let value = |act: Act| program.plan.value[act.index()];
+            let gradient = |act: Act| program.plan.gradient[act.index()];
+            let made = program.forward.iter().map(|op| (false, *op)).chain(program.backward.iter().map(op));
+            for pair in made.collect::<Vec<_>>().windows(2) {
+                match *pair {
+                    [(false, first), (false, second)] if second.follows(&first) => {
+                        let [made, out] = [first, second].map(|op| op.out().expect("it makes one"));
+                        for read in first.inputs().into_iter().flatten() {
+                            assert!(
+                                ![value(made), value(out)].contains(&value(read)),
+                                "{first:?} {second:?}"
+                            );
+                        }
+                        assert_ne!(value(made), value(out), "{first:?} {second:?}");
+                        forward += 1;
+                    }
+                    [(true, first), (true, second)] if second.precedes(&first) => {
+                        let [x, hidden] = [first, second].map(|op| op.inputs()[0].expect("it reads one"));
+                        let d = gradient(hidden).expect("training plans gradients");
+                        assert_eq!(gradient(x), Some(d), "{first:?} {second:?}");
+                        let d_out = first.out().and_then(gradient).expect("training plans gradients");
+                        assert!(![value(x), value(hidden), d_out].contains(&d), "{first:?} {second:?}");
+                        backward += 1;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert!(forward > 0 && backward > 0, "{forward} {backward}");
     }
 
     #[test]
@@ -236,6 +311,7 @@ mod tests {
             Mode::Evaluate,
             &Mixing::default(),
             Recompute::Nothing,
+            false,
         );
         assert!(program.plan.slots.len() <= 8, "{:?}", program.plan.slots);
         assert!(program.plan.gradient.iter().all(Option::is_none));

@@ -125,7 +125,7 @@ mod tests {
         let options = crate::options::Options { layers, ..options };
         let config = options.model(65).expect("a valid preset");
         let (layout, shape) = (Layout::new(&config), Shape { sequences: 2, block: 8 });
-        record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute)
+        record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute, false)
     }
 
     #[test]

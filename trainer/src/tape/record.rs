@@ -21,7 +21,7 @@ use formats::{Config, Layout};
 const NOISE_SITES: usize = 4;
 
 /// Records `config`'s model over `shape` for `mode`; `mixing` is how its mixtures are trained, `recompute` what a backward
-/// pass makes again.
+/// pass makes again, and `gathers` whether the device does, see [`crate::backend::Storage::GATHERS`].
 pub fn record(
     config: &Config,
     layout: &Layout,
@@ -29,6 +29,7 @@ pub fn record(
     mode: Mode,
     mixing: &Mixing,
     recompute: Recompute,
+    gathers: bool,
 ) -> Program {
     // Nothing is lost or disturbed but in training.
     let mixing = if mode == Mode::Train { *mixing } else { Mixing::default() };
@@ -52,7 +53,7 @@ pub fn record(
     };
     let lens: Vec<usize> = widths.iter().map(|width| width * shape.rows()).collect();
     let recompute::Backward { again, steps: backward } = backward;
-    let plan = Plan::new(&ops, &again, &backward, &lens, result, config.dropout > 0.0);
+    let plan = Plan::new(&ops, &again, &backward, &lens, result, config.dropout > 0.0, gathers);
     Program {
         mode,
         shape,
@@ -258,23 +259,26 @@ pub(super) mod tests {
     use crate::tape::Step;
     use formats::config::QueryKeyNorm;
 
-    /// Training programs of every kind: both orders of norms, mixtures, normalised queries and keys, recomputed.
+    /// Training programs of every kind: both orders of norms, mixtures, normalised queries and keys, recomputed, for devices
+    /// that gather and for those that do not.
     pub(in crate::tape) fn programs() -> impl Iterator<Item = Program> {
         [
-            ("gpt-zero", Recompute::Nothing, QueryKeyNorm::None),
-            ("gpt-zero", Recompute::Layers, QueryKeyNorm::Head),
-            ("moe-nano", Recompute::Nothing, QueryKeyNorm::Head),
-            ("moe-nano", Recompute::Layers, QueryKeyNorm::None),
-            ("gpt1", Recompute::Nothing, QueryKeyNorm::Head),
-            ("gpt1", Recompute::Layers, QueryKeyNorm::None),
+            ("gpt-zero", Recompute::Nothing, QueryKeyNorm::None, false),
+            ("gpt-zero", Recompute::Layers, QueryKeyNorm::Head, false),
+            ("moe-nano", Recompute::Nothing, QueryKeyNorm::Head, false),
+            ("moe-nano", Recompute::Nothing, QueryKeyNorm::Head, true),
+            ("moe-nano", Recompute::Layers, QueryKeyNorm::None, false),
+            ("moe-nano", Recompute::Layers, QueryKeyNorm::None, true),
+            ("gpt1", Recompute::Nothing, QueryKeyNorm::Head, false),
+            ("gpt1", Recompute::Layers, QueryKeyNorm::None, false),
         ]
         .into_iter()
-        .map(|(preset, recompute, query_key_norm)| {
+        .map(|(preset, recompute, query_key_norm, gathers)| {
             let config =
                 presets::find(preset).and_then(|options| options.model(65)).expect("a preset is valid");
             let config = Config { query_key_norm, ..config };
             let (layout, shape) = (Layout::new(&config), Shape { sequences: 2, block: 8 });
-            record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute)
+            record(&config, &layout, shape, Mode::Train, &Mixing::default(), recompute, gathers)
         })
     }
 

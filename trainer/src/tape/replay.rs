@@ -151,6 +151,11 @@ impl<B: Backend> Replay<B> {
 
     /// Makes one activation: takes its buffer out of its slot for the time `make` writes it.
     fn make(&mut self, act: Act, make: impl FnOnce(&Self, &mut B::Values)) {
+        self.make_first(act, |this, out| make(this, out));
+    }
+
+    /// The same where `make` makes others at the same time.
+    fn make_first(&mut self, act: Act, make: impl FnOnce(&mut Self, &mut B::Values)) {
         let slot = self.program.plan.value[act.index()];
         let mut buffer = self.take(slot);
         make(self, &mut buffer);
@@ -230,35 +235,58 @@ impl<B: Backend> Replay<B> {
     pub fn forward(&mut self, backend: &B, params: &Params<B>, place: Place<'_>) {
         let mut index = 0;
         while index < self.program.forward.len() {
-            if self.carry_out_sum(index, backend, params, place) {
-                index += 1;
-            } else {
-                self.carry_out(index, backend, params, place);
-            }
-            index += 1;
+            let next = Some(index + 1).filter(|&next| next < self.program.forward.len());
+            index += self.carry_out_next(index, next, backend, params, place);
         }
     }
 
-    /// A residual connection and the norm that follows it, if that is what stands there.
-    fn carry_out_sum(&mut self, index: usize, backend: &B, params: &Params<B>, place: Place<'_>) -> bool {
-        let [before, after] = match self.program.forward.get(index..index + 2) {
-            Some(&[before, after]) if after.follows(&before) => [before, after],
-            _ => return false,
-        };
-        let (Op::Add { stream, branch, out: sum, site }, Op::Norm { norm, out, moments, .. }) =
-            (before, after)
-        else {
-            return false;
-        };
-        let (shape, mask) = (self.rows_shape(sum), self.row_mask(place, site, sum));
-        let slot = self.program.plan.value[sum.index()];
-        let mut buffer = self.take(slot);
-        self.make_with_stat(out, moments, |this, out, moments| {
-            let (stream, branch) = (this.value(stream), this.value(branch));
-            backend.add_norm(&shape, stream, branch, mask, &norm, params, &mut buffer, out, moments);
-        });
-        self.slots[slot] = Some(buffer);
-        true
+    /// One operation's forward pass, or that of two if the next is done with it: how many it was.
+    fn carry_out_next(
+        &mut self,
+        index: usize,
+        next: Option<usize>,
+        backend: &B,
+        params: &Params<B>,
+        place: Place<'_>,
+    ) -> usize {
+        let rows = self.program.shape.rows();
+        let first = *self.program.op(index);
+        let second = next.map(|next| *self.program.op(next)).filter(|next| next.follows(&first));
+        match (first, second) {
+            (Op::Add { stream, branch, out: sum, site }, Some(Op::Norm { norm, out, moments, .. })) => {
+                let (shape, mask) = (self.rows_shape(sum), self.row_mask(place, site, sum));
+                self.make_first(sum, |this, sum| {
+                    this.make_with_stat(out, moments, |this, out, moments| {
+                        let (stream, branch) = (this.value(stream), this.value(branch));
+                        backend.add_norm(&shape, stream, branch, mask, &norm, params, sum, out, moments);
+                    });
+                });
+            }
+            (Op::Linear { x, linear, out: made }, Some(Op::Activation { out, hidden, .. })) => {
+                self.make_first(made, |this, made| {
+                    this.make(out, |this, out| {
+                        backend.linear_activation(rows, this.value(x), &linear, hidden, params, made, out);
+                    });
+                });
+            }
+            (
+                Op::Experts { x, bank, router, out: made, .. },
+                Some(Op::Activation { out, hidden, site, .. }),
+            ) => {
+                let mask = self.hidden_mask(place, site, out, hidden.width);
+                self.make_first(made, |this, made| {
+                    this.make(out, |this, out| {
+                        let (routing, x) = (&this.routings[router], this.value(x));
+                        backend.experts_activation(routing, x, &bank, (hidden, mask), params, made, out);
+                    });
+                });
+            }
+            _ => {
+                self.carry_out(index, backend, params, place);
+                return 1;
+            }
+        }
+        2
     }
 
     /// One operation's forward pass.
@@ -320,6 +348,8 @@ impl<B: Backend> Replay<B> {
                 self.routings[router] = routing;
                 self.scratch = scratch;
             }
+            // What is not laid out is found where it stands.
+            Op::Dispatch { x, out, .. } if self.program.plan.shares_value(x, out) => {}
             Op::Dispatch { x, router, out } => self.make(out, |this, out| {
                 let shape = &this.program.routers[router];
                 backend.dispatch(shape, &this.routings[router], this.value(x), out);
@@ -349,6 +379,48 @@ impl<B: Backend> Replay<B> {
         }
     }
 
+    /// The backward pass of an affine map and of the nonlinearity before it, if that is what comes next.
+    fn reverse_hidden(
+        &mut self,
+        op: usize,
+        next: Option<Step>,
+        backend: &B,
+        params: &Params<B>,
+        place: Place<'_>,
+        grads: &mut B::Floats,
+    ) -> bool {
+        let (after, before) = match next {
+            Some(Step::Reverse { op: next, .. }) => (*self.program.op(op), *self.program.op(next)),
+            _ => return false,
+        };
+        if !before.precedes(&after) {
+            return false;
+        }
+        match (before, after) {
+            (Op::Activation { x: hidden, hidden: s, .. }, Op::Linear { x, linear, out }) => {
+                let rows = self.program.shape.rows();
+                self.make_gradient_in_scratch(hidden, |this, d_hidden, scratch| {
+                    let (hidden, x, d_out) = (this.value(hidden), this.value(x), this.gradient(out));
+                    backend.activation_linear_backward(
+                        rows, s, hidden, x, &linear, params, d_out, d_hidden, grads, scratch,
+                    );
+                });
+            }
+            (Op::Activation { x: hidden, hidden: s, site, .. }, Op::Experts { x, bank, router, out, .. }) => {
+                let s = (s, self.hidden_mask(place, site, x, s.width));
+                self.make_gradient_in_scratch(hidden, |this, d_hidden, scratch| {
+                    let (hidden, x, d_out) = (this.value(hidden), this.value(x), this.gradient(out));
+                    let routing = &this.routings[router];
+                    backend.activation_experts_backward(
+                        routing, s, hidden, x, &bank, params, d_out, d_hidden, grads, scratch,
+                    );
+                });
+            }
+            _ => return false,
+        }
+        true
+    }
+
     /// The backward pass of the mean over `total_rows` rows; gradients of parameters are added to `grads`.
     pub fn backward(
         &mut self,
@@ -359,14 +431,25 @@ impl<B: Backend> Replay<B> {
         grads: &mut B::Floats,
     ) {
         let rows = self.program.shape.rows();
-        for index in 0..self.program.backward.len() {
+        let mut index = 0;
+        while index < self.program.backward.len() {
+            let next = self.program.backward.get(index + 1).copied();
             let (op, [write, second_write]) = match self.program.backward[index] {
                 Step::Reverse { op, writes } => (op, writes),
                 Step::Again { op } => {
-                    self.carry_out(op, backend, params, place);
+                    let next = match next {
+                        Some(Step::Again { op }) => Some(op),
+                        _ => None,
+                    };
+                    index += self.carry_out_next(op, next, backend, params, place);
                     continue;
                 }
             };
+            if write == Write::Set && self.reverse_hidden(op, next, backend, params, place, grads) {
+                index += 2;
+                continue;
+            }
+            index += 1;
             match *self.program.op(op) {
                 Op::Embed { out, site } => {
                     let (shape, mask) =
@@ -440,8 +523,11 @@ impl<B: Backend> Replay<B> {
                 Op::Activation { x, out, hidden, site } => {
                     assert_eq!(write, Write::Set, "the nonlinearity is the only reader of its input");
                     let mask = self.hidden_mask(place, site, out, hidden.width);
+                    // What shares the result's slot is reversed there.
+                    let in_place = self.program.plan.shares_gradient(x, out);
                     self.make_gradient(x, |this, d_x| {
-                        backend.activation_backward(hidden, this.value(x), mask, this.gradient(out), d_x);
+                        let d_out = (!in_place).then(|| this.gradient(out));
+                        backend.activation_backward(hidden, this.value(x), mask, d_out, d_x);
                     });
                 }
                 Op::Route { x, bank, router, out, kept, site } => {
@@ -483,26 +569,24 @@ impl<B: Backend> Replay<B> {
                 Op::Combine { x, weights, router, out } => {
                     let only = [write, second_write] == [Write::Set; 2];
                     assert!(only, "the sum is the only reader of the experts' results and weights");
+                    let slot = self.gradient_slot(weights);
+                    let mut d_weights = self.take(slot);
                     self.make_gradient(x, |this, d_x| {
-                        let (weights, d_out) = (this.value(weights), this.gradient(out));
+                        let (x, weights, d_out) = (this.value(x), this.value(weights), this.gradient(out));
                         let (shape, routing) = (&this.program.routers[router], &this.routings[router]);
-                        backend.combine_backward_experts(shape, routing, weights, d_out, d_x);
+                        backend.combine_backward(shape, routing, x, weights, d_out, d_x, &mut d_weights);
                     });
-                    self.make_gradient(weights, |this, d_weights| {
-                        let (x, d_out) = (this.value(x), this.gradient(out));
-                        let (shape, routing) = (&this.program.routers[router], &this.routings[router]);
-                        backend.combine_backward_weights(shape, routing, x, d_out, d_weights);
-                    });
+                    self.slots[slot] = Some(d_weights);
                 }
                 Op::Add { stream, branch, out, site } => {
                     let mask = self.row_mask(place, site, out);
                     // What shares the sum's slot is there already.
-                    if !self.program.plan.shares(stream, out) {
+                    if !self.program.plan.shares_gradient(stream, out) {
                         self.make_gradient(stream, |this, d_stream| {
                             backend.add_backward(rows, this.gradient(out), None, (d_stream, write));
                         });
                     }
-                    if !self.program.plan.shares(branch, out) {
+                    if !self.program.plan.shares_gradient(branch, out) {
                         self.make_gradient(branch, |this, d_branch| {
                             backend.add_backward(rows, this.gradient(out), mask, (d_branch, second_write));
                         });

@@ -11,6 +11,8 @@ use formats::{Error, Layout, Result};
 use runtime::simd::{Aligned, packed_len};
 
 impl Storage for Cpu {
+    const GATHERS: bool = false;
+
     type Values = Aligned;
     type Floats = Aligned;
     type Sums = Vec<f64>;

@@ -5,7 +5,7 @@ use crate::device::{Buffer, Device, Precision, View, ViewMut};
 use crate::ops::adamw::cuda::Decays;
 use crate::ops::experts::Way;
 use crate::ops::experts::cuda::Maps;
-use crate::ops::linear::cuda::Shape;
+use crate::ops::linear::cuda::{Bias, Shape};
 use crate::ops::loss::cuda::Head;
 use crate::ops::route::cuda::Weights;
 use crate::ops::{attention, embedding, linear, loss, norm, query_key_norm};
@@ -64,6 +64,12 @@ pub(super) fn grad_pair<'a>(
     let Some(second) = second else { return (grads.part_mut(range(first)), None) };
     let [first, second] = grads.parts_mut([range(first), range(second)]);
     (first, Some(second))
+}
+
+/// An affine map's matrix and bias as products read them.
+pub(super) fn map_of<'a>(params: &'a Params<Cuda>, map: &Linear) -> (View<'a>, Option<Bias<'a>>) {
+    let bias = |id| Bias { floats: part(params, id), values: Some(weight(params, id)) };
+    (weight(params, map.weight), map.bias.map(bias))
 }
 
 /// A router's parameters.

@@ -11,6 +11,8 @@ use crate::tape::{Program, Step};
 use formats::{Layout, Result};
 
 impl Storage for Cuda {
+    const GATHERS: bool = true;
+
     type Values = Buffer;
     type Floats = Buffer;
     type Sums = Buffer;

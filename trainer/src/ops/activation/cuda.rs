@@ -41,7 +41,7 @@ pub fn backward(
     s: Hidden,
     x: View<'_>,
     (mask, clock): (Mask, View<'_>),
-    d_out: View<'_>,
+    d_out: Option<View<'_>>,
     d_x: ViewMut<'_>,
 ) {
     let kernel = match s.kind {
@@ -51,7 +51,7 @@ pub fn backward(
         Activation::SwiGlu => "swiglu_backward",
     };
     let m = factors(mask);
-    let (rows, width) = shape(s, d_out.len(), mask);
+    let (rows, width) = shape(s, d_x.len() / s.kind.inputs(1), mask);
     launch!(
         device,
         kernel,
@@ -68,6 +68,16 @@ pub fn backward(
         m.threshold,
         m.scale
     );
+}
+
+/// A nonlinearity that goes value by value, as the kernels that end in one are told.
+pub fn number(kind: Activation) -> u32 {
+    match kind {
+        Activation::Relu => 0,
+        Activation::GeluErf => 1,
+        Activation::GeluTanh => 2,
+        Activation::SwiGlu => unreachable!("a gate takes two values"),
+    }
 }
 
 /// Rows of the result; a mask and a gate tell them apart.

@@ -1,10 +1,7 @@
 // The feed-forward nonlinearity: the equations of ops/activation.rs.
 //
-// Forward y = f(x) m, backward d_x = d_y m f'(x), m the dropout mask, which only experts have:
-//   relu       f = max(x, 0)                          f' = [x > 0]
-//   gelu-erf   f = x P(x), P the normal distribution  f' = P(x) + x p(x), p its density
-//   gelu-tanh  f = x s(2u), u = sqrt(2/pi) (x + 0.044715 x^3), s the logistic function
-//                                                     f' = s + x s (1 - s) 2 u'
+// Forward y = f(x) m, backward d_x = d_y m f'(x), f and f' those of functions.cuh, m the dropout mask, which only experts
+// have. And with a gate:
 //   swiglu     a row is a gate g and then x, each as wide as the result: y = g s(g) x,
 //              d_x = d_y g s(g), d_g = d_y x s(g) (1 + g (1 - s(g)))
 //
@@ -12,32 +9,7 @@
 
 constexpr u32 THREADS = 256;
 
-// 1 / sqrt(2), 1 / sqrt(2 pi), 2 sqrt(2 / pi), and the cubic's share.
-constexpr float ROOT_HALF = 0.70710678f;
-constexpr float DENSITY = 0.39894228f;
-constexpr float TWICE = 1.5957691f;
-constexpr float CUBIC = 0.044715f;
-
-enum Kind { RELU, GELU_ERF, GELU_TANH, SWIGLU };
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ __forceinline__ float distribution(float x) { return 0.5f * (1.0f + erff(x * ROOT_HALF)); }
-__device__ __forceinline__ float tanh_gate(float x) { return sigmoid(x * (TWICE + CUBIC * TWICE * x * x)); }
-
-template <Kind kind> __device__ __forceinline__ float value_of(float x) {
-    // NaN stays NaN.
-    if (kind == RELU) return x > 0.0f ? x : 0.0f * x;
-    return x * (kind == GELU_ERF ? distribution(x) : tanh_gate(x));
-}
-
-template <Kind kind> __device__ __forceinline__ float slope_of(float x) {
-    if (kind == RELU) return x > 0.0f ? 1.0f : 0.0f * x;
-    if (kind == GELU_ERF) return distribution(x) + x * DENSITY * expf(-0.5f * x * x);
-    const float gate = tanh_gate(x);
-    return gate + x * gate * (1.0f - gate) * (TWICE + 3.0f * CUBIC * TWICE * x * x);
-}
-
-// The arguments of every kernel here; `d_out` and `d_x` are none forward, `out` is none backward.
+// The arguments of every kernel here; `d_out` is none forward, and backward where the gradient stands in its result's place.
 struct Hidden {
     const value* x;
     const value* d_out;
@@ -54,8 +26,10 @@ template <Kind kind, bool BACKWARD> __device__ __forceinline__ void carry_out(co
     const u32 row = item / octets, column = item % octets * 8;
     if (row >= s.rows) return;
     const u64 at = u64(row) * width, from = kind == SWIGLU ? 2 * at : at;
+    // What stands where the result goes is read before it is written, by the same thread.
+    const value* const d_out = s.d_out != nullptr ? s.d_out + at : s.to + at;
     const bool aligned = aligned16(s.x + from, width) && aligned16(s.to + (BACKWARD ? from : at), width) &&
-                         (!BACKWARD || aligned16(s.d_out + at, width));
+                         (!BACKWARD || aligned16(d_out, width));
     octet m;
     for (u32 i = 0; i < 8; ++i) m.at[i] = 1.0f;
     if (s.threshold > 0) {
@@ -72,7 +46,7 @@ template <Kind kind, bool BACKWARD> __device__ __forceinline__ void carry_out(co
         }
         return write8(s.to + at, column, width, aligned, first);
     }
-    const octet d = read8(s.d_out + at, column, width, aligned);
+    const octet d = read8(d_out, column, width, aligned);
     if (kind == SWIGLU) {
         const octet gate = read8(s.x + from, column, width, aligned);
         for (u32 i = 0; i < 8; ++i) {
@@ -96,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // registers: 48
 extern "C" __global__ void __launch_bounds__(THREADS)
-    relu_backward(const value* __restrict__ x, const value* __restrict__ d_out, value* __restrict__ d_x, u32 rows,
+    relu_backward(const value* __restrict__ x, const value* d_out, value* d_x, u32 rows,
                   u32 width, const Clock* __restrict__ clock, u64 seed, u64 site, u64 first_row, u32 threshold,
                   float scale) {
     carry_out<RELU, true>({x, d_out, d_x, rows, width, clock, seed, site, first_row, threshold, scale});
@@ -111,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // registers: 64
 extern "C" __global__ void __launch_bounds__(THREADS)
-    gelu_erf_backward(const value* __restrict__ x, const value* __restrict__ d_out, value* __restrict__ d_x, u32 rows,
+    gelu_erf_backward(const value* __restrict__ x, const value* d_out, value* d_x, u32 rows,
                       u32 width, const Clock* __restrict__ clock, u64 seed, u64 site, u64 first_row, u32 threshold,
                       float scale) {
     carry_out<GELU_ERF, true>({x, d_out, d_x, rows, width, clock, seed, site, first_row, threshold, scale});
@@ -126,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // registers: 48
 extern "C" __global__ void __launch_bounds__(THREADS)
-    gelu_tanh_backward(const value* __restrict__ x, const value* __restrict__ d_out, value* __restrict__ d_x, u32 rows,
+    gelu_tanh_backward(const value* __restrict__ x, const value* d_out, value* d_x, u32 rows,
                        u32 width, const Clock* __restrict__ clock, u64 seed, u64 site, u64 first_row, u32 threshold,
                        float scale) {
     carry_out<GELU_TANH, true>({x, d_out, d_x, rows, width, clock, seed, site, first_row, threshold, scale});
@@ -141,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // registers: 64
 extern "C" __global__ void __launch_bounds__(THREADS)
-    swiglu_backward(const value* __restrict__ x, const value* __restrict__ d_out, value* __restrict__ d_x, u32 rows,
+    swiglu_backward(const value* __restrict__ x, const value* d_out, value* d_x, u32 rows,
                     u32 width, const Clock* __restrict__ clock, u64 seed, u64 site, u64 first_row, u32 threshold,
                     float scale) {
     carry_out<SWIGLU, true>({x, d_out, d_x, rows, width, clock, seed, site, first_row, threshold, scale});

@@ -1,11 +1,17 @@
 // The experts a router chose, on a GPU; the equations are those of ops/experts.rs.
 //
-// Forward: `z_p = x_(row of p)` (experts_dispatch), `y_p = W_e z_p + b_e` (experts_outputs), `out_r = sum_i w_ri y_(r,i)`,
-// slots in order (experts_combine). A dropped assignment adds nothing.
-// Backward: `d_y_p = w_ri d_out_r` (experts_combine_backward_experts), `d_w_ri = d_out_r . y_p`
-// (experts_combine_backward_weights), `d_z_p = d_y_p W_e` (experts_inputs), `d_W_e = sum_p d_y_p^T z_p`
-// (experts_weights), `d_b_e = sum_p d_y_p` (experts_bias), `d_x_r = sum_i d_z_(r,i)`, slots in order
-// (experts_dispatch_backward).
+// Forward: `y_p = W_e z_p + b_e` (experts_outputs), `out_r = sum_i w_ri y_(r,i)`, slots in order (experts_combine). A
+// dropped assignment adds nothing.
+// Backward: `d_y_p = w_ri d_out_r` and `d_w_ri = d_out_r . y_p` (experts_combine_backward), `d_z_p = d_y_p W_e`
+// (experts_inputs), `d_W_e = sum_p d_y_p^T z_p` (experts_weights), `d_b_e = sum_p d_y_p` (experts_bias),
+// `d_x_r = sum_i d_z_(r,i)`, slots in order (experts_dispatch_backward).
+//
+// Nothing is laid out for the experts. What goes into them stands row by row and the products find `z_p = x_(row of p)`;
+// what comes out of them, and the gradients of both, stand row by row and slot by slot, `y_(r,i)` at `r slots + i`. Only
+// what is inside an expert stands place by place. Where a product's rows are not the places, a list of as many numbers
+// as there are places says which they are.
+//
+// The nonlinearity between an expert's two maps comes on top of their products, as in ../linear/kernels.cu.
 //
 // Where an expert's places begin is known on the device alone. A product is launched for as many tiles as there could
 // be; a block finds its own among the experts' and returns where there is none. Parameters of the experts stand `step`
@@ -50,74 +56,89 @@ __device__ inline bool find_group(const u32* offsets, u32 experts, u32 tall, u32
     return false;
 }
 
-// `tiles` of rows at most, each with all its columns.
+// `tiles` of rows at most, each with all its columns. `from` and `to` are the lists of what is read and written.
 template <class T, bool WAY>
-__device__ inline void rows_product(const value* a, const value* weight, const float* bias, value* out, u64 step,
-                                    const u32* offsets, u32 experts, u32 tiles, u32 columns, u32 inner) {
+__device__ inline void rows_product(const value* a, const u32* from, const value* weight, const float* bias, value* out,
+                                    const u32* to, u64 step, const u32* offsets, u32 experts, u32 tiles, u32 columns,
+                                    u32 inner, Nonlinearity f) {
     DYNAMIC_SHARED(value, shared);
     const TilePlace place(blockIdx.x, tiles, (columns + T::columns - 1) / T::columns);
     Group group;
     if (!find_group(offsets, experts, T::rows, place.row, group)) return;
-    const Lines left(a + u64(group.begin) * inner, inner, group.count, inner);
+    const Listed left(a, from, inner, group.begin, group.count, inner);
     const value* const matrix = weight + group.expert * step;
     const Lines right(matrix, WAY == ALONG ? inner : columns, WAY == ALONG ? columns : inner,
                       WAY == ALONG ? inner : columns);
-    const Result result{out + u64(group.begin) * columns,
+    const Result result{to == nullptr ? out + u64(group.begin) * columns : out,
                         nullptr,
                         bias == nullptr ? nullptr : bias + group.expert * step,
                         columns,
                         group.count,
                         columns,
-                        false};
+                        false,
+                        to == nullptr ? nullptr : to + group.begin};
     T tile;
     multiply<T, ALONG, WAY>(tile, left, right, group.first, place.column * T::columns, inner, shared);
     store_tile(tile, result, group.first, place.column * T::columns);
+    if (f.to != nullptr) f.to += u64(group.begin) * columns;
+    if (f.at != nullptr) f.at += u64(group.begin) * columns;
+    apply<T>(f, result, group.first, place.column * T::columns);
 }
 
-// y = x W^T + b, each expert's rows by its own matrix.
+// y = x W^T + b, each expert's rows by its own matrix, and f(y) to `activated`, which takes no list.
 // registers: 255
 extern "C" __global__ void __launch_bounds__(128, 2)
-    experts_outputs_large(const value* __restrict__ x, const value* __restrict__ weight, const float* __restrict__ bias,
-                          value* __restrict__ out, u64 step, const u32* __restrict__ offsets, u32 experts, u32 tiles,
-                          u32 columns, u32 inner) {
-    rows_product<Tile<128, 128>, ALONG>(x, weight, bias, out, step, offsets, experts, tiles, columns, inner);
+    experts_outputs_large(const value* __restrict__ x, const u32* __restrict__ from, const value* __restrict__ weight,
+                          const float* __restrict__ bias, value* out, const u32* __restrict__ to, u64 step,
+                          const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner,
+                          value* activated, u32 kind) {
+    rows_product<Tile<128, 128>, ALONG>(x, from, weight, bias, out, to, step, offsets, experts, tiles, columns, inner,
+                                         {kind, activated, nullptr});
 }
 
 // The same by small tiles.
 // registers: 128
 extern "C" __global__ void __launch_bounds__(128, 4)
-    experts_outputs_small(const value* __restrict__ x, const value* __restrict__ weight, const float* __restrict__ bias,
-                          value* __restrict__ out, u64 step, const u32* __restrict__ offsets, u32 experts, u32 tiles,
-                          u32 columns, u32 inner) {
-    rows_product<Tile<64, 64>, ALONG>(x, weight, bias, out, step, offsets, experts, tiles, columns, inner);
+    experts_outputs_small(const value* __restrict__ x, const u32* __restrict__ from, const value* __restrict__ weight,
+                          const float* __restrict__ bias, value* out, const u32* __restrict__ to, u64 step,
+                          const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner,
+                          value* activated, u32 kind) {
+    rows_product<Tile<64, 64>, ALONG>(x, from, weight, bias, out, to, step, offsets, experts, tiles, columns, inner,
+                                         {kind, activated, nullptr});
 }
 
-// d_x = d_y W, likewise.
+// d_x = d_y W, likewise, times f' of `hidden`.
 // registers: 255
 extern "C" __global__ void __launch_bounds__(128, 2)
-    experts_inputs_large(const value* __restrict__ d_out, const value* __restrict__ weight, value* __restrict__ d_x,
-                         u64 step, const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner) {
-    rows_product<Tile<128, 128>, ACROSS>(d_out, weight, nullptr, d_x, step, offsets, experts, tiles, columns, inner);
+    experts_inputs_large(const value* __restrict__ d_out, const u32* __restrict__ from,
+                         const value* __restrict__ weight, value* d_x, const u32* __restrict__ to, u64 step,
+                         const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner,
+                         const value* __restrict__ hidden, u32 kind) {
+    rows_product<Tile<128, 128>, ACROSS>(d_out, from, weight, nullptr, d_x, to, step, offsets, experts, tiles, columns,
+                                         inner, {kind, nullptr, hidden});
 }
 
 // The same by small tiles.
 // registers: 128
 extern "C" __global__ void __launch_bounds__(128, 4)
-    experts_inputs_small(const value* __restrict__ d_out, const value* __restrict__ weight, value* __restrict__ d_x,
-                         u64 step, const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner) {
-    rows_product<Tile<64, 64>, ACROSS>(d_out, weight, nullptr, d_x, step, offsets, experts, tiles, columns, inner);
+    experts_inputs_small(const value* __restrict__ d_out, const u32* __restrict__ from,
+                         const value* __restrict__ weight, value* d_x, const u32* __restrict__ to, u64 step,
+                         const u32* __restrict__ offsets, u32 experts, u32 tiles, u32 columns, u32 inner,
+                         const value* __restrict__ hidden, u32 kind) {
+    rows_product<Tile<64, 64>, ACROSS>(d_out, from, weight, nullptr, d_x, to, step, offsets, experts, tiles, columns,
+                                       inner, {kind, nullptr, hidden});
 }
 
-// One tile of one expert's matrix; experts along y.
+// One tile of one expert's matrix; experts along y. `d_list` and `x_list` are the lists of the two factors.
 template <class T>
-__device__ inline void weights_product(const value* d_out, const value* x, float* grads, u64 step, const u32* offsets,
-                                       u32 rows, u32 columns) {
+__device__ inline void weights_product(const value* d_out, const u32* d_list, const value* x, const u32* x_list,
+                                       float* grads, u64 step, const u32* offsets, u32 rows, u32 columns) {
     DYNAMIC_SHARED(value, shared);
     const u32 expert = blockIdx.y, begin = offsets[expert], count = offsets[expert + 1] - begin;
     if (count == 0) return;
     const TilePlace place(blockIdx.x, (rows + T::rows - 1) / T::rows, (columns + T::columns - 1) / T::columns);
-    const Lines left(d_out + u64(begin) * rows, rows, count, rows);
-    const Lines right(x + u64(begin) * columns, columns, count, columns);
+    const Listed left(d_out, d_list, rows, begin, count, rows);
+    const Listed right(x, x_list, columns, begin, count, columns);
     const Result result{nullptr, grads + expert * step, nullptr, columns, rows, columns, true};
     T tile;
     multiply<T, ACROSS, ACROSS>(tile, left, right, place.row * T::rows, place.column * T::columns, count, shared);
@@ -127,25 +148,27 @@ __device__ inline void weights_product(const value* d_out, const value* x, float
 // d_W += d_y^T x over each expert's rows: `rows` outputs by `columns` inputs.
 // registers: 255
 extern "C" __global__ void __launch_bounds__(128, 2)
-    experts_weights_large(const value* __restrict__ d_out, const value* __restrict__ x, float* __restrict__ grads,
-                          u64 step, const u32* __restrict__ offsets, u32 rows, u32 columns) {
-    weights_product<Tile<128, 128>>(d_out, x, grads, step, offsets, rows, columns);
+    experts_weights_large(const value* __restrict__ d_out, const u32* __restrict__ d_list, const value* __restrict__ x,
+                          const u32* __restrict__ x_list, float* __restrict__ grads, u64 step,
+                          const u32* __restrict__ offsets, u32 rows, u32 columns) {
+    weights_product<Tile<128, 128>>(d_out, d_list, x, x_list, grads, step, offsets, rows, columns);
 }
 
 // The same by small tiles.
 // registers: 128
 extern "C" __global__ void __launch_bounds__(128, 4)
-    experts_weights_small(const value* __restrict__ d_out, const value* __restrict__ x, float* __restrict__ grads,
-                          u64 step, const u32* __restrict__ offsets, u32 rows, u32 columns) {
-    weights_product<Tile<64, 64>>(d_out, x, grads, step, offsets, rows, columns);
+    experts_weights_small(const value* __restrict__ d_out, const u32* __restrict__ d_list, const value* __restrict__ x,
+                          const u32* __restrict__ x_list, float* __restrict__ grads, u64 step,
+                          const u32* __restrict__ offsets, u32 rows, u32 columns) {
+    weights_product<Tile<64, 64>>(d_out, d_list, x, x_list, grads, step, offsets, rows, columns);
 }
 
 // d_b += the sum of an expert's rows. A block takes 32 columns of one expert, experts along y: four threads side by side
 // take eight columns each, 64 rows at once.
 // registers: 64
 extern "C" __global__ void __launch_bounds__(256)
-    experts_bias(const value* __restrict__ d_out, float* __restrict__ grads, u64 step, const u32* __restrict__ offsets,
-                 u32 columns) {
+    experts_bias(const value* __restrict__ d_out, const u32* __restrict__ list, float* __restrict__ grads, u64 step,
+                 const u32* __restrict__ offsets, u32 columns) {
     __shared__ float sums[64][33];
     const u32 expert = blockIdx.y, begin = offsets[expert], end = offsets[expert + 1];
     if (begin == end) return;
@@ -154,7 +177,8 @@ extern "C" __global__ void __launch_bounds__(256)
     octet sum = {};
     if (column < columns) {
 #pragma unroll 4
-        for (u32 row = begin + group; row < end; row += 64) {
+        for (u32 place = begin + group; place < end; place += 64) {
+            const u32 row = list == nullptr ? place : list[place];
             const octet some = read8(d_out + u64(row) * columns, column, columns, aligned);
 #pragma unroll
             for (u32 k = 0; k < 8; ++k) sum.at[k] += some.at[k];
@@ -170,22 +194,6 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// Each assignment's row. A warp takes one place.
-// registers: 64
-extern "C" __global__ void __launch_bounds__(256)
-    experts_dispatch(const value* __restrict__ x, const u32* __restrict__ row_of, const u32* __restrict__ offsets,
-                     value* __restrict__ out, u32 experts, u32 width) {
-    const u32 place = blockIdx.x * 8 + warp();
-    if (place >= offsets[experts]) return;
-    const value* const from = x + u64(row_of[place]) * width;
-    value* const to = out + u64(place) * width;
-    const bool aligned = aligned16(x, width) && aligned16(out, width);
-    for (u32 column = 8 * lane(); column < width; column += 256) {
-        const octet some = read8(from, column, width, aligned);
-        write8(to, column, width, aligned, some);
-    }
-}
-
 // The gradient of the rows, set or added to. A warp takes one row.
 // registers: 64
 extern "C" __global__ void __launch_bounds__(256)
@@ -198,9 +206,9 @@ extern "C" __global__ void __launch_bounds__(256)
         octet sum = {};
         if (add) sum = read8(d_x + u64(row) * width, column, width, aligned);
         for (u32 slot = 0; slot < slots; ++slot) {
-            const u32 from = place[u64(row) * slots + slot];
-            if (from == DROPPED) continue;
-            const octet some = read8(d_out + u64(from) * width, column, width, aligned);
+            const u64 from = u64(row) * slots + slot;
+            if (place[from] == DROPPED) continue;
+            const octet some = read8(d_out + from * width, column, width, aligned);
 #pragma unroll
             for (u32 k = 0; k < 8; ++k) sum.at[k] += some.at[k];
         }
@@ -219,10 +227,10 @@ extern "C" __global__ void __launch_bounds__(256)
     for (u32 column = 8 * lane(); column < width; column += 256) {
         octet sum = {};
         for (u32 slot = 0; slot < slots; ++slot) {
-            const u32 from = place[u64(row) * slots + slot];
-            if (from == DROPPED) continue;
-            const float weight = widen(weights[u64(row) * slots + slot]);
-            const octet some = read8(y + u64(from) * width, column, width, aligned);
+            const u64 from = u64(row) * slots + slot;
+            if (place[from] == DROPPED) continue;
+            const float weight = widen(weights[from]);
+            const octet some = read8(y + from * width, column, width, aligned);
 #pragma unroll
             for (u32 k = 0; k < 8; ++k) sum.at[k] = fmaf(weight, some.at[k], sum.at[k]);
         }
@@ -230,50 +238,33 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// The gradient of the experts' outputs. A warp takes one row.
+// The gradients of the experts' outputs and of the weights. A warp takes one row.
 // registers: 64
 extern "C" __global__ void __launch_bounds__(256)
-    experts_combine_backward_experts(const value* __restrict__ weights, const u32* __restrict__ place,
-                                     const value* __restrict__ d_out, value* __restrict__ d_y, u32 rows, u32 slots,
-                                     u32 width) {
+    experts_combine_backward(const value* __restrict__ y, const value* __restrict__ weights,
+                             const u32* __restrict__ place, const value* __restrict__ d_out, value* __restrict__ d_y,
+                             value* __restrict__ d_weights, u32 rows, u32 slots, u32 width) {
     const u32 row = blockIdx.x * 8 + warp();
     if (row >= rows) return;
-    const bool aligned = aligned16(d_y, width) && aligned16(d_out, width);
-    for (u32 column = 8 * lane(); column < width; column += 256) {
-        const octet d = read8(d_out + u64(row) * width, column, width, aligned);
-        for (u32 slot = 0; slot < slots; ++slot) {
-            const u32 to = place[u64(row) * slots + slot];
-            if (to == DROPPED) continue;
-            const float weight = widen(weights[u64(row) * slots + slot]);
-            octet scaled;
-#pragma unroll
-            for (u32 k = 0; k < 8; ++k) scaled.at[k] = weight * d.at[k];
-            write8(d_y + u64(to) * width, column, width, aligned, scaled);
-        }
-    }
-}
-
-// The gradient of the weights. A warp takes one row.
-// registers: 64
-extern "C" __global__ void __launch_bounds__(256)
-    experts_combine_backward_weights(const value* __restrict__ y, const u32* __restrict__ place,
-                                     const value* __restrict__ d_out, value* __restrict__ d_weights, u32 rows, u32 slots,
-                                     u32 width) {
-    const u32 row = blockIdx.x * 8 + warp();
-    if (row >= rows) return;
-    const bool aligned = aligned16(y, width) && aligned16(d_out, width);
+    const bool aligned = aligned16(y, width) && aligned16(d_out, width) && aligned16(d_y, width);
     for (u32 slot = 0; slot < slots; ++slot) {
-        const u32 from = place[u64(row) * slots + slot];
+        const u64 at = u64(row) * slots + slot;
         float dot = 0.0f;
-        if (from != DROPPED) {
+        if (place[at] != DROPPED) {
+            const float weight = widen(weights[at]);
             for (u32 column = 8 * lane(); column < width; column += 256) {
                 const octet d = read8(d_out + u64(row) * width, column, width, aligned);
-                const octet some = read8(y + u64(from) * width, column, width, aligned);
+                const octet some = read8(y + at * width, column, width, aligned);
+                octet scaled;
 #pragma unroll
-                for (u32 k = 0; k < 8; ++k) dot = fmaf(d.at[k], some.at[k], dot);
+                for (u32 k = 0; k < 8; ++k) {
+                    dot = fmaf(d.at[k], some.at[k], dot);
+                    scaled.at[k] = weight * d.at[k];
+                }
+                write8(d_y + at * width, column, width, aligned, scaled);
             }
             dot = warp_sum(dot);
         }
-        if (lane() == 0) d_weights[u64(row) * slots + slot] = narrow(dot);
+        if (lane() == 0) d_weights[at] = narrow(dot);
     }
 }

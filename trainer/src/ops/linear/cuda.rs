@@ -1,8 +1,10 @@
 //! The products of the affine map on a GPU: which kernel multiplies, and over how many tiles.
 
-use crate::device::{Device, Element, Factor, Grid, Precision, Product, View, ViewMut};
+use crate::device::{Device, Element, Epilogue, Factor, Grid, Precision, Product, View, ViewMut};
 use crate::launch;
+use crate::ops::activation::cuda::number;
 use crate::ops::columns;
+use formats::config::Activation;
 use formats::layout::Linear;
 use runtime::simd::product::Write;
 
@@ -89,6 +91,25 @@ impl<'a> From<View<'a>> for Bias<'a> {
     }
 }
 
+impl<'a> Bias<'a> {
+    /// As cuBLASLt adds it.
+    fn of_products(&self, precision: Precision) -> Option<View<'a>> {
+        match precision {
+            Precision::Bf16 => self.values,
+            Precision::F32 => Some(self.floats.cast(Element::Value)),
+        }
+    }
+}
+
+/// Oldest compute capability on which cuBLASLt's GELU is expected to pay: where llm.c would use it (`train_gpt2.cu`).
+const EPILOGUE: (u32, u32) = (9, 0);
+
+/// Whether a nonlinearity is left to cuBLASLt where it has it for a shape: its own GELU, where no more than bf16 is kept.
+pub fn has_epilogue(device: &Device, kind: Activation) -> bool {
+    let exact = device.precision() == Precision::F32 || kind != Activation::GeluTanh;
+    device.has_blas() && !exact && device.capability() >= EPILOGUE
+}
+
 /// `y = x W^T + b`.
 pub fn forward<'a>(
     device: &Device,
@@ -99,30 +120,75 @@ pub fn forward<'a>(
     out: ViewMut<'_>,
 ) {
     let bias = bias.map(Into::into);
-    let values = bias.map(|bias: Bias| match device.precision() {
-        Precision::Bf16 => bias.values,
-        Precision::F32 => Some(bias.floats.cast(Element::Value)),
-    });
-    let mut product = Product {
+    let values = bias.map(|bias: Bias| bias.of_products(device.precision()));
+    let mut product = outputs(s, x, weight, values.flatten(), out, Epilogue::None);
+    if !matches!(values, Some(None)) && device.multiply(&mut product) {
+        return;
+    }
+    launch_outputs(device, s, x, weight, bias, product.out, None);
+}
+
+/// `y = x W^T + b` to `hidden` and `f(y)` to `out`, see [`crate::ops::activation`]. Says whether it is done; where
+/// cuBLASLt multiplies and has no such epilogue, it is not.
+pub fn forward_activated(
+    device: &Device,
+    s: &Shape,
+    x: View<'_>,
+    weight: View<'_>,
+    bias: Option<Bias<'_>>,
+    kind: Activation,
+    hidden: ViewMut<'_>,
+    out: ViewMut<'_>,
+) -> bool {
+    if !device.has_blas() {
+        launch_outputs(device, s, x, weight, bias, hidden, Some((kind, out)));
+        return true;
+    }
+    let values = bias.map(|bias| bias.of_products(device.precision()));
+    has_epilogue(device, kind)
+        && !matches!(values, Some(None))
+        && device.multiply(&mut outputs(s, x, weight, values.flatten(), out, Epilogue::Gelu(hidden)))
+}
+
+/// `y = x W^T + b` as cuBLASLt is asked for it.
+fn outputs<'a>(
+    s: &Shape,
+    x: View<'a>,
+    weight: View<'a>,
+    bias: Option<View<'a>>,
+    out: ViewMut<'a>,
+    epilogue: Epilogue<'a>,
+) -> Product<'a> {
+    Product {
         rows: s.rows,
         columns: s.outputs,
         inner: s.inputs,
         a: Factor { values: x, stride: s.inputs, transposed: false },
         b: Factor { values: weight, stride: s.inputs, transposed: true },
-        bias: values.flatten(),
+        bias,
         out,
         stride: s.out_stride,
         write: Write::Set,
-    };
-    if !matches!(values, Some(None)) && device.multiply(&mut product) {
-        return;
+        epilogue,
     }
-    let (bias, out) = (bias.map(|bias| bias.floats), product.out);
+}
+
+/// The same by our own kernel, and a nonlinearity of it where one is wanted.
+fn launch_outputs(
+    device: &Device,
+    s: &Shape,
+    x: View<'_>,
+    weight: View<'_>,
+    bias: Option<Bias<'_>>,
+    out: ViewMut<'_>,
+    activated: Option<(Activation, ViewMut<'_>)>,
+) {
     let tile = Tile::of(device, s.rows, s.outputs);
     let name = match tile {
         Tile::Large => "product_outputs_large",
         Tile::Small => "product_outputs_small",
     };
+    let (kind, activated) = activated.map(|(kind, to)| (number(kind), to)).unzip();
     launch!(
         device,
         name,
@@ -131,7 +197,7 @@ pub fn forward<'a>(
         s.inputs,
         weight,
         s.inputs,
-        bias,
+        bias.map(|bias| bias.floats),
         out,
         None::<ViewMut<'_>>,
         s.out_stride,
@@ -139,6 +205,8 @@ pub fn forward<'a>(
         s.outputs,
         s.inputs,
         Write::Set,
+        activated,
+        kind.unwrap_or_default(),
     );
 }
 
@@ -150,7 +218,40 @@ pub fn backward_input(
     weight: View<'_>,
     (d_x, write): (ViewMut<'_>, Write),
 ) {
-    let mut product = Product {
+    let mut product = inputs(s, d_out, weight, (d_x, write), Epilogue::None);
+    if !device.multiply(&mut product) {
+        launch_inputs(device, s, d_out, weight, (product.out, write), None);
+    }
+}
+
+/// `d_h = f'(h) d_y W` for `x = f(h)`, `hidden` is `h`. Says whether it is done, likewise.
+pub fn backward_hidden(
+    device: &Device,
+    s: &Shape,
+    d_out: View<'_>,
+    weight: View<'_>,
+    kind: Activation,
+    hidden: View<'_>,
+    d_hidden: ViewMut<'_>,
+) -> bool {
+    let d_hidden = (d_hidden, Write::Set);
+    if !device.has_blas() {
+        launch_inputs(device, s, d_out, weight, d_hidden, Some((kind, hidden)));
+        return true;
+    }
+    has_epilogue(device, kind)
+        && device.multiply(&mut inputs(s, d_out, weight, d_hidden, Epilogue::GeluSlope(hidden)))
+}
+
+/// `d_x = d_y W` as cuBLASLt is asked for it.
+fn inputs<'a>(
+    s: &Shape,
+    d_out: View<'a>,
+    weight: View<'a>,
+    (d_x, write): (ViewMut<'a>, Write),
+    epilogue: Epilogue<'a>,
+) -> Product<'a> {
+    Product {
         rows: s.rows,
         columns: s.inputs,
         inner: s.outputs,
@@ -160,16 +261,25 @@ pub fn backward_input(
         out: d_x,
         stride: s.inputs,
         write,
-    };
-    if device.multiply(&mut product) {
-        return;
+        epilogue,
     }
-    let d_x = product.out;
+}
+
+/// The same by our own kernel, through a nonlinearity where one is before it.
+fn launch_inputs(
+    device: &Device,
+    s: &Shape,
+    d_out: View<'_>,
+    weight: View<'_>,
+    (d_x, write): (ViewMut<'_>, Write),
+    before: Option<(Activation, View<'_>)>,
+) {
     let tile = Tile::of(device, s.rows, s.inputs);
     let name = match tile {
         Tile::Large => "product_inputs_large",
         Tile::Small => "product_inputs_small",
     };
+    let (kind, hidden) = before.map(|(kind, hidden)| (number(kind), hidden)).unzip();
     launch!(
         device,
         name,
@@ -186,6 +296,8 @@ pub fn backward_input(
         s.inputs,
         s.outputs,
         write,
+        hidden,
+        kind.unwrap_or_default(),
     );
 }
 
@@ -201,6 +313,7 @@ pub fn backward_weight(device: &Device, s: &Shape, x: View<'_>, d_out: View<'_>,
         out: d_weight,
         stride: s.inputs,
         write: Write::Accumulate,
+        epilogue: Epilogue::None,
     };
     if device.multiply(&mut product) {
         return;
@@ -230,7 +343,7 @@ pub fn backward_weight(device: &Device, s: &Shape, x: View<'_>, d_out: View<'_>,
     );
 }
 
-/// Floats that [`backward`] works in.
+/// Floats that [`backward`] and [`backward_parameters`] work in.
 pub fn scratch(s: &Shape) -> usize {
     columns::cuda::scratch(s.rows, s.outputs)
 }
@@ -248,6 +361,19 @@ pub fn backward(
     scratch: ViewMut<'_>,
 ) {
     backward_input(device, s, d_out, weight, d_x);
+    backward_parameters(device, s, x, d_out, d_weight, d_bias, scratch);
+}
+
+/// Those of `W` and `b`.
+pub fn backward_parameters(
+    device: &Device,
+    s: &Shape,
+    x: View<'_>,
+    d_out: View<'_>,
+    d_weight: ViewMut<'_>,
+    d_bias: Option<ViewMut<'_>>,
+    scratch: ViewMut<'_>,
+) {
     backward_weight(device, s, x, d_out, d_weight);
     if let Some(d_bias) = d_bias {
         columns::cuda::add_sums(device, s.rows, s.outputs, s.out_stride, d_out, d_bias, scratch);

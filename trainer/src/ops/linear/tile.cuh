@@ -10,6 +10,9 @@
 //     const value* line(u32 index) const   where a line begins; null if it is all zeros
 //     u32 length                           elements of a line that exist; the others are zeros
 //     bool aligned                         whether every line begins at a multiple of sixteen bytes
+//     static constexpr bool listed         whether memory says which row a line is: then there are, besides,
+//     u32 row(u32 index) const             which one, and
+//     const value* at(u32 row) const       where it begins, so that the first is asked before the second is wanted
 // ALONG: a line is a row of C (or a column, for B) and the inner index runs along it. ACROSS: a line is an inner index.
 //
 // This text holds no kernel: it stands before the sources of the operations that use it.
@@ -22,6 +25,7 @@
 
 // A factor that stands in memory line after line.
 struct Lines {
+    static constexpr bool listed = false;
     const value* first;
     u32 stride, count, length;
     bool aligned;
@@ -31,6 +35,32 @@ struct Lines {
           aligned(((u64)first | stride * sizeof(value)) % 16 == 0) {}
 
     __device__ const value* line(u32 index) const { return index < count ? first + u64(index) * stride : nullptr; }
+};
+
+// A row that does not exist.
+[[maybe_unused]] constexpr u32 NO_ROW = 0xffffffffu;
+
+// A factor whose lines are rows anywhere in memory: those that the numbers of `list` from `begin` on name, or where there
+// is no list the rows from `begin` on.
+struct Listed {
+    static constexpr bool listed = true;
+    const value* first;
+    const u32* list;
+    u32 stride, begin, count, length;
+    bool aligned;
+
+    __device__ Listed(const value* first, const u32* list, u64 stride, u32 begin, u32 count, u32 length)
+        : first(first), list(list), stride(u32(stride)), begin(begin), count(count), length(length),
+          aligned(((u64)first | stride * sizeof(value)) % 16 == 0) {}
+
+    __device__ u32 row(u32 index) const {
+        if (index >= count) return NO_ROW;
+        return list == nullptr ? begin + index : list[begin + index];
+    }
+
+    __device__ const value* at(u32 row) const { return row == NO_ROW ? nullptr : first + u64(row) * stride; }
+
+    __device__ const value* line(u32 index) const { return at(row(index)); }
 };
 
 // Two neighbouring floats, stored at once.
@@ -113,28 +143,50 @@ __device__ inline u32 place_of(u32 line, u32 chunk) {
     return line * EXTENT + (chunk ^ (line % 8)) * CHUNK;
 }
 
-// Starts the copy of one factor's part of a stage.
-template <u32 EXTENT, u32 DEPTH, bool WAY, bool IN_CHUNKS, class Factor>
-__device__ inline void fetch_chunks(value* stage, const Factor& factor, u32 first, u32 inner) {
-    constexpr u32 across = (WAY == ALONG ? DEPTH : EXTENT) / CHUNK, count = EXTENT * DEPTH / CHUNK / TILE_THREADS;
-#pragma unroll(IN_CHUNKS ? count : 1)
-    for (u32 i = 0; i < count; i++) {
-        u32 index = i * TILE_THREADS + threadIdx.x;
-        u32 line = index / across, chunk = index % across;
-        const value* from = factor.line((WAY == ALONG ? first : inner) + line);
-        copy_chunk<IN_CHUNKS>(stage + place_of<EXTENT, DEPTH, WAY>(line, chunk), factor, from,
-                              (WAY == ALONG ? inner : first) + chunk * CHUNK);
-    }
-}
-
+// What one thread copies of a factor in each stage: so many chunks, and of a listed factor their rows.
 template <u32 EXTENT, u32 DEPTH, bool WAY, class Factor>
-__device__ inline void fetch(value* stage, const Factor& factor, u32 first, u32 inner) {
-    if (in_chunks(factor)) {
-        fetch_chunks<EXTENT, DEPTH, WAY, true>(stage, factor, first, inner);
-    } else {
-        fetch_chunks<EXTENT, DEPTH, WAY, false>(stage, factor, first, inner);
+struct Share {
+    static constexpr u32 across = (WAY == ALONG ? DEPTH : EXTENT) / CHUNK, count = EXTENT * DEPTH / CHUNK / TILE_THREADS;
+    u32 rows[Factor::listed ? count : 1];
+
+    // Looks up the rows of a stage. The answers are wanted when it is fetched, so this is done one stage before.
+    __device__ inline void look_up(const Factor& factor, u32 first, u32 inner) {
+        if constexpr (Factor::listed) {
+#pragma unroll
+            for (u32 i = 0; i < count; i++) {
+                rows[i] = factor.row((WAY == ALONG ? first : inner) + (i * TILE_THREADS + threadIdx.x) / across);
+            }
+        }
     }
-}
+
+    // Starts the copies of a stage.
+    template <bool IN_CHUNKS>
+    __device__ inline void fetch_chunks(value* stage, const Factor& factor, u32 first, u32 inner) const {
+#pragma unroll(IN_CHUNKS ? count : 1)
+        for (u32 i = 0; i < count; i++) {
+            u32 index = i * TILE_THREADS + threadIdx.x;
+            u32 line = index / across, chunk = index % across;
+            const value* from;
+            if constexpr (Factor::listed && IN_CHUNKS) {
+                from = factor.at(rows[i]);
+            } else {
+                from = factor.line((WAY == ALONG ? first : inner) + line);
+            }
+            copy_chunk<IN_CHUNKS>(stage + place_of<EXTENT, DEPTH, WAY>(line, chunk), factor, from,
+                                  (WAY == ALONG ? inner : first) + chunk * CHUNK);
+        }
+    }
+
+    // The same, and looks up the rows of the stage after it; along lines they stay.
+    __device__ inline void fetch(value* stage, const Factor& factor, u32 first, u32 inner) {
+        if (in_chunks(factor)) {
+            fetch_chunks<true>(stage, factor, first, inner);
+        } else {
+            fetch_chunks<false>(stage, factor, first, inner);
+        }
+        if constexpr (WAY == ACROSS) look_up(factor, first, inner + DEPTH);
+    }
+};
 
 // Sixteen rows by sixteen inner indices of A as mma.sync takes them.
 template <u32 EXTENT, u32 DEPTH, bool WAY>
@@ -175,12 +227,16 @@ __device__ inline void multiply(T& tile, const A& a, const B& b, u32 first_row, 
             for (u32 k = 0; k < 4; k++) tile.sums[i][j][k] = 0.0f;
         }
     }
+    Share<T::rows, depth, A_WAY, A> left;
+    Share<T::columns, depth, B_WAY, B> right;
+    left.look_up(a, first_row, 0);
+    right.look_up(b, first_column, 0);
     u32 steps = (inner + depth - 1) / depth;
 #pragma unroll
     for (u32 step = 0; step + 1 < T::stages; step++) {
         if (step < steps) {
-            fetch<T::rows, depth, A_WAY>(shared + step * stage, a, first_row, step * depth);
-            fetch<T::columns, depth, B_WAY>(shared + step * stage + half, b, first_column, step * depth);
+            left.fetch(shared + step * stage, a, first_row, step * depth);
+            right.fetch(shared + step * stage + half, b, first_column, step * depth);
         }
         copy_async_commit();
     }
@@ -192,28 +248,28 @@ __device__ inline void multiply(T& tile, const A& a, const B& b, u32 first_row, 
         const value* columns = rows + half;
         if (step + T::stages - 1 < steps) {
             u32 next = (step + T::stages - 1) * depth;
-            fetch<T::rows, depth, A_WAY>(shared + writes * stage, a, first_row, next);
-            fetch<T::columns, depth, B_WAY>(shared + writes * stage + half, b, first_column, next);
+            left.fetch(shared + writes * stage, a, first_row, next);
+            right.fetch(shared + writes * stage + half, b, first_column, next);
         }
         copy_async_commit();
         writes = reads;
         reads = reads + 1 == T::stages ? 0 : reads + 1;
 #pragma unroll
         for (u32 k = 0; k < depth; k += 16) {
-            u32 left[T::tall][4];
+            u32 of_rows[T::tall][4];
 #pragma unroll
             for (u32 i = 0; i < T::tall; i++) {
-                load_rows<T::rows, depth, A_WAY>(left[i], rows, row + i * 16, k);
+                load_rows<T::rows, depth, A_WAY>(of_rows[i], rows, row + i * 16, k);
             }
 #pragma unroll
             for (u32 j = 0; j < T::wide; j += 2) {
-                u32 right[4];
-                load_columns<T::columns, depth, B_WAY>(right, columns, column + j * 8, k);
-                u32 first[2] = {right[0], right[1]}, second[2] = {right[2], right[3]};
+                u32 both[4];
+                load_columns<T::columns, depth, B_WAY>(both, columns, column + j * 8, k);
+                u32 first[2] = {both[0], both[1]}, second[2] = {both[2], both[3]};
 #pragma unroll
                 for (u32 i = 0; i < T::tall; i++) {
-                    mma_bf16(tile.sums[i][j], left[i], first);
-                    mma_bf16(tile.sums[i][j + 1], left[i], second);
+                    mma_bf16(tile.sums[i][j], of_rows[i], first);
+                    mma_bf16(tile.sums[i][j + 1], of_rows[i], second);
                 }
             }
         }
@@ -222,18 +278,19 @@ __device__ inline void multiply(T& tile, const A& a, const B& b, u32 first_row, 
     __syncthreads();
 }
 
-// Calls `apply(row, column, left, right)` for the pairs of neighbouring sums that this thread holds; rows and columns
-// count from the tile's first, columns are even.
-template <class T, class Apply>
-__device__ inline void each(const T& tile, Apply apply) {
+// Calls `apply(find(row), column, left, right)` for the pairs of neighbouring sums that this thread holds, `find` once for
+// each row; rows and columns count from the tile's first, columns are even.
+template <class T, class Find, class Apply>
+__device__ inline void each(const T& tile, Find find, Apply apply) {
     u32 row = warp() / 2 * (T::rows / 2) + lane() / 4, column = warp() % 2 * (T::columns / 2) + lane() % 4 * 2;
 #pragma unroll
     for (u32 i = 0; i < T::tall; i++) {
+        const auto upper = find(row + i * 16), lower = find(row + i * 16 + 8);
 #pragma unroll
         for (u32 j = 0; j < T::wide; j++) {
             const float(&sums)[4] = tile.sums[i][j];
-            apply(row + i * 16, column + j * 8, sums[0], sums[1]);
-            apply(row + i * 16 + 8, column + j * 8, sums[2], sums[3]);
+            apply(upper, column + j * 8, sums[0], sums[1]);
+            apply(lower, column + j * 8, sums[2], sums[3]);
         }
     }
 }
@@ -255,8 +312,10 @@ struct Tile {
 // One factor's part of a stage, laid out inner index by inner index.
 template <u32 EXTENT, u32 DEPTH, bool WAY, class Factor>
 __device__ inline void fetch(value* stage, const Factor& factor, u32 first, u32 inner) {
-#pragma unroll
-    for (u32 i = 0; i < EXTENT * DEPTH / TILE_THREADS; i++) {
+    // The rows of a list would be kept in registers that are wanted for sums.
+    constexpr u32 count = EXTENT * DEPTH / TILE_THREADS;
+#pragma unroll(Factor::listed ? 4 : count)
+    for (u32 i = 0; i < count; i++) {
         u32 index = i * TILE_THREADS + threadIdx.x;
         u32 k = WAY == ALONG ? index % DEPTH : index / EXTENT;
         u32 at = WAY == ALONG ? index / DEPTH : index % EXTENT;
@@ -310,18 +369,19 @@ __device__ inline void multiply(T& tile, const A& a, const B& b, u32 first_row, 
 }
 
 // As above, for floats.
-template <class T, class Apply>
-__device__ inline void each(const T& tile, Apply apply) {
+template <class T, class Find, class Apply>
+__device__ inline void each(const T& tile, Find find, Apply apply) {
     u32 row = threadIdx.x / 8 * 4, column = threadIdx.x % 8 * 4;
 #pragma unroll
     for (u32 i = 0; i < T::tall; i++) {
 #pragma unroll
-        for (u32 j = 0; j < T::wide; j++) {
+        for (u32 e = 0; e < 4; e++) {
+            const auto found = find(row + i * 64 + e);
 #pragma unroll
-            for (u32 e = 0; e < 4; e++) {
+            for (u32 j = 0; j < T::wide; j++) {
                 const float(&sums)[4] = tile.sums[i][j][e];
-                apply(row + i * 64 + e, column + j * 32, sums[0], sums[1]);
-                apply(row + i * 64 + e, column + j * 32 + 2, sums[2], sums[3]);
+                apply(found, column + j * 32, sums[0], sums[1]);
+                apply(found, column + j * 32 + 2, sums[2], sums[3]);
             }
         }
     }
@@ -337,6 +397,8 @@ struct Result {
     u64 stride;
     u32 rows, columns;
     bool add;
+    // Which row of memory each row is, unless they follow one another.
+    const u32* list = nullptr;
 
     // Whether every pair of columns begins at a multiple of its size.
     __device__ bool even() const {
@@ -357,10 +419,13 @@ struct Result {
 template <class T>
 __device__ inline void store_tile(const T& tile, const Result& out, u32 first_row, u32 first_column) {
     bool even = out.even();
-    each(tile, [&](u32 row, u32 column, float left, float right) {
+    auto find = [&](u32 row) {
         row += first_row;
+        return row >= out.rows ? NO_ROW : out.list == nullptr ? row : out.list[row];
+    };
+    each(tile, find, [&](u32 row, u32 column, float left, float right) {
         column += first_column;
-        if (row >= out.rows || column >= out.columns) return;
+        if (row == NO_ROW || column >= out.columns) return;
         bool both = column + 1 < out.columns;
         if (out.bias != nullptr) {
             left += out.bias[column];

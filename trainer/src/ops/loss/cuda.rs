@@ -59,7 +59,11 @@ pub struct Gradients<'a> {
 
 /// Floats [`forward`] works in.
 pub fn scratch(precision: Precision, s: &Classes) -> usize {
-    let chunk = s.chunk_on_device();
+    scratch_of(precision, s, s.chunk_on_device())
+}
+
+/// The same for chunks of so many rows.
+fn scratch_of(precision: Precision, s: &Classes, chunk: usize) -> usize {
     room(precision, chunk * s.stride()) + columns::cuda::scratch(chunk, s.vocabulary)
 }
 
@@ -79,11 +83,26 @@ pub fn forward(
     x: View<'_>,
     head: &Head<'_>,
     targets: View<'_>,
+    losses: ViewMut<'_>,
+    gradients: Option<Gradients<'_>>,
+    scratch: ViewMut<'_>,
+) {
+    by_chunks(device, s, s.chunk_on_device(), x, head, targets, losses, gradients, scratch);
+}
+
+/// The same by chunks of so many rows.
+fn by_chunks(
+    device: &Device,
+    s: &Classes,
+    chunk: usize,
+    x: View<'_>,
+    head: &Head<'_>,
+    targets: View<'_>,
     mut losses: ViewMut<'_>,
     mut gradients: Option<Gradients<'_>>,
     scratch: ViewMut<'_>,
 ) {
-    let (chunk, stride) = (s.chunk_on_device(), s.stride());
+    let stride = s.stride();
     let (logits, mut sums) = scratch.split(room(device.precision(), chunk * stride));
     let mut logits = logits.cast(Element::Value);
     for first in (0..s.rows).step_by(chunk.max(1)) {
@@ -143,3 +162,6 @@ pub fn tally(device: &Device, from: View<'_>, into: ViewMut<'_>) {
     let count = from.len();
     launch!(device, "sums_tally", Grid::line(count.div_ceil(256), 256), from, into, count);
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,8 @@ pub struct Routing {
     pub offsets: Buffer,
     /// `[rows slots]`.
     pub rows: Buffer,
+    /// `[rows slots]`: which assignment stands at each place, counted row by row and slot by slot.
+    pub assigned: Buffer,
     /// `[count, chunks]`: which rows of a chunk chose an expert, a bit a row.
     masks: Buffer,
     /// `[count, chunks]`: how many rows of the chunks before chose it.
@@ -49,6 +51,7 @@ impl Routing {
             place: device.indices(assignments)?,
             offsets: device.indices(offsets)?,
             rows: device.indices(assignments)?,
+            assigned: device.indices(assignments)?,
             masks: device.indices(chunks)?,
             before: device.indices(chunks)?,
             totals: device.indices(totals)?,
@@ -59,7 +62,7 @@ impl Routing {
     /// Bytes it takes.
     pub fn bytes(s: &Router) -> u64 {
         let [assignments, offsets, chunks, totals, parts] = lengths(s);
-        (4 * (3 * assignments + offsets + 2 * chunks + totals) + 8 * parts) as u64
+        (4 * (4 * assignments + offsets + 2 * chunks + totals) + 8 * parts) as u64
     }
 
     /// Number of experts.
@@ -197,6 +200,7 @@ fn sort(device: &Device, s: &Router, routing: &mut Routing) {
         &mut routing.place,
         &mut routing.offsets,
         &mut routing.rows,
+        &mut routing.assigned,
         s.rows,
         assignments,
         chunks,

@@ -260,8 +260,8 @@ extern "C" __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(256)
     route_place(const u32* __restrict__ chosen, const u32* __restrict__ masks, const u32* __restrict__ before,
                 const u32* __restrict__ totals, u32* __restrict__ place, u32* __restrict__ offsets,
-                u32* __restrict__ row_of, u32 rows, u32 assignments, u32 chunks, u32 count, u32 active,
-                u32 shared, u32 capacity) {
+                u32* __restrict__ row_of, u32* __restrict__ assignment_of, u32 rows, u32 assignments, u32 chunks,
+                u32 count, u32 active, u32 shared, u32 capacity) {
     DYNAMIC_SHARED(u32, begins);
     const u32 experts = count + shared, slots = active + shared;
     if (warp() == 0) {
@@ -293,6 +293,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const u32 to = begins[expert] + rank;
     place[assignment] = to;
     row_of[to] = row;
+    assignment_of[to] = assignment;
 }
 
 // The gradient of the logits, and with noise that of its scales; `shares` is null without a balancing loss. A warp takes

@@ -32,6 +32,15 @@ fn routing(chosen: Vec<u32>, slots: usize, experts: usize, lost: usize) -> route
     routing
 }
 
+/// The assignment at each place.
+fn assigned(routing: &route::Routing) -> Vec<u32> {
+    let mut assigned = vec![0; routing.place.len()];
+    for (assignment, &place) in routing.place.iter().enumerate().filter(|(_, place)| **place != DROPPED) {
+        assigned[place as usize] = assignment as u32;
+    }
+    assigned
+}
+
 /// Two experts a row: one has none, one a single row, one most.
 fn uneven(rows: usize) -> Vec<u32> {
     (0..rows).flat_map(|row| [2, if row == rows / 2 { 1 } else { 3 + (row % 2) as u32 }]).collect()
@@ -72,6 +81,8 @@ struct Pair {
 struct Bench<'a> {
     device: &'a Device,
     routing: Routing,
+    /// The place of each assignment.
+    place: &'a [u32],
     pairs: Vec<Pair>,
 }
 
@@ -88,6 +99,18 @@ impl Bench<'_> {
         Ok(buffer)
     }
 
+    /// Sorted rows as experts leave them, no numbers where one was dropped: nobody may read those.
+    fn as_given(&self, sorted: &[f32]) -> Vec<f32> {
+        let width = sorted.len() / self.place.len();
+        let mut given = vec![f32::NAN; sorted.len()];
+        for (row, &place) in given.chunks_exact_mut(width).zip(self.place) {
+            if place != DROPPED {
+                row.copy_from_slice(&sorted[place as usize * width..][..width]);
+            }
+        }
+        given
+    }
+
     /// Notes values of the device, and what they should be once rounded as it rounds.
     fn see(&mut self, what: &'static str, found: &Buffer, expected: &[f32]) -> Result<()> {
         let rounded = self.values(expected)?;
@@ -97,6 +120,40 @@ impl Bench<'_> {
         self.device.download_values(&rounded, &mut pair.expected);
         self.pairs.push(pair);
         Ok(())
+    }
+
+    /// The same of the first `len` of each, of which there may be more where nobody reads.
+    fn see_places(&mut self, what: &'static str, found: &Buffer, expected: &[f32], len: usize) -> Result<()> {
+        self.see(what, found, expected)?;
+        self.cut(len);
+        Ok(())
+    }
+
+    /// The same of what experts leave; `expected` is sorted, and so many places are taken.
+    fn see_given(
+        &mut self,
+        what: &'static str,
+        found: &Buffer,
+        expected: &[f32],
+        places: usize,
+    ) -> Result<()> {
+        self.see(what, found, expected)?;
+        let width = expected.len() / self.place.len();
+        let pair = self.pairs.last_mut().expect("it was seen");
+        let rows = std::mem::replace(&mut pair.found, vec![f32::NAN; expected.len()]);
+        for (row, &place) in rows.chunks_exact(width).zip(self.place) {
+            if place != DROPPED {
+                pair.found[place as usize * width..][..width].copy_from_slice(row);
+            }
+        }
+        self.cut(places * width);
+        Ok(())
+    }
+
+    fn cut(&mut self, len: usize) {
+        let pair = self.pairs.last_mut().expect("something was seen");
+        pair.found.truncate(len);
+        pair.expected.truncate(len);
     }
 }
 
@@ -121,24 +178,22 @@ fn compare(
         noisy: false,
         capacity: None,
     };
-    let mut bench = Bench { device, routing: Routing::new(device, &s)?, pairs: vec![] };
+    let routing = Routing::new(device, &s)?;
+    let mut bench = Bench { device, routing, place: &on_host.place, pairs: vec![] };
     device.upload(&on_host.chosen, &mut bench.routing.chosen);
     device.upload(&on_host.place, &mut bench.routing.place);
     device.upload(&on_host.offsets, &mut bench.routing.offsets);
     device.upload(&on_host.rows, &mut bench.routing.rows);
+    device.upload(&assigned(&on_host), &mut bench.routing.assigned);
     let (places, simd) = (on_host.of(4).end, Simd::best());
     let parameters = eighths(layout.parameters(), 4);
     let (working, master) = (bench.values(&parameters)?, bench.floats(&parameters)?);
 
-    // Rows to experts and back.
-    let (x, weights, d_out) = (eighths(rows * width, 1), eighths(rows * 2, 2), eighths(rows * width, 3));
-    let (x_there, weights_there, d_there) =
-        (bench.values(&x)?, bench.values(&weights)?, bench.values(&d_out)?);
-    let mut laid = vec![0.0; 2 * rows * width];
-    cpu::dispatch(&s, &on_host, &x, &mut laid);
-    let mut laid_there = device.values(laid.len())?;
-    dispatch(device, &s, &bench.routing, x_there.view(), laid_there.view_mut());
-    bench.see("dispatched", &laid_there, &laid)?;
+    // Rows from experts, and back to them.
+    let (laid, weights, d_out) =
+        (eighths(2 * rows * width, 1), eighths(rows * 2, 2), eighths(rows * width, 3));
+    let (laid_there, weights_there) = (bench.values(&bench.as_given(&laid))?, bench.values(&weights)?);
+    let d_there = bench.values(&d_out)?;
     let mut d_x = eighths(rows * width, 5);
     for write in [Write::Accumulate, Write::Set] {
         let mut d_x_there = bench.values(&d_x)?;
@@ -153,20 +208,31 @@ fn compare(
     bench.see("combined", &out_there, &out)?;
     let (mut d_y, mut d_weights) = (vec![0.0; laid.len()], vec![f32::NAN; 2 * rows]);
     let (mut d_y_there, mut d_weights_there) = (device.values(d_y.len())?, device.values(d_weights.len())?);
-    cpu::combine_backward_experts(&s, &on_host, &weights, &d_out, &mut d_y);
-    let routing = &bench.routing;
-    combine_backward_experts(device, &s, routing, weights_there.view(), d_there.view(), d_y_there.view_mut());
-    cpu::combine_backward_weights(simd, &s, &on_host, &laid, &d_out, &mut d_weights);
-    let (laid_view, d_view) = (laid_there.view(), d_there.view());
-    combine_backward_weights(device, &s, routing, laid_view, d_view, d_weights_there.view_mut());
-    bench.see("the gradient of the experts", &d_y_there, &d_y)?;
+    cpu::combine_backward(simd, &s, &on_host, (&laid, &weights), &d_out, &mut d_y, &mut d_weights);
+    let (routing, given) = (&bench.routing, (laid_there.view(), weights_there.view()));
+    let (to, to_weights) = (d_y_there.view_mut(), d_weights_there.view_mut());
+    combine_backward(device, &s, routing, given, d_there.view(), to, to_weights);
+    bench.see_given("the gradient of the experts", &d_y_there, &d_y, places)?;
     bench.see("the gradient of the weights", &d_weights_there, &d_weights)?;
 
     // The maps.
     for way in [Way::In, Way::Out] {
         let maps = Maps::new(&layout, &bank, way);
         let (inputs, outputs) = (maps.inputs, maps.outputs);
-        let (x, d_out) = (eighths(2 * rows * inputs, 6), eighths(2 * rows * outputs, 7));
+        let d_out = eighths(2 * rows * outputs, 7);
+        // What goes in stands row by row, what comes out of the experts too.
+        let (x, x_there, d_there) = match way {
+            Way::In => {
+                let (stream, mut x) = (eighths(rows * inputs, 6), vec![0.0; 2 * rows * inputs]);
+                cpu::dispatch(&s, &on_host, &stream, &mut x);
+                (x, bench.values(&stream)?, bench.values(&d_out)?)
+            }
+            Way::Out => {
+                let x = eighths(2 * rows * inputs, 6);
+                let there = bench.values(&x)?;
+                (x, there, bench.values(&bench.as_given(&d_out))?)
+            }
+        };
         let (mut y, mut d_x) = (vec![0.0; d_out.len()], vec![0.0; x.len()]);
         let mut grads = eighths(layout.parameters(), 8);
         let mut grads_there = bench.floats(&grads)?;
@@ -188,28 +254,40 @@ fn compare(
                 grads[range(bias)].copy_from_slice(&d_bias);
             }
         }
-        let (x_there, d_there) = (bench.values(&x)?, bench.values(&d_out)?);
         let (mut y_there, mut d_x_there) = (device.values(y.len())?, device.values(x.len())?);
         let routing = &bench.routing;
-        forward(device, routing, x_there.view(), &maps, working.view(), master.view(), y_there.view_mut());
+        forward(
+            device,
+            routing,
+            x_there.view(),
+            &maps,
+            working.view(),
+            master.view(),
+            y_there.view_mut(),
+            None,
+        );
         let (working, d_view) = (working.view(), d_there.view());
         let (d_x_view, grads_view) = (d_x_there.view_mut(), grads_there.view_mut());
-        backward(device, routing, x_there.view(), &maps, working, d_view, d_x_view, grads_view);
-        bench.see("the experts' results", &y_there, &y)?;
-        bench.see("the gradient of their input", &d_x_there, &d_x)?;
+        backward(device, routing, x_there.view(), &maps, working, d_view, d_x_view, grads_view, None);
+        let (result, gradient) = ("the experts' results", "the gradient of their input");
+        match way {
+            Way::In => {
+                bench.see_places(result, &y_there, &y, places * outputs)?;
+                bench.see_given(gradient, &d_x_there, &d_x, places)?;
+            }
+            Way::Out => {
+                bench.see_given(result, &y_there, &y, places)?;
+                bench.see_places(gradient, &d_x_there, &d_x, places * inputs)?;
+            }
+        }
         let mut found = vec![f32::NAN; grads.len()];
         device.download(&grads_there, &mut found);
         bench.pairs.push(Pair { what: "the gradient of their parameters", found, expected: grads });
     }
     device.synchronize()?;
     for Pair { what, found, expected } in &bench.pairs {
-        // Beyond the last place nobody reads.
-        let read = match *what {
-            "dispatched" | "the gradient of the experts" => places * width,
-            "the experts' results" | "the gradient of their input" => found.len() / (2 * rows) * places,
-            _ => found.len(),
-        };
-        for (index, (found, expected)) in found[..read].iter().zip(expected).enumerate() {
+        assert!(found.len() == expected.len() && !found.is_empty(), "{what}: nothing to compare");
+        for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
             assert!(
                 found == expected,
                 "{what}: {found} at {index}, {expected} expected; {rows} rows, {width}"

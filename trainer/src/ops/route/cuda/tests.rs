@@ -20,6 +20,7 @@ struct Decided {
     place: Vec<u32>,
     offsets: Vec<u32>,
     rows: Vec<u32>,
+    assigned: Vec<u32>,
     weights: Vec<f32>,
     kept: Vec<f32>,
     load: Vec<f64>,
@@ -76,6 +77,7 @@ fn decide(device: &Device, case: &Case, counted: usize) -> Result<Decided> {
         place: words(&routing.place),
         offsets: words(&routing.offsets),
         rows: words(&routing.rows),
+        assigned: words(&routing.assigned),
         weights: vec![f32::NAN; weights.len()],
         kept: vec![f32::NAN; kept.len()],
         load: vec![f64::NAN; asked.len()],
@@ -106,6 +108,9 @@ fn compare(device: &Device, case: &Case, counted: usize) {
     assert_eq!(found.place, routing.place, "{s:?}");
     let end = routing.of(s.experts() - 1).end;
     assert_eq!(found.rows[..end], routing.rows[..end], "{s:?}");
+    for (place, &assignment) in found.assigned[..end].iter().enumerate() {
+        assert_eq!(routing.place[assignment as usize] as usize, place, "{s:?}");
+    }
     let rounding = match device.precision() {
         Precision::F32 => 1e-6,
         Precision::Bf16 => 1.0 / 256.0,
