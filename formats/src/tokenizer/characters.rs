@@ -7,6 +7,8 @@ use crate::error::{Error, Result};
 pub(super) struct Characters {
     /// Sorted by character.
     ids: Vec<(char, u32)>,
+    /// Of the characters that are one byte each, which most texts are made of.
+    ascii: [Option<u32>; 128],
     /// By id.
     tokens: Vec<Character>,
 }
@@ -32,7 +34,33 @@ impl Characters {
         let tokens = characters.iter().map(|&character| Character::new(character)).collect();
         let mut ids: Vec<(char, u32)> = characters.into_iter().zip(0..).collect();
         ids.sort_unstable();
-        Characters { ids, tokens }
+        let mut ascii = [None; 128];
+        for &(character, id) in &ids {
+            if let Some(known) = ascii.get_mut(character as usize) {
+                *known = Some(id);
+            }
+        }
+        Characters { ids, ascii, tokens }
+    }
+
+    /// The distinct characters of a text, sorted. Takes a bit a character there could be, whatever the text's length.
+    pub(super) fn of(text: &str) -> Vec<char> {
+        let mut seen = vec![0u64; (char::MAX as usize + 1) / 64];
+        for character in text.chars() {
+            seen[character as usize / 64] |= 1 << (character as usize % 64);
+        }
+        let has = |character: &char| seen[*character as usize / 64] >> (*character as usize % 64) & 1 == 1;
+        ('\0'..=char::MAX).filter(has).collect()
+    }
+
+    fn id(&self, character: char) -> Option<u32> {
+        match self.ascii.get(character as usize) {
+            Some(id) => *id,
+            None => {
+                let found = self.ids.binary_search_by_key(&character, |&(known, _)| known);
+                found.ok().map(|index| self.ids[index].1)
+            }
+        }
     }
 
     pub(super) fn vocabulary(&self) -> usize {
@@ -44,18 +72,17 @@ impl Characters {
     }
 
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        text.char_indices()
-            .map(|(position, character)| {
-                let found = self.ids.binary_search_by_key(&character, |&(known, _)| known);
-                found.map(|index| self.ids[index].1).map_err(|_| {
-                    Error::Usage(format!(
-                        "the character {character:?} (U+{:04X}) at byte {position} is not among the {} that \
-                         this tokenizer knows",
-                        u32::from(character),
-                        self.ids.len()
-                    ))
-                })
-            })
-            .collect()
+        let mut ids = Vec::with_capacity(text.len());
+        for (position, character) in text.char_indices() {
+            ids.push(self.id(character).ok_or_else(|| {
+                Error::Usage(format!(
+                    "the character {character:?} (U+{:04X}) at byte {position} is not among the {} that this tokenizer \
+                     knows",
+                    u32::from(character),
+                    self.ids.len()
+                ))
+            })?);
+        }
+        Ok(ids)
     }
 }

@@ -42,7 +42,6 @@ use characters::Characters;
 use fallback::Fallback;
 use lexicon::Lexicon;
 use special::Added;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,9 +67,7 @@ impl Tokenizer {
         if text.is_empty() {
             return Err(Error::Usage("the text is empty, so it has no characters to learn from".into()));
         }
-        // A set, not a sorted copy: the text may be most of what fits in memory.
-        let characters: BTreeSet<char> = text.chars().collect();
-        Ok(Tokenizer::of_characters(characters.into_iter().collect()))
+        Ok(Tokenizer::of_characters(Characters::of(text)))
     }
 
     /// One id for each of the 256 bytes, the byte's value: any text encodes.
