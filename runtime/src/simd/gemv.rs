@@ -18,7 +18,7 @@ const TOGETHER: usize = 4;
 /// Bytes of weights that are asked for ahead of their use where they come from memory.
 const AHEAD: usize = 4096;
 /// The same where they come from a cache, which is faster by more than it is nearer.
-const CACHE_AHEAD: usize = 16384;
+const CACHE_AHEAD: usize = 12288;
 
 /// `y = W x`: row after row, so that the weights go by as one stream, which is what memory gives fastest.
 ///
