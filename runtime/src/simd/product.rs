@@ -3,7 +3,10 @@
 //! A register tile of `C` walks the inner dimension, adding to what it began with (zero, a bias, or `C`), so an
 //! element's sum runs over the inner index in order, whatever the blocking: splitting rows or columns between
 //! threads changes no bit. `B` is read from packed panels, in place, or packed block by block (which hides a
-//! transpose); a transposed `A` is packed block by block too.
+//! transpose); so is a transposed `A`, in place or packed.
+//!
+//! What a tile waits for was far away a moment ago: the old values it adds to, and the next columns of `B`. One of the two is
+//! asked for while the tile before multiplies.
 
 use super::gemv::{prefetch, prefetch_lines};
 use super::lanes::{Element, Lanes};
@@ -21,7 +24,7 @@ const IN_PLACE_STRIDE: usize = 1600;
 const CROWDED_STRIDE: usize = 1024;
 /// A transposed `A` is packed when more column groups than these read it; fewer do not repay the copy.
 const IN_PLACE_GROUPS: usize = 2;
-/// Rows of weights that stand transposed are asked for so many rows before they are packed.
+/// Rows are asked for so many rows before they are laid into panels.
 const ROWS_AHEAD: usize = 16;
 /// Values between packed strips.
 const STRIP_GAP: usize = 16;
