@@ -49,8 +49,12 @@ impl Characters {
         for character in text.chars() {
             seen[character as usize / 64] |= 1 << (character as usize % 64);
         }
-        let has = |character: &char| seen[*character as usize / 64] >> (*character as usize % 64) & 1 == 1;
-        ('\0'..=char::MAX).filter(has).collect()
+        // Most of the words are empty: a text has few of the characters there could be.
+        let words = (0u32..).zip(seen).filter(|(_, word)| *word != 0);
+        let numbers = words.flat_map(|(index, word)| {
+            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| 64 * index + bit)
+        });
+        numbers.filter_map(char::from_u32).collect()
     }
 
     fn id(&self, character: char) -> Option<u32> {
