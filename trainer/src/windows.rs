@@ -3,6 +3,9 @@
 //! What a causal model makes of a row depends on the ids up to it and on nothing else. Sorted by their ids, windows have
 //! their beginnings in common with those before them, and each distinct beginning is computed as one row. Short
 //! windows of characters have a third or more of their rows in common; the losses are the same to the bit.
+//!
+//! Up to the first attention a row depends on its own id and place alone: what stands before it is computed once for
+//! each id at each place, where that is less.
 
 use std::ops::Range;
 
@@ -14,6 +17,8 @@ pub enum Windows<'a> {
     Whole,
     /// Each distinct beginning of a window is one row.
     Shared(&'a Shared),
+    /// The same, but what attention reads has a row for each id at each place: `id block + place`.
+    Placed(&'a Shared),
 }
 
 /// What is asked of a row: its loss under one target.

@@ -67,4 +67,6 @@ pub struct Held<'a> {
     pub shards: usize,
     /// What one lane of evaluation carries out.
     pub evaluation: &'a Program,
+    /// What evaluation carries out once for all lanes, if it does.
+    pub placed: Option<&'a Program>,
 }

@@ -1,8 +1,8 @@
 //! The losses of many windows, without noise and without gradients.
 //!
 //! Windows are cut into passes by their number and their ids alone, and whichever lane is free takes the next pass; what
-//! they give is summed in order. Where a backend and a model allow it, passes compute equal beginnings once, see
-//! [`crate::windows`].
+//! they give is summed in order. Where a backend and a model allow it, passes compute equal beginnings once, and what
+//! depends on an id and its place alone is computed before all passes, see [`crate::windows`].
 
 use super::{Learner, count_loads};
 use crate::backend::{Backend, Phase};
@@ -10,11 +10,16 @@ use crate::params::Params;
 use crate::tape::recompute::Recompute;
 use crate::tape::record::record;
 use crate::tape::replay::{Place, Replay};
-use crate::tape::{Mode, Shape};
+use crate::tape::{Mode, Program, Shape};
 use crate::windows::{Shared, Window, Windows};
 use formats::{Error, Result};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+
+/// Most rows that are computed before all passes.
+const MOST_PLACED: usize = 1 << 13;
+/// How many times as many rows must be evaluated for that to be worth it.
+const PLACED_SHARE: usize = 8;
 
 /// Who carries out passes, one after the other.
 pub(super) struct Lane<B: Backend> {
@@ -47,11 +52,13 @@ enum Part {
 }
 
 /// What is evaluated.
-struct Evaluated<'a> {
+struct Evaluated<'a, B: Backend> {
     inputs: &'a [u32],
     targets: &'a [u32],
     /// The same as sorted windows, where they share rows.
     sorted: Vec<Window<'a>>,
+    /// What the first attention reads, if it is computed for all passes.
+    placed: Option<&'a Replay<B>>,
     /// The number of the window after each stretch.
     ends: Vec<usize>,
 }
@@ -78,9 +85,14 @@ impl<B: Backend> Learner<B> {
         }
         let sequences = (inputs.len() / block).min(evaluation_sequences::<B>(block));
         self.make_lanes(sequences)?;
+        let places = self.make_placed(inputs.len())?;
         let rows = self.lanes.first().map_or(block, |lane| lane.inputs.len());
-        let Learner { backend, params, lanes, loads, asked, .. } = self;
-        let shares = lanes.first().is_some_and(|lane| lane.replay.shares_rows());
+        let Learner { backend, params, lanes, placed, loads, asked, .. } = self;
+        let shares = lanes.first().is_some_and(|lane| Replay::<B>::shares_rows(lane.replay.program()));
+        let placed = placed.as_mut().filter(|_| places).map(|placed| {
+            placed.forward(backend, params, Place::default());
+            &*placed
+        });
         let ends = stretches.iter().scan(0, |end, windows| {
             *end += windows;
             Some(*end)
@@ -89,6 +101,7 @@ impl<B: Backend> Learner<B> {
             inputs,
             targets,
             sorted: if shares { Window::sorted(inputs, targets, block) } else { vec![] },
+            placed,
             ends: ends.collect(),
         };
         let parts = if shares {
@@ -153,6 +166,25 @@ impl<B: Backend> Learner<B> {
         }
         Ok(())
     }
+
+    /// Room for what the first attention reads of each id at each place; whether that is worth it for so many rows.
+    fn make_placed(&mut self, rows: usize) -> Result<bool> {
+        let lane = self.lanes.first();
+        let shape = lane.and_then(|lane| placed_shape::<B>(lane.replay.program()));
+        let Some(shape) = shape.filter(|shape| shape.rows() * PLACED_SHARE <= rows) else {
+            return Ok(false);
+        };
+        if self.placed.is_none() {
+            let Learner { config, params, mixing, backend, .. } = self;
+            let program =
+                record(config, &params.layout, shape, Mode::Placed, mixing, Recompute::Nothing, B::GATHERS);
+            let mut placed = Replay::new(backend, program)?;
+            let ids = (0..shape.sequences as u32).flat_map(|id| std::iter::repeat_n(id, shape.block));
+            placed.upload(backend, &ids.collect::<Vec<u32>>(), &[]);
+            self.placed = Some(placed);
+        }
+        Ok(true)
+    }
 }
 
 impl<B: Backend> Lane<B> {
@@ -160,7 +192,7 @@ impl<B: Backend> Lane<B> {
         &mut self,
         backend: &B,
         params: &Params<B>,
-        evaluated: &Evaluated<'_>,
+        evaluated: &Evaluated<'_, B>,
         pass: &mut Pass,
     ) -> Result<()> {
         match &pass.part {
@@ -183,8 +215,13 @@ impl<B: Backend> Lane<B> {
                 let mut shared = std::mem::take(&mut self.shared);
                 shared.lay(windows);
                 self.fill(backend, &shared.ids, &[]);
-                let place = Place { windows: Windows::Shared(&shared), ..Place::default() };
-                self.replay.forward(backend, params, place);
+                match evaluated.placed {
+                    Some(placed) => self.replay.forward_placed(backend, params, &shared, placed),
+                    None => {
+                        let place = Place { windows: Windows::Shared(&shared), ..Place::default() };
+                        self.replay.forward(backend, params, place);
+                    }
+                }
                 let losses = &mut self.losses[..shared.questions.len()];
                 self.replay.losses(backend, losses)?;
                 let block = self.replay.program().shape.block;
@@ -214,6 +251,13 @@ impl<B: Backend> Lane<B> {
 /// Most windows of one evaluation pass.
 pub(super) fn evaluation_sequences<B: Backend>(block: usize) -> usize {
     (B::LIMITS.evaluation_rows / block).max(1)
+}
+
+/// A window of each id alone, if a program of evaluation can have its first rows from them.
+pub(super) fn placed_shape<B: Backend>(evaluation: &Program) -> Option<Shape> {
+    let shape = Shape { sequences: evaluation.config.vocabulary, block: evaluation.shape.block };
+    let few = shape.sequences <= MOST_PLACED / shape.block;
+    (few && Replay::<B>::shares_rows(evaluation)).then_some(shape)
 }
 
 /// Stretches of windows in passes of at most `rows` rows.

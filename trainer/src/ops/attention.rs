@@ -206,7 +206,7 @@ fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, Place)) {
 /// block]`, or the weights of short windows.
 ///
 /// Windows are split among the hands as far as `scratch` has room for each. Those that share rows are one thread's, and
-/// [`Heads::short`].
+/// [`Heads::short`]; of [`Windows::Placed`] ones `qkv` is `[ids block, ...]`.
 pub fn forward(
     hands: &mut Hands<'_>,
     s: &Heads,
@@ -217,7 +217,7 @@ pub fn forward(
     kept: &mut [f32],
     scratch: &mut [f32],
 ) {
-    if let Windows::Shared(_) = shared {
+    if let Windows::Shared(_) | Windows::Placed(_) = shared {
         assert!(s.short(), "only short windows share rows");
         return short::forward(hands.simd, s, shared, qkv, mask, out, kept, scratch);
     }
@@ -478,6 +478,19 @@ mod tests {
                 for (place, &row) in pass.rows.iter().enumerate() {
                     let got = &out[row as usize * s.width()..][..s.width()];
                     assert_eq!(got, &whole[place * s.width()..][..s.width()], "{s:?}");
+                }
+
+                // The draws are two ids.
+                let placed = values(2 * s.block * s.row(), 2);
+                let at = |row: u32| {
+                    (pass.ids[row as usize] as usize * s.block + pass.places[row as usize] as usize) * s.row()
+                };
+                let qkv = pass.rows.iter().flat_map(|&row| &placed[at(row)..][..s.row()]);
+                let (whole, _) = run(simd, &s, &qkv.copied().collect::<Vec<f32>>(), None);
+                forward(hands, &s, Windows::Placed(&pass), &placed, None, &mut out, kept, scratch);
+                for (place, &row) in pass.rows.iter().enumerate() {
+                    let got = &out[row as usize * s.width()..][..s.width()];
+                    assert_eq!(got, &whole[place * s.width()..][..s.width()], "placed {s:?}");
                 }
             }
         }

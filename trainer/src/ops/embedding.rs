@@ -31,7 +31,9 @@ pub fn forward(
         let place = match windows {
             Windows::Whole => row % s.block,
             // Rows past the last one are not asked for.
-            Windows::Shared(shared) => shared.places.get(row).map_or(0, |&place| place as usize),
+            Windows::Shared(shared) | Windows::Placed(shared) => {
+                shared.places.get(row).map_or(0, |&place| place as usize)
+            }
         };
         let position = &positions[place * s.width..][..s.width];
         for ((out, token), position) in out.iter_mut().zip(token).zip(position) {

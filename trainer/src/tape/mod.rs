@@ -310,6 +310,8 @@ pub enum Mode {
     Evaluate,
     /// Logits of every row.
     Logits,
+    /// What the first attention reads.
+    Placed,
 }
 
 /// How many windows of how many rows a program is recorded for.
@@ -347,7 +349,7 @@ pub struct Program {
     pub again: Vec<Op>,
     /// The backward pass; empty unless training.
     pub backward: Vec<Step>,
-    /// The last activation: the input of the loss, or the logits.
+    /// The last activation: the input of the loss, the logits, or what the first attention reads.
     pub result: Act,
     /// Its routers.
     pub routers: Vec<Router>,

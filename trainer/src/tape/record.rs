@@ -45,11 +45,14 @@ pub fn record(
         sites: 0,
         scratch: 0,
     };
-    let result = forward(&mut recorder, layout);
+    let mut result = forward(&mut recorder, layout);
+    if mode == Mode::Placed {
+        result = recorder.until_attention().unwrap_or(result);
+    }
     let Recorder { mut widths, stats, ops, routers, scratch, .. } = recorder;
     let backward = match mode {
         Mode::Train => recompute::backward(&ops, layout, recompute, &mut widths),
-        Mode::Evaluate | Mode::Logits => recompute::Backward::default(),
+        Mode::Evaluate | Mode::Logits | Mode::Placed => recompute::Backward::default(),
     };
     let lens: Vec<usize> = widths.iter().map(|width| width * shape.rows()).collect();
     let recompute::Backward { again, steps: backward } = backward;
@@ -102,6 +105,21 @@ impl Recorder<'_> {
 
     fn width(&self, act: Act) -> usize {
         self.widths[act.index()]
+    }
+
+    /// Leaves what stands before the first attention: what that reads.
+    fn until_attention(&mut self) -> Option<Act> {
+        let found = self.ops.iter().enumerate().find_map(|(index, op)| match *op {
+            Op::Attention { qkv, out, kept, .. } => Some((index, qkv, out, kept)),
+            _ => None,
+        });
+        let (index, qkv, out, kept) = found?;
+        self.ops.truncate(index);
+        self.widths.truncate(out.index());
+        self.stats.truncate(kept.index());
+        self.routers.clear();
+        self.scratch = 0;
+        Some(qkv)
     }
 
     /// An activation of so many values a row; a gate's are among its input's.

@@ -10,7 +10,7 @@ use crate::ops::dropout::{Mask, Noise};
 use crate::ops::rotary;
 use crate::ops::route::{Disturbance, Router};
 use crate::params::Params;
-use crate::windows::Windows;
+use crate::windows::{Shared, Windows};
 use formats::Result;
 
 /// One program with its buffers.
@@ -81,14 +81,14 @@ impl<B: Backend> Replay<B> {
 
     /// Whether a pass may take windows that share rows: they are short, their places are in the embedding, and no row
     /// is counted in a mixture's load.
-    pub fn shares_rows(&self) -> bool {
-        let Program { mode, config, shape, routers, .. } = &self.program;
+    pub fn shares_rows(program: &Program) -> bool {
+        let Program { mode, config, shape, routers, forward, .. } = program;
         let rotates = |op: &Op| matches!(op, Op::Rotate { .. });
         B::SHARES_ROWS
             && *mode == Mode::Evaluate
             && heads(config, *shape).short()
             && routers.is_empty()
-            && !self.program.forward.iter().any(rotates)
+            && !forward.iter().any(rotates)
     }
 
     /// The ids of the next pass; `targets` may be empty for logits.
@@ -233,11 +233,47 @@ impl<B: Backend> Replay<B> {
 
     /// The forward pass over the uploaded ids. In training the loss waits for [`Replay::backward`].
     pub fn forward(&mut self, backend: &B, params: &Params<B>, place: Place<'_>) {
-        let mut index = 0;
+        self.carry_out_from(0, backend, params, place);
+    }
+
+    /// The same over windows that share rows, where `placed`, of [`Mode::Placed`], has made what the first attention reads.
+    pub fn forward_placed(&mut self, backend: &B, params: &Params<B>, shared: &Shared, placed: &Replay<B>) {
+        let place = Place { windows: Windows::Shared(shared), ..Place::default() };
+        // The embedding is also what the residual stream begins with.
+        self.carry_out(0, backend, params, place);
+        let first = placed.program.forward.len();
+        let Op::Attention { out, kept, .. } = *self.program.op(first) else {
+            panic!("{:?} follows what is placed", self.program.op(first))
+        };
+        self.attend(backend, Windows::Placed(shared), None, (out, kept), Some(placed), placed.program.result);
+        self.carry_out_from(first + 1, backend, params, place);
+    }
+
+    fn carry_out_from(&mut self, first: usize, backend: &B, params: &Params<B>, place: Place<'_>) {
+        let mut index = first;
         while index < self.program.forward.len() {
             let next = Some(index + 1).filter(|&next| next < self.program.forward.len());
             index += self.carry_out_next(index, next, backend, params, place);
         }
+    }
+
+    /// Attention's forward pass over this program's `qkv`, or another's.
+    fn attend(
+        &mut self,
+        backend: &B,
+        windows: Windows<'_>,
+        mask: Mask,
+        (out, kept): (Act, super::Stat),
+        other: Option<&Replay<B>>,
+        qkv: Act,
+    ) {
+        let shape = heads(&self.program.config, self.program.shape);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        self.make_with_stat(out, kept, |this, out, kept| {
+            let qkv = other.unwrap_or(this).value(qkv);
+            backend.attention(&shape, windows, qkv, mask, out, kept, &mut scratch);
+        });
+        self.scratch = scratch;
     }
 
     /// One operation's forward pass, or that of two if the next is done with it: how many it was.
@@ -311,13 +347,8 @@ impl<B: Backend> Replay<B> {
                 self.make(out, |this, out| backend.linear(rows, this.value(x), &linear, params, out));
             }
             Op::Attention { qkv, out, kept, site } => {
-                let shape = heads(&self.program.config, self.program.shape);
                 let mask = self.score_mask(place, site);
-                let mut scratch = std::mem::take(&mut self.scratch);
-                self.make_with_stat(out, kept, |this, out, kept| {
-                    backend.attention(&shape, place.windows, this.value(qkv), mask, out, kept, &mut scratch);
-                });
-                self.scratch = scratch;
+                self.attend(backend, place.windows, mask, (out, kept), None, qkv);
             }
             Op::QueryKeyNorm { qkv, norms, out, kept } => {
                 let shape = stretches(&self.program.config, self.program.shape);

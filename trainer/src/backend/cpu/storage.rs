@@ -29,6 +29,7 @@ impl Storage for Cpu {
             moments: 2 * 4 * parameters,
             activations: bytes(held.program) * shards
                 + bytes(held.evaluation) * self.threads as u64
+                + held.placed.map_or(0, bytes)
                 + if shards == 1 { Crowd::BYTES } else { 0 },
             copies: 3 * 4 * parameters,
         }

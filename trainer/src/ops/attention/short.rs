@@ -4,7 +4,8 @@
 //! vectors and nothing is reduced across lanes; one head's square lives in registers. Equations and signs are those
 //! of the room above. Rows and keys beyond a shorter window repeat its last; they weigh nothing and are not written.
 //!
-//! Windows may share the rows of their beginnings, see [`crate::windows`]: a window then writes only what it adds.
+//! Windows may share the rows of their beginnings, see [`crate::windows`]: a window then writes only what it adds, and
+//! may read each row where its id and place stand.
 
 use super::Heads;
 use crate::ops::dropout::Mask;
@@ -65,6 +66,8 @@ pub fn backward(
 #[derive(Clone, Copy)]
 struct Window {
     rows: [usize; OCTET],
+    /// Where its queries, keys and values do.
+    read: [usize; OCTET],
     /// How many of them a window before this one has written.
     known: usize,
 }
@@ -72,23 +75,22 @@ struct Window {
 impl Window {
     #[inline(always)]
     fn new(s: &Heads, windows: Windows<'_>, window: usize) -> Window {
-        let mut rows = [0; OCTET];
-        let mut known = 0;
-        match windows {
+        let shared = match windows {
             Windows::Whole => {
-                for (place, row) in rows.iter_mut().enumerate() {
-                    *row = window * s.block + place.min(s.block - 1);
-                }
+                let rows = std::array::from_fn(|place| window * s.block + place.min(s.block - 1));
+                return Window { rows, read: rows, known: 0 };
             }
-            Windows::Shared(shared) => {
-                known = shared.known[window] as usize;
-                let from = &shared.rows[window * s.block..][..s.block];
-                for (place, row) in rows.iter_mut().enumerate() {
-                    *row = from[place.min(s.block - 1)] as usize;
-                }
+            Windows::Shared(shared) | Windows::Placed(shared) => shared,
+        };
+        let from = &shared.rows[window * s.block..][..s.block];
+        let rows: [usize; OCTET] = std::array::from_fn(|place| from[place.min(s.block - 1)] as usize);
+        let mut read = rows;
+        if let Windows::Placed(shared) = windows {
+            for (place, row) in read.iter_mut().enumerate() {
+                *row = shared.ids[*row] as usize * s.block + place.min(s.block - 1);
             }
         }
-        Window { rows, known }
+        Window { rows, read, known: shared.known[window] as usize }
     }
 }
 
@@ -116,7 +118,7 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     fn new(s: &Heads, window: &Window, values: &'a [f32], column: usize, stride: usize) -> Rows<'a> {
         let mut rows: [&[f32]; OCTET] = [&[]; OCTET];
-        for (slice, row) in rows.iter_mut().zip(window.rows) {
+        for (slice, row) in rows.iter_mut().zip(window.read) {
             *slice = &values[row * stride + column..][..s.size];
         }
         Rows(rows)
@@ -324,7 +326,7 @@ impl OctetWork for Forward<'_> {
         // Shared rows are evaluated, and nothing is kept of them: one window's squares are room enough.
         let (count, keeps) = match windows {
             Windows::Whole => (s.sequences, true),
-            Windows::Shared(shared) => (shared.windows(), false),
+            Windows::Shared(shared) | Windows::Placed(shared) => (shared.windows(), false),
         };
         let kept = kept.as_chunks_mut().0;
         for index in 0..count {
