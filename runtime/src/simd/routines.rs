@@ -135,6 +135,12 @@ impl Unit {
         fold(lanes, Fold::Sum)
     }
 
+    /// The sum of a sum's accumulators.
+    #[inline(always)]
+    pub fn total(self, lanes: &[f32; LANES]) -> f32 {
+        fold(*lanes, Fold::Sum)
+    }
+
     /// `sum f(x, y)` in the fixed order of this file.
     #[inline(always)]
     pub fn sum_pairs(self, x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
@@ -238,12 +244,15 @@ fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
     }
 }
 
+/// Most rows whose steps are taken together.
+pub const TOGETHER: usize = 8;
+
 /// Rows of `width` values whose steps are taken together: what a row's next step waits for, its neighbours' do not.
 /// Rows long enough to fill that time themselves go one by one, and stay in the cache.
 #[inline(always)]
-fn together(width: usize) -> usize {
+pub fn together(width: usize) -> usize {
     const VALUES: usize = 1024;
-    (VALUES / width.max(1)).clamp(1, 8)
+    (VALUES / width.max(1)).clamp(1, TOGETHER)
 }
 
 /// LayerNorm of rows as long as `gain`: `(x - mean) r gain + bias` with `r = 1 / sqrt(mean((x - mean)^2) + eps)`

@@ -11,7 +11,7 @@ pub mod cuda;
 use crate::backend::Rows;
 use formats::config::NormKind;
 use runtime::simd::product::Write;
-use runtime::simd::routines::{LANES, Unit};
+use runtime::simd::routines::{LANES, TOGETHER, Unit, together};
 use runtime::simd::{Simd, Work};
 
 /// `moments` `[rows, 2]` keeps `m` and `r`, and says how many rows there are.
@@ -69,54 +69,85 @@ impl Work for Backward<'_> {
         let Backward { s, x, gain, moments, d_out, d_x: (d_x, write), d_gain, mut d_bias } = self;
         let (width, count) = (s.width, s.width as f32);
         let (gain, d_gain) = (&gain[..width], &mut d_gain[..width]);
-        for row in 0..s.rows {
-            let (mean, scale) = (moments[2 * row], moments[2 * row + 1]);
-            let at = row * width;
-            let (x, d_out, d_x) = (&x[at..][..width], &d_out[at..][..width], &mut d_x[at..][..width]);
-            let (mut sum_e, mut sum_en) = ([0.0; LANES], [0.0; LANES]);
-            let ((whole_x, rest_x), (whole_d, rest_d), (whole_g, rest_g), (whole_dg, rest_dg)) = (
-                x.as_chunks::<LANES>(),
-                d_out.as_chunks::<LANES>(),
-                gain.as_chunks::<LANES>(),
-                d_gain.as_chunks_mut::<LANES>(),
-            );
-            for (((x, d), g), dg) in whole_x.iter().zip(whole_d).zip(whole_g).zip(whole_dg) {
-                for lane in 0..LANES {
-                    let (normed, e) = ((x[lane] - mean) * scale, d[lane] * g[lane]);
-                    sum_e[lane] += e;
-                    sum_en[lane] = unit.multiply_add(e, normed, sum_en[lane]);
-                    dg[lane] = unit.multiply_add(d[lane], normed, dg[lane]);
-                }
-            }
-            for (lane, (((x, d), g), dg)) in rest_x.iter().zip(rest_d).zip(rest_g).zip(rest_dg).enumerate() {
-                let (normed, e) = ((x - mean) * scale, d * g);
-                sum_e[lane] += e;
-                sum_en[lane] = unit.multiply_add(e, normed, sum_en[lane]);
-                *dg = unit.multiply_add(*d, normed, *dg);
-            }
-            let centred = if s.kind == NormKind::LayerNorm { 1.0 } else { 0.0 };
-            let mean_e = centred * unit.sum(&sum_e, |value| value) / count;
-            let mean_en = unit.sum(&sum_en, |value| value) / count;
-            let inputs = x.iter().zip(d_out).zip(gain);
-            match write {
-                Write::Set => {
-                    for (d_x, ((x, d), g)) in d_x.iter_mut().zip(inputs) {
-                        *d_x = scale * (d * g - mean_e - (x - mean) * scale * mean_en);
-                    }
-                }
-                Write::Accumulate => {
-                    for (d_x, ((x, d), g)) in d_x.iter_mut().zip(inputs) {
-                        *d_x += scale * (d * g - mean_e - (x - mean) * scale * mean_en);
+        let centred = if s.kind == NormKind::LayerNorm { 1.0 } else { 0.0 };
+        let (values, together) = (s.rows * width, together(width));
+        let several = x[..values].chunks(together * width).zip(d_out[..values].chunks(together * width));
+        let several =
+            several.zip(d_x[..values].chunks_mut(together * width)).zip(moments.chunks(2 * together));
+        for (((x, d_out), d_x), moments) in several {
+            let mut sums = [[[0.0; LANES]; 2]; TOGETHER];
+            let rows = x.chunks_exact(width).zip(d_out.chunks_exact(width)).zip(moments.as_chunks::<2>().0);
+            for (((x, d), &moments), sums) in rows.clone().zip(&mut sums) {
+                *sums = means(unit, x, d, gain, moments, d_gain);
+                if let Some(d_bias) = &mut d_bias {
+                    for (d_bias, d) in d_bias.iter_mut().zip(d) {
+                        *d_bias += d;
                     }
                 }
             }
-            if let Some(d_bias) = &mut d_bias {
-                for (d_bias, d) in d_bias.iter_mut().zip(d_out) {
-                    *d_bias += d;
+            for ((((x, d), &[mean, scale]), [sum_e, sum_en]), d_x) in
+                rows.zip(&sums).zip(d_x.chunks_exact_mut(width))
+            {
+                let mean_e = centred * unit.total(sum_e) / count;
+                let mean_en = unit.total(sum_en) / count;
+                let inputs = x.iter().zip(d).zip(gain);
+                match write {
+                    Write::Set => {
+                        for (d_x, ((x, d), g)) in d_x.iter_mut().zip(inputs) {
+                            *d_x = scale * (d * g - mean_e - (x - mean) * scale * mean_en);
+                        }
+                    }
+                    Write::Accumulate => {
+                        for (d_x, ((x, d), g)) in d_x.iter_mut().zip(inputs) {
+                            *d_x += scale * (d * g - mean_e - (x - mean) * scale * mean_en);
+                        }
+                    }
                 }
             }
         }
     }
+}
+
+/// One row's sums of `e` and `e n`, still in their accumulators; its part of `d_g` is added.
+#[inline(always)]
+fn means(
+    unit: Unit,
+    x: &[f32],
+    d_out: &[f32],
+    gain: &[f32],
+    [mean, scale]: [f32; 2],
+    d_gain: &mut [f32],
+) -> [[f32; LANES]; 2] {
+    let (mut sum_e, mut sum_en) = ([0.0; LANES], [0.0; LANES]);
+    let mut add = |x: &[f32; LANES], d: &[f32; LANES], g: &[f32; LANES], dg: &mut [f32; LANES]| {
+        for lane in 0..LANES {
+            let (normed, e) = ((x[lane] - mean) * scale, d[lane] * g[lane]);
+            sum_e[lane] += e;
+            sum_en[lane] = unit.multiply_add(e, normed, sum_en[lane]);
+            dg[lane] = unit.multiply_add(d[lane], normed, dg[lane]);
+        }
+    };
+    let ((whole_x, rest_x), (whole_d, rest_d), (whole_g, rest_g), (whole_dg, rest_dg)) = (
+        x.as_chunks::<LANES>(),
+        d_out.as_chunks::<LANES>(),
+        gain.as_chunks::<LANES>(),
+        d_gain.as_chunks_mut::<LANES>(),
+    );
+    for (((x, d), g), dg) in whole_x.iter().zip(whole_d).zip(whole_g).zip(whole_dg) {
+        add(x, d, g, dg);
+    }
+    if !rest_x.is_empty() {
+        // Whole accumulators have constant places, which can be registers; what a row lacks adds nothing.
+        let filled = |values: &[f32]| {
+            let mut lanes = [0.0; LANES];
+            lanes[..values.len()].copy_from_slice(values);
+            lanes
+        };
+        let mut dg = filled(rest_dg);
+        add(&filled(rest_x), &filled(rest_d), &filled(rest_g), &mut dg);
+        rest_dg.copy_from_slice(&dg[..rest_dg.len()]);
+    }
+    [sum_e, sum_en]
 }
 
 #[cfg(test)]
