@@ -16,7 +16,7 @@ const COLUMNS: usize = 4;
 /// From memory one row after the other comes faster.
 const TOGETHER: usize = 4;
 /// Bytes of weights that are asked for ahead of their use where they come from memory.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 9216;
 /// The same where they come from a cache, which is faster by more than it is nearer.
 const CACHE_AHEAD: usize = 12288;
 
