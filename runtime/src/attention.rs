@@ -23,10 +23,15 @@ pub(crate) trait Cached: Element {
     const ZERO: Self;
     /// Stores `values`, rounded to nearest.
     fn store(simd: &Simd, values: &[f32], to: &mut [Self]);
-    /// See [`Simd::scores_f16`].
-    fn scores(simd: &Simd, keys: &[Self], query: &[f32], scores: &mut [f32]);
-    /// See [`Simd::mix_f16`].
-    fn mix(simd: &Simd, weights: &[f32], values: &[Self], out: &mut [f32]);
+    /// See [`Simd::attend_f16`].
+    fn attend(
+        simd: &Simd,
+        keys: &[Self],
+        values: &[Self],
+        query: &[f32],
+        room: &mut [f32],
+        out: &mut [f32],
+    );
 }
 
 impl Cached for f16 {
@@ -36,12 +41,15 @@ impl Cached for f16 {
         (simd.narrow_f16)(values, to);
     }
 
-    fn scores(simd: &Simd, keys: &[f16], query: &[f32], scores: &mut [f32]) {
-        (simd.scores_f16)(keys, query, scores);
-    }
-
-    fn mix(simd: &Simd, weights: &[f32], values: &[f16], out: &mut [f32]) {
-        (simd.mix_f16)(weights, values, out);
+    fn attend(
+        simd: &Simd,
+        keys: &[f16],
+        values: &[f16],
+        query: &[f32],
+        room: &mut [f32],
+        out: &mut [f32],
+    ) {
+        (simd.attend_f16)(keys, values, query, room, out);
     }
 }
 
@@ -52,12 +60,15 @@ impl Cached for f32 {
         to.copy_from_slice(values);
     }
 
-    fn scores(simd: &Simd, keys: &[f32], query: &[f32], scores: &mut [f32]) {
-        (simd.scores_f32)(keys, query, scores);
-    }
-
-    fn mix(simd: &Simd, weights: &[f32], values: &[f32], out: &mut [f32]) {
-        (simd.mix_f32)(weights, values, out);
+    fn attend(
+        simd: &Simd,
+        keys: &[f32],
+        values: &[f32],
+        query: &[f32],
+        room: &mut [f32],
+        out: &mut [f32],
+    ) {
+        (simd.attend_f32)(keys, values, query, room, out);
     }
 }
 
@@ -212,9 +223,10 @@ impl Attention<'_> {
                 self.heads.head(Side::Key, qkv, room.scales, row, kv_head, key);
                 T::store(simd, key, rounded);
                 let block = index * self.keys_len() + position / PANEL * PANEL * head_size;
-                let places =
-                    keys[block..][..PANEL * head_size].iter_mut().skip(position % PANEL).step_by(PANEL);
-                places.zip(&*rounded).for_each(|(place, element)| *place = *element);
+                let (lines, _) = keys[block..][..PANEL * head_size].as_chunks_mut::<PANEL>();
+                for (line, element) in lines.iter_mut().zip(&*rounded) {
+                    line[position % PANEL] = *element;
+                }
                 let at = index * self.values_len() + position * head_size;
                 T::store(simd, &qkv[value..][..head_size], &mut values[at..][..head_size]);
             }
@@ -237,14 +249,9 @@ impl Attention<'_> {
         let positions = self.first + row + 1;
         let first = kv_head * self.group();
         for (head, out) in (first..).zip(out.chunks_exact_mut(head_size)) {
-            let mut query = [0.0; MAX_HEAD_SIZE];
-            let query = &mut query[..head_size];
-            self.heads.head(Side::Query, qkv, room.scales, row, head, query);
-            query.iter_mut().for_each(|value| *value *= self.scale);
-            let scores = &mut room.scores[..positions];
-            T::scores(simd, keys, query, scores);
-            (simd.softmax)(scores, &mut [0.0; 2]);
-            T::mix(simd, scores, values, out);
+            self.heads.head(Side::Query, qkv, room.scales, row, head, room.query);
+            room.query.iter_mut().for_each(|value| *value *= self.scale);
+            T::attend(simd, keys, values, room.query, &mut room.scores[..positions], out);
         }
     }
 }
@@ -252,6 +259,8 @@ impl Attention<'_> {
 /// A member's own memory for attention.
 #[derive(Debug)]
 pub(crate) struct Room<'a> {
+    /// One query, ready to meet the keys.
+    pub(crate) query: &'a mut [f32],
     /// One value a position.
     pub(crate) scores: &'a mut [f32],
     /// Two values a new row, see [`Preparation::scales`].

@@ -157,6 +157,8 @@ pub(crate) struct Local {
     pub(super) hidden: Vec<f32>,
     /// For projections.
     pub(super) scratch: Scratch,
+    /// One query.
+    pub(super) query: Vec<f32>,
     /// One row of attention weights.
     pub(super) scores: Vec<f32>,
     /// What queries and keys of each row are multiplied by, see [`crate::heads`].
@@ -219,6 +221,7 @@ struct Lengths {
     panels: usize,
     block: usize,
     passing: usize,
+    query: usize,
     scores: usize,
     scales: usize,
     angles: usize,
@@ -247,6 +250,7 @@ impl Lengths {
             panels: packed_len(BLOCK, inputs),
             block: rows * BLOCK,
             passing: if config.activation.gated() { rows * BLOCK } else { 0 },
+            query: config.head_size,
             scores: capacity,
             scales: 2 * rows,
             angles: rows * config.head_size,
@@ -277,6 +281,7 @@ impl Lengths {
             self.panels,
             self.block,
             self.passing,
+            self.query,
             self.scores,
             self.scales,
             self.angles,
@@ -310,6 +315,7 @@ impl Local {
                 block: floats(lengths.block)?,
                 passing: floats(lengths.passing)?,
             },
+            query: floats(lengths.query)?,
             scores: floats(lengths.scores)?,
             scales: floats(lengths.scales)?,
             angles: floats(lengths.angles)?,

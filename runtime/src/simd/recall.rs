@@ -1,20 +1,51 @@
-//! The two products of attention with what is remembered: scores of keys, and the weighted sum of values.
+//! One query's attention to what is remembered: scores of keys, their softmax, and the weighted sum of values.
 //!
 //! Keys stand in blocks of [`super::PANEL`] positions, `[block][element][position]`: a vector holds one element of many
 //! keys, so that a score is never summed across lanes. Values stand `[position][element]`. Both are converted in
-//! registers, and every sum has one order whatever stands beside it.
+//! registers, and every sum has one order whatever stands beside it. The scores of one block never leave them: short
+//! windows are all stores that a next step would wait for.
 
 use super::PANEL;
 use super::lanes::{Element, Lanes};
+use super::routines::{self, Unit};
 
 /// Most vectors of one block, over all instruction sets.
 const VECTORS: usize = 4;
+
+/// `s_j = sum_c query[c] key_j[c]`, `w = softmax(s)`, `out = sum_j w_j value_j` for as many positions as there is `room`.
+///
+/// # Safety
+/// `L`'s instruction set must be present.
+#[inline(always)]
+pub(super) unsafe fn attend<L: Lanes, T: Element>(
+    unit: Unit,
+    keys: &[T],
+    values: &[T],
+    query: &[f32],
+    room: &mut [f32],
+    out: &mut [f32],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if (1..=PANEL).contains(&room.len()) {
+            let mut weights = [0.0; PANEL];
+            scores::<L, T>(keys, query, &mut weights);
+            routines::softmax_lanes(unit, &mut weights, room.len());
+            mix::<L, T>(&weights[..room.len()], values, out);
+        } else {
+            scores::<L, T>(keys, query, room);
+            routines::softmax(unit, room, &mut [0.0; 2]);
+            mix::<L, T>(room, values, out);
+        }
+    }
+}
+
 /// `scores[j] = sum_c query[c] key_j[c]`, even elements and odd ones apart.
 ///
 /// # Safety
 /// `L`'s instruction set must be present.
 #[inline(always)]
-pub(super) unsafe fn scores<L: Lanes, T: Element>(keys: &[T], query: &[f32], scores: &mut [f32]) {
+unsafe fn scores<L: Lanes, T: Element>(keys: &[T], query: &[f32], scores: &mut [f32]) {
     let block = query.len() * PANEL;
     assert!(scores.len().div_ceil(PANEL) * block <= keys.len(), "keys are whole blocks");
     let mut at = 0;
@@ -87,7 +118,7 @@ unsafe fn blocks<L: Lanes, T: Element, const N: usize>(keys: *const T, query: &[
 /// # Safety
 /// `L`'s instruction set must be present.
 #[inline(always)]
-pub(super) unsafe fn mix<L: Lanes, T: Element>(weights: &[f32], values: &[T], out: &mut [f32]) {
+unsafe fn mix<L: Lanes, T: Element>(weights: &[f32], values: &[T], out: &mut [f32]) {
     let width = out.len();
     assert!(weights.len() * width <= values.len(), "one value a weight");
     let mut at = 0;
@@ -134,7 +165,9 @@ unsafe fn columns<L: Lanes, T: Element, const N: usize, const CHAINS: usize>(
                 row = row.add(stride);
             }
         }
-        for (chain, weight) in rest.iter().enumerate() {
+        // Counted by the chains, whose number is known, so that their sums stay in registers.
+        for chain in 0..CHAINS {
+            let Some(weight) = rest.get(chain) else { break };
             let by = L::splat(*weight);
             for n in 0..N {
                 sums[chain][n] = T::load::<L>(row.add(n * L::WIDTH)).multiply_add(by, sums[chain][n]);

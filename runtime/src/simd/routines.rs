@@ -430,6 +430,23 @@ pub fn softmax(unit: Unit, x: &mut [f32], moments: &mut [f32]) {
     }
 }
 
+/// Softmax of the first `count` of one row of lanes, at least one, as [`softmax`] computes it; the others become zero.
+#[inline(always)]
+pub fn softmax_lanes(unit: Unit, x: &mut [f32; LANES], count: usize) {
+    let mut seen = [f32::NEG_INFINITY; LANES];
+    for (lane, value) in x.iter().enumerate() {
+        seen[lane] = if lane < count && *value > f32::NEG_INFINITY { *value } else { f32::NEG_INFINITY };
+    }
+    let maximum = fold(seen, Fold::Maximum);
+    for (lane, value) in x.iter_mut().enumerate() {
+        *value = if lane < count { unit.exp(*value - maximum) } else { 0.0 };
+    }
+    let scale = 1.0 / fold(*x, Fold::Sum);
+    for value in x {
+        *value *= scale;
+    }
+}
+
 /// `maximum + ln sum e^(x - maximum)`.
 #[inline(always)]
 pub fn log_sum_exp(unit: Unit, x: &[f32]) -> f32 {
