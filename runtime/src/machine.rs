@@ -289,7 +289,7 @@ impl<'w> Worker<'w, '_> {
             whole: config.query_key_norm == QueryKeyNorm::Whole,
             eps: config.norm_eps,
         });
-        let Local { query, scores, scales, qkv: own, angles, .. } = &mut *self.local;
+        let Local { queries, results, scores, scales, qkv: own, angles, .. } = &mut *self.local;
         let angles = if std::mem::take(&mut self.rotary) {
             &angles[..self.step.ids.len() * config.head_size]
         } else {
@@ -310,7 +310,7 @@ impl<'w> Worker<'w, '_> {
             capacity: self.step.capacity,
             scale: config.score_scale(),
         };
-        let mut room = Room { query, scores, scales };
+        let mut room = Room { queries, results, scores, scales };
         let few = self.step.ids.len() - self.from <= FEW_ROWS;
         if few {
             let width = attention.heads.width();

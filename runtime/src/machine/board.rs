@@ -2,6 +2,7 @@
 
 use super::lines::SEGMENTS;
 use super::{BLOCK, FEW_ROWS};
+use crate::attention::TOGETHER;
 use crate::memory;
 use crate::simd::{PANEL, packed_len};
 use crate::team::{Place, Slots};
@@ -157,8 +158,10 @@ pub(crate) struct Local {
     pub(super) hidden: Vec<f32>,
     /// For projections.
     pub(super) scratch: Scratch,
-    /// One query.
-    pub(super) query: Vec<f32>,
+    /// Some queries of one head, `[TOGETHER, head_size]`.
+    pub(super) queries: Vec<f32>,
+    /// What attention gives for them.
+    pub(super) results: Vec<f32>,
     /// One row of attention weights.
     pub(super) scores: Vec<f32>,
     /// What queries and keys of each row are multiplied by, see [`crate::heads`].
@@ -221,7 +224,7 @@ struct Lengths {
     panels: usize,
     block: usize,
     passing: usize,
-    query: usize,
+    queries: usize,
     scores: usize,
     scales: usize,
     angles: usize,
@@ -250,7 +253,7 @@ impl Lengths {
             panels: packed_len(BLOCK, inputs),
             block: rows * BLOCK,
             passing: if config.activation.gated() { rows * BLOCK } else { 0 },
-            query: config.head_size,
+            queries: rows.min(TOGETHER) * config.head_size,
             scores: capacity,
             scales: 2 * rows,
             angles: rows * config.head_size,
@@ -281,7 +284,7 @@ impl Lengths {
             self.panels,
             self.block,
             self.passing,
-            self.query,
+            2 * self.queries,
             self.scores,
             self.scales,
             self.angles,
@@ -315,7 +318,8 @@ impl Local {
                 block: floats(lengths.block)?,
                 passing: floats(lengths.passing)?,
             },
-            query: floats(lengths.query)?,
+            queries: floats(lengths.queries)?,
+            results: floats(lengths.queries)?,
             scores: floats(lengths.scores)?,
             scales: floats(lengths.scales)?,
             angles: floats(lengths.angles)?,

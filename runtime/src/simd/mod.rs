@@ -120,13 +120,14 @@ pub struct Simd {
     pub softmax: fn(&mut [f32], &mut [f32]),
     /// `log sum exp` of one row.
     pub log_sum_exp: fn(&[f32]) -> f32,
-    /// Attention of one query, scaled, to keys and values in half precision: `s_j = sum_c query[c] key_j[c]`,
-    /// `w = softmax(s)`, `out = sum_j w_j value_j`. Keys stand in blocks of [`PANEL`] positions, element `c` of key `j` at
-    /// `(j / PANEL * query.len() + c) * PANEL + j % PANEL`; values `[positions, out.len()]`. The query is followed by room
-    /// for one value a position, whose length says how many there are.
-    pub attend_f16: fn(&[f16], &[f16], &[f32], &mut [f32], &mut [f32]),
+    /// Attention of some queries `[count, size]` to keys and values in half precision: for each `s_j = sum_c query[c]
+    /// key_j[c]`, `w = softmax(s)`, `out = sum_j w_j value_j`. Keys stand in blocks of [`PANEL`] positions, element `c` of key
+    /// `j` at `(j / PANEL * size + c) * PANEL + j % PANEL`; values `[positions, size]`. The queries are followed by their count
+    /// and how many positions the first of them sees, at least one; each sees one more than that before it. Then come room
+    /// for as many values as the last sees, and the results.
+    pub attend_f16: fn(&[f16], &[f16], &[f32], [usize; 2], &mut [f32], &mut [f32]),
     /// The same in single precision.
-    pub attend_f32: fn(&[f32], &[f32], &[f32], &mut [f32], &mut [f32]),
+    pub attend_f32: fn(&[f32], &[f32], &[f32], [usize; 2], &mut [f32], &mut [f32]),
     /// `sum x y`.
     pub dot_f32: fn(&[f32], &[f32]) -> f32,
     /// `out += weight v`.
@@ -312,10 +313,26 @@ macro_rules! vector_table {
             fn softmax(x: &mut [f32], moments: &mut [f32])
                 = routines::softmax(routines::Unit::FUSED, x, moments);
             fn log_sum_exp(x: &[f32]) -> f32 = routines::log_sum_exp(routines::Unit::FUSED, x);
-            fn attend_f16(keys: &[f16], values: &[f16], query: &[f32], room: &mut [f32], out: &mut [f32])
-                = recall::attend::<$lanes, f16>(routines::Unit::FUSED, keys, values, query, room, out);
-            fn attend_f32(keys: &[f32], values: &[f32], query: &[f32], room: &mut [f32], out: &mut [f32])
-                = recall::attend::<$lanes, f32>(routines::Unit::FUSED, keys, values, query, room, out);
+            fn attend_f16(
+                keys: &[f16],
+                values: &[f16],
+                queries: &[f32],
+                sizes: [usize; 2],
+                room: &mut [f32],
+                out: &mut [f32]
+            ) = recall::attend::<$lanes, f16>(
+                routines::Unit::FUSED, keys, values, queries, sizes, room, out
+            );
+            fn attend_f32(
+                keys: &[f32],
+                values: &[f32],
+                queries: &[f32],
+                sizes: [usize; 2],
+                room: &mut [f32],
+                out: &mut [f32]
+            ) = recall::attend::<$lanes, f32>(
+                routines::Unit::FUSED, keys, values, queries, sizes, room, out
+            );
             fn dot_f32(k: &[f32], q: &[f32]) -> f32 = gemv::dot::<$lanes, f32>(k, q);
             fn axpy_f32(weight: f32, v: &[f32], out: &mut [f32]) = gemv::axpy::<$lanes, f32>(weight, v, out);
             fn narrow_f16(x: &[f32], out: &mut [f16]) = gemv::narrow::<$lanes>(x, out);

@@ -430,20 +430,32 @@ pub fn softmax(unit: Unit, x: &mut [f32], moments: &mut [f32]) {
     }
 }
 
-/// Softmax of the first `count` of one row of lanes, at least one, as [`softmax`] computes it; the others become zero.
+/// Softmax of rows of lanes as [`softmax`] computes it, of the first `count` of the first row and one more of each that
+/// follows; what is beyond becomes zero.
 #[inline(always)]
-pub fn softmax_lanes(unit: Unit, x: &mut [f32; LANES], count: usize) {
-    let mut seen = [f32::NEG_INFINITY; LANES];
-    for (lane, value) in x.iter().enumerate() {
-        seen[lane] = if lane < count && *value > f32::NEG_INFINITY { *value } else { f32::NEG_INFINITY };
+pub fn softmax_lanes<const ROWS: usize>(unit: Unit, x: &mut [[f32; LANES]; ROWS], count: usize) {
+    let mut moments = [0.0; ROWS];
+    for row in 0..ROWS {
+        let mut seen = [f32::NEG_INFINITY; LANES];
+        for lane in 0..LANES {
+            let value = x[row][lane];
+            seen[lane] = if lane < count + row && value > f32::NEG_INFINITY { value } else { f32::NEG_INFINITY };
+        }
+        moments[row] = fold(seen, Fold::Maximum);
     }
-    let maximum = fold(seen, Fold::Maximum);
-    for (lane, value) in x.iter_mut().enumerate() {
-        *value = if lane < count { unit.exp(*value - maximum) } else { 0.0 };
+    for row in 0..ROWS {
+        for lane in 0..LANES {
+            let value = unit.exp(x[row][lane] - moments[row]);
+            x[row][lane] = if lane < count + row { value } else { 0.0 };
+        }
     }
-    let scale = 1.0 / fold(*x, Fold::Sum);
-    for value in x {
-        *value *= scale;
+    for row in 0..ROWS {
+        moments[row] = 1.0 / fold(x[row], Fold::Sum);
+    }
+    for row in 0..ROWS {
+        for lane in 0..LANES {
+            x[row][lane] *= moments[row];
+        }
     }
 }
 

@@ -33,8 +33,12 @@ pub(super) static TABLE: Simd = Simd {
     add_tree: routines::add_tree,
     softmax: |x, moments| routines::softmax(Unit::PLAIN, x, moments),
     log_sum_exp: |x| routines::log_sum_exp(Unit::PLAIN, x),
-    attend_f16: |keys, values, query, room, out| attend(keys, values, f16::to_f32, query, room, out),
-    attend_f32: |keys, values, query, room, out| attend(keys, values, |value| value, query, room, out),
+    attend_f16: |keys, values, queries, sizes, room, out| {
+        attend(keys, values, f16::to_f32, queries, sizes, room, out)
+    },
+    attend_f32: |keys, values, queries, sizes, room, out| {
+        attend(keys, values, |value| value, queries, sizes, room, out)
+    },
     dot_f32: |k, q| dot(k, |value| value, q),
     axpy_f32: |weight, v, out| axpy(weight, v, |value| value, out),
     narrow_f16: |x, out| convert(x, out, f16::from_f32),
@@ -67,20 +71,26 @@ fn attend<T: Copy>(
     keys: &[T],
     values: &[T],
     widen: impl Fn(T) -> f32,
-    query: &[f32],
-    scores: &mut [f32],
+    queries: &[f32],
+    [count, seen]: [usize; 2],
+    room: &mut [f32],
     out: &mut [f32],
 ) {
-    assert!(scores.len() * out.len() <= values.len(), "one value a position");
-    for (position, score) in scores.iter_mut().enumerate() {
-        let block = &keys[position / PANEL * query.len() * PANEL..];
-        let key = block.iter().skip(position % PANEL).step_by(PANEL);
-        *score = key.zip(query).map(|(&key, query)| widen(key) * query).sum();
-    }
-    routines::softmax(Unit::PLAIN, scores, &mut [0.0; 2]);
-    out.fill(0.0);
-    for (weight, value) in scores.iter().zip(values.chunks_exact(out.len())) {
-        axpy(*weight, value, &widen, out);
+    assert!(queries.len() == out.len() && out.len().is_multiple_of(count), "one result a query");
+    let size = out.len() / count;
+    for (index, (query, out)) in queries.chunks_exact(size).zip(out.chunks_exact_mut(size)).enumerate() {
+        let scores = &mut room[..seen + index];
+        assert!(scores.len() * size <= values.len(), "one value a position");
+        for (position, score) in scores.iter_mut().enumerate() {
+            let block = &keys[position / PANEL * size * PANEL..];
+            let key = block.iter().skip(position % PANEL).step_by(PANEL);
+            *score = key.zip(query).map(|(&key, query)| widen(key) * query).sum();
+        }
+        routines::softmax(Unit::PLAIN, scores, &mut [0.0; 2]);
+        out.fill(0.0);
+        for (weight, value) in scores.iter().zip(values.chunks_exact(size)) {
+            axpy(*weight, value, &widen, out);
+        }
     }
 }
 
