@@ -164,8 +164,8 @@ pub(crate) struct Local {
     pub(super) results: Vec<f32>,
     /// One row of attention weights.
     pub(super) scores: Vec<f32>,
-    /// What queries and keys of each row are multiplied by, see [`crate::heads`].
-    pub(super) scales: Vec<f32>,
+    /// Two values a row, for as long as one norm takes: a norm's moments, or the scales of [`crate::heads`].
+    pub(super) moments: Vec<f32>,
     /// The angles of each row's position, `[rows, head_size]`.
     pub(super) angles: Vec<f32>,
     /// One widened embedding, or one row of what a branch adds.
@@ -226,7 +226,7 @@ struct Lengths {
     passing: usize,
     queries: usize,
     scores: usize,
-    scales: usize,
+    moments: usize,
     angles: usize,
     embedding: usize,
     experts: usize,
@@ -255,7 +255,7 @@ impl Lengths {
             passing: if config.activation.gated() { rows * BLOCK } else { 0 },
             queries: rows.min(TOGETHER) * config.head_size,
             scores: capacity,
-            scales: 2 * rows,
+            moments: 2 * rows,
             angles: rows * config.head_size,
             embedding: config.width,
             ..Lengths::default()
@@ -286,7 +286,7 @@ impl Lengths {
             self.passing,
             2 * self.queries,
             self.scores,
-            self.scales,
+            self.moments,
             self.angles,
             self.embedding,
             2 * self.experts,
@@ -321,7 +321,7 @@ impl Local {
             queries: floats(lengths.queries)?,
             results: floats(lengths.queries)?,
             scores: floats(lengths.scores)?,
-            scales: floats(lengths.scales)?,
+            moments: floats(lengths.moments)?,
             angles: floats(lengths.angles)?,
             embedding: floats(lengths.embedding)?,
             routed: Routed {
