@@ -144,7 +144,7 @@ impl Unit {
     /// The sum of a sum's accumulators.
     #[inline(always)]
     pub fn total(self, lanes: &[f32; LANES]) -> f32 {
-        fold(*lanes, Fold::Sum)
+        fold(Accumulators(*lanes), Fold::Sum)
     }
 
     /// `sum f(x, y)` in the fixed order of this file.
@@ -447,7 +447,8 @@ pub fn softmax_lanes<const ROWS: usize>(unit: Unit, x: &mut [[f32; LANES]; ROWS]
         let mut seen = [f32::NEG_INFINITY; LANES];
         for lane in 0..LANES {
             let value = x[row][lane];
-            seen[lane] = if lane < count + row && value > f32::NEG_INFINITY { value } else { f32::NEG_INFINITY };
+            seen[lane] =
+                if lane < count + row && value > f32::NEG_INFINITY { value } else { f32::NEG_INFINITY };
         }
         moments[row] = fold(Accumulators(seen), Fold::Maximum);
     }

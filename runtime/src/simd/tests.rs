@@ -110,7 +110,8 @@ fn attended(
         let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
         let sum: f64 = weights.iter().sum();
-        let mixed = |c| weights.iter().enumerate().map(|(j, weight)| weight / sum * value(j * size + c)).sum();
+        let mixed =
+            |c| weights.iter().enumerate().map(|(j, weight)| weight / sum * value(j * size + c)).sum();
         (0..size).map(mixed).collect::<Vec<f64>>()
     });
     results.collect()
