@@ -17,16 +17,25 @@ use formats::config::MAX_HEAD_SIZE;
 use half::f16;
 use std::ops::Range;
 
+/// Rows that are attended for at once.
+pub(crate) const TOGETHER: usize = 8;
+
 /// What keys and values can be kept as.
 pub(crate) trait Cached: Element {
     /// Zero.
     const ZERO: Self;
     /// Stores `values`, rounded to nearest.
     fn store(simd: &Simd, values: &[f32], to: &mut [Self]);
-    /// See [`Simd::scores_f16`].
-    fn scores(simd: &Simd, keys: &[Self], query: &[f32], scores: &mut [f32]);
-    /// See [`Simd::mix_f16`].
-    fn mix(simd: &Simd, weights: &[f32], values: &[Self], out: &mut [f32]);
+    /// See [`Simd::attend_f16`].
+    fn attend(
+        simd: &Simd,
+        keys: &[Self],
+        values: &[Self],
+        queries: &[f32],
+        sizes: [usize; 2],
+        room: &mut [f32],
+        out: &mut [f32],
+    );
 }
 
 impl Cached for f16 {
@@ -36,12 +45,16 @@ impl Cached for f16 {
         (simd.narrow_f16)(values, to);
     }
 
-    fn scores(simd: &Simd, keys: &[f16], query: &[f32], scores: &mut [f32]) {
-        (simd.scores_f16)(keys, query, scores);
-    }
-
-    fn mix(simd: &Simd, weights: &[f32], values: &[f16], out: &mut [f32]) {
-        (simd.mix_f16)(weights, values, out);
+    fn attend(
+        simd: &Simd,
+        keys: &[f16],
+        values: &[f16],
+        queries: &[f32],
+        sizes: [usize; 2],
+        room: &mut [f32],
+        out: &mut [f32],
+    ) {
+        (simd.attend_f16)(keys, values, queries, sizes, room, out);
     }
 }
 
@@ -52,12 +65,16 @@ impl Cached for f32 {
         to.copy_from_slice(values);
     }
 
-    fn scores(simd: &Simd, keys: &[f32], query: &[f32], scores: &mut [f32]) {
-        (simd.scores_f32)(keys, query, scores);
-    }
-
-    fn mix(simd: &Simd, weights: &[f32], values: &[f32], out: &mut [f32]) {
-        (simd.mix_f32)(weights, values, out);
+    fn attend(
+        simd: &Simd,
+        keys: &[f32],
+        values: &[f32],
+        queries: &[f32],
+        sizes: [usize; 2],
+        room: &mut [f32],
+        out: &mut [f32],
+    ) {
+        (simd.attend_f32)(keys, values, queries, sizes, room, out);
     }
 }
 
@@ -128,12 +145,8 @@ impl Attention<'_> {
         let kv_heads = self.store(qkv, &mut keys, &mut values, room);
         let pasts =
             keys.row(0).chunks_exact(self.keys_len()).zip(values.row(0).chunks_exact(self.values_len()));
-        let width = self.group() * self.heads.head_size;
         for (index, (kv_head, (keys, values))) in kv_heads.zip(pasts).enumerate() {
-            for row in self.wanted..self.rows {
-                let out = &mut out.row(row)[index * width..][..width];
-                self.attend_group(qkv, row, kv_head, keys, values, room, out);
-            }
+            self.attend(qkv, self.wanted..self.rows, kv_head, keys, values, room, &mut out, index);
         }
         Ok(())
     }
@@ -157,14 +170,11 @@ impl Attention<'_> {
         let views = (Whole(qkv), Whole(past.keys), Whole(past.values), Mine(out, cut));
         let (qkv, keys, values, mut out) = member.open(views)?;
         let pasts = keys.chunks_exact(self.keys_len()).zip(values.chunks_exact(self.values_len()));
-        let width = self.group() * self.heads.head_size;
+        let rows = self.wanted.max(out.rows().start)..out.rows().end;
         // Heads outside, rows inside: a head's past stays in the processor's cache over all rows.
         for (kv_head, (keys, values)) in pasts.enumerate() {
             cancelled.check()?;
-            for row in out.rows().filter(|&row| row >= self.wanted) {
-                let out = &mut out.row(row)[kv_head * width..][..width];
-                self.attend_group(qkv, row, kv_head, keys, values, room, out);
-            }
+            self.attend(qkv, rows.clone(), kv_head, keys, values, room, &mut out, kv_head);
         }
         Ok(())
     }
@@ -212,9 +222,10 @@ impl Attention<'_> {
                 self.heads.head(Side::Key, qkv, room.scales, row, kv_head, key);
                 T::store(simd, key, rounded);
                 let block = index * self.keys_len() + position / PANEL * PANEL * head_size;
-                let places =
-                    keys[block..][..PANEL * head_size].iter_mut().skip(position % PANEL).step_by(PANEL);
-                places.zip(&*rounded).for_each(|(place, element)| *place = *element);
+                let (lines, _) = keys[block..][..PANEL * head_size].as_chunks_mut::<PANEL>();
+                for (line, element) in lines.iter_mut().zip(&*rounded) {
+                    line[position % PANEL] = *element;
+                }
                 let at = index * self.values_len() + position * head_size;
                 T::store(simd, &qkv[value..][..head_size], &mut values[at..][..head_size]);
             }
@@ -222,29 +233,36 @@ impl Attention<'_> {
         mine
     }
 
-    /// One row, the queries of one head of keys, whose past is one head of [`Past`]; `out` is `[group, head_size]`.
-    fn attend_group<T: Cached>(
+    /// Some rows' queries of one head of keys, whose past is one head of [`Past`]: group `index` of the columns of `out`.
+    fn attend<T: Cached>(
         &self,
         qkv: &[f32],
-        row: usize,
+        rows: Range<usize>,
         kv_head: usize,
         keys: &[T],
         values: &[T],
         room: &mut Room<'_>,
-        out: &mut [f32],
+        out: &mut Part<f32>,
+        index: usize,
     ) {
         let Preparation { simd, head_size, .. } = self.heads;
-        let positions = self.first + row + 1;
-        let first = kv_head * self.group();
-        for (head, out) in (first..).zip(out.chunks_exact_mut(head_size)) {
-            let mut query = [0.0; MAX_HEAD_SIZE];
-            let query = &mut query[..head_size];
-            self.heads.head(Side::Query, qkv, room.scales, row, head, query);
-            query.iter_mut().for_each(|value| *value *= self.scale);
-            let scores = &mut room.scores[..positions];
-            T::scores(simd, keys, query, scores);
-            (simd.softmax)(scores, &mut [0.0; 2]);
-            T::mix(simd, scores, values, out);
+        for start in rows.clone().step_by(TOGETHER) {
+            let rows = start..rows.end.min(start + TOGETHER);
+            let queries = &mut room.queries[..rows.len() * head_size];
+            let results = &mut room.results[..rows.len() * head_size];
+            for head in 0..self.group() {
+                for (row, query) in rows.clone().zip(queries.chunks_exact_mut(head_size)) {
+                    let head = kv_head * self.group() + head;
+                    self.heads.head(Side::Query, qkv, room.scales, row, head, query);
+                    query.iter_mut().for_each(|value| *value *= self.scale);
+                }
+                let sizes = [rows.len(), self.first + rows.start + 1];
+                T::attend(simd, keys, values, queries, sizes, room.scores, results);
+                let column = (index * self.group() + head) * head_size;
+                for (row, result) in rows.clone().zip(results.chunks_exact(head_size)) {
+                    out.row(row)[column..][..head_size].copy_from_slice(result);
+                }
+            }
         }
     }
 }
@@ -252,6 +270,10 @@ impl Attention<'_> {
 /// A member's own memory for attention.
 #[derive(Debug)]
 pub(crate) struct Room<'a> {
+    /// Some queries of one head, ready to meet the keys.
+    pub(crate) queries: &'a mut [f32],
+    /// What comes of them.
+    pub(crate) results: &'a mut [f32],
     /// One value a position.
     pub(crate) scores: &'a mut [f32],
     /// Two values a new row, see [`Preparation::scales`].

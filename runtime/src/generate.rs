@@ -12,6 +12,7 @@ use crate::session::Session;
 use formats::tokenizer::{Tokenizer, Utf8Stream};
 use formats::{Error, Result};
 use release::Release;
+use std::time::{Duration, Instant};
 
 /// What happens when the context is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -292,6 +293,30 @@ impl Iterator for Generator<'_> {
             }
             Ok(token) => token.map(Ok),
         }
+    }
+}
+
+/// When text that comes token by token is handed to whoever reads: at once, except where something was handed over a
+/// moment ago, too short a time to be seen. A small model takes less time for a token than the system for a line.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    last: Option<Instant>,
+}
+
+impl Pace {
+    const MOMENT: Duration = Duration::from_millis(1);
+
+    /// Whether what there is is to be handed over now. What is not goes with the next token, or at the end.
+    pub fn due(&mut self) -> bool {
+        self.due_at(Instant::now())
+    }
+
+    fn due_at(&mut self, now: Instant) -> bool {
+        let due = self.last.is_none_or(|last| now.duration_since(last) >= Pace::MOMENT);
+        if due {
+            self.last = Some(now);
+        }
+        due
     }
 }
 

@@ -222,17 +222,16 @@ impl<'w> Worker<'w, '_> {
     fn normalise_few(&mut self, x: &Rows, norm: Option<&Norm>) -> Result<()> {
         let (width, rows) = (self.config().width, self.rows());
         let place = if matches!(x, Rows::Own) { None } else { Some(self.shared(x)?) };
-        let Local { stream, norm: normed, .. } = &mut *self.local;
+        let Local { stream, norm: normed, moments, .. } = &mut *self.local;
         let x = match place {
             Some(place) => self.member.open((Whole(place),))?.0,
             None => stream,
         };
-        let x = x[rows.start * width..rows.end * width].chunks_exact(width);
-        for (x, out) in x.zip(normed.chunks_exact_mut(width)) {
-            match norm {
-                Some(norm) => normalise(self.model, norm, x, out),
-                None => out.copy_from_slice(x),
-            }
+        let x = &x[rows.start * width..rows.end * width];
+        let out = &mut normed[..x.len()];
+        match norm {
+            Some(norm) => normalise(self.model, norm, x, out, moments),
+            None => out.copy_from_slice(x),
         }
         Ok(())
     }
@@ -274,8 +273,9 @@ impl<'w> Worker<'w, '_> {
         let (width, rows, x) = (self.config().width, self.rows(), self.shared(x)?);
         let (normed, out) = self.take()?;
         let (x, mut out) = self.member.open((Whole(x), Mine(out, Cut::Rows { rows: rows.end })))?;
-        for row in out.rows() {
-            normalise(self.model, norm, &x[row * width..][..width], out.row(row));
+        let rows = out.rows();
+        if let Some(out) = out.rest(rows.start) {
+            normalise(self.model, norm, &x[rows.start * width..][..out.len()], out, &mut self.local.moments);
         }
         Ok(normed)
     }
@@ -289,7 +289,7 @@ impl<'w> Worker<'w, '_> {
             whole: config.query_key_norm == QueryKeyNorm::Whole,
             eps: config.norm_eps,
         });
-        let Local { scores, scales, qkv: own, angles, .. } = &mut *self.local;
+        let Local { queries, results, scores, moments, qkv: own, angles, .. } = &mut *self.local;
         let angles = if std::mem::take(&mut self.rotary) {
             &angles[..self.step.ids.len() * config.head_size]
         } else {
@@ -310,7 +310,7 @@ impl<'w> Worker<'w, '_> {
             capacity: self.step.capacity,
             scale: config.score_scale(),
         };
-        let mut room = Room { scores, scales };
+        let mut room = Room { queries, results, scores, scales: moments };
         let few = self.step.ids.len() - self.from <= FEW_ROWS;
         if few {
             let width = attention.heads.width();
@@ -495,13 +495,20 @@ impl Machine for Worker<'_, '_> {
     }
 }
 
-/// The config's norm of one row.
-fn normalise(model: &Shared, norm: &Norm, x: &[f32], out: &mut [f32]) {
+/// The config's norm of some rows, with room for two values each.
+fn normalise(model: &Shared, norm: &Norm, x: &[f32], out: &mut [f32], moments: &mut [f32]) {
     let (gain, bias, eps) =
         (model.vector(norm.gain), norm.bias.map(|id| model.vector(id)), model.config.norm_eps);
     match model.config.norm {
-        NormKind::LayerNorm => (model.simd.layer_norm)(x, gain, bias, eps, out, &mut [0.0; 2]),
-        NormKind::RmsNorm => _ = (model.simd.rms_norm)(x, gain, eps, out),
+        NormKind::LayerNorm => {
+            let moments = &mut moments[..2 * x.len() / gain.len()];
+            (model.simd.layer_norm)(x, gain, bias, eps, out, moments);
+        }
+        NormKind::RmsNorm => {
+            for (x, out) in x.chunks_exact(gain.len()).zip(out.chunks_exact_mut(gain.len())) {
+                (model.simd.rms_norm)(x, gain, eps, out);
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::sampling::SamplingFlags;
 use super::{Opening, SessionFlags};
 use clap::{Args, ValueEnum};
 use formats::Result;
-use runtime::generate::{AtContext, FinishReason, GenerateOptions, Generator};
+use runtime::generate::{AtContext, FinishReason, GenerateOptions, Generator, Pace};
 use runtime::model::Model;
 use runtime::sampler::Token;
 use serde_json::json;
@@ -108,6 +108,7 @@ impl Generate {
 /// Tokens on their way to stdout.
 struct Writer {
     output: Output,
+    pace: Pace,
     format: Format,
     /// Whether the model has text at all.
     speaks: bool,
@@ -123,6 +124,7 @@ impl Writer {
     fn new(format: Format, model: &Model, prompt: &[u32], echo: bool) -> Result<Writer, Halt> {
         let mut writer = Writer {
             output: Output::new(),
+            pace: Pace::default(),
             format,
             speaks: model.tokenizer().is_some(),
             prompt: prompt.to_vec(),
@@ -160,8 +162,7 @@ impl Writer {
                 return Ok(());
             }
         }
-        // Whoever reads sees each token when it is there.
-        self.output.flush()
+        if self.pace.due() { self.output.flush() } else { Ok(()) }
     }
 
     fn end(&mut self, tail: &str, reason: FinishReason, options: &GenerateOptions) -> Result<(), Halt> {

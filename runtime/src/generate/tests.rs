@@ -298,3 +298,13 @@ fn impossible_prompts_and_options_are_refused() {
     refused(&[1], GenerateOptions { stop: vec![String::new()], ..options(1) });
     refused(&[1], GenerateOptions { sampling: Sampling { top_p: 2.0, ..Sampling::PLAIN }, ..options(1) });
 }
+
+#[test]
+fn what_follows_within_a_moment_waits_for_the_next() {
+    let begin = Instant::now();
+    let mut pace = Pace::default();
+    let due: Vec<bool> = [0, 1, 999, 1000, 1500, 1999, 2000, 9000]
+        .map(|micros| pace.due_at(begin + Duration::from_micros(micros)))
+        .into();
+    assert_eq!(due, [true, false, false, true, false, false, true, true]);
+}

@@ -2,6 +2,7 @@
 
 use super::lines::SEGMENTS;
 use super::{BLOCK, FEW_ROWS};
+use crate::attention::TOGETHER;
 use crate::memory;
 use crate::simd::{PANEL, packed_len};
 use crate::team::{Place, Slots};
@@ -157,10 +158,14 @@ pub(crate) struct Local {
     pub(super) hidden: Vec<f32>,
     /// For projections.
     pub(super) scratch: Scratch,
+    /// Some queries of one head, `[TOGETHER, head_size]`.
+    pub(super) queries: Vec<f32>,
+    /// What attention gives for them.
+    pub(super) results: Vec<f32>,
     /// One row of attention weights.
     pub(super) scores: Vec<f32>,
-    /// What queries and keys of each row are multiplied by, see [`crate::heads`].
-    pub(super) scales: Vec<f32>,
+    /// Two values a row, for as long as one norm takes: a norm's moments, or the scales of [`crate::heads`].
+    pub(super) moments: Vec<f32>,
     /// The angles of each row's position, `[rows, head_size]`.
     pub(super) angles: Vec<f32>,
     /// One widened embedding, or one row of what a branch adds.
@@ -219,8 +224,9 @@ struct Lengths {
     panels: usize,
     block: usize,
     passing: usize,
+    queries: usize,
     scores: usize,
-    scales: usize,
+    moments: usize,
     angles: usize,
     embedding: usize,
     experts: usize,
@@ -247,8 +253,9 @@ impl Lengths {
             panels: packed_len(BLOCK, inputs),
             block: rows * BLOCK,
             passing: if config.activation.gated() { rows * BLOCK } else { 0 },
+            queries: rows.min(TOGETHER) * config.head_size,
             scores: capacity,
-            scales: 2 * rows,
+            moments: 2 * rows,
             angles: rows * config.head_size,
             embedding: config.width,
             ..Lengths::default()
@@ -277,8 +284,9 @@ impl Lengths {
             self.panels,
             self.block,
             self.passing,
+            2 * self.queries,
             self.scores,
-            self.scales,
+            self.moments,
             self.angles,
             self.embedding,
             2 * self.experts,
@@ -310,8 +318,10 @@ impl Local {
                 block: floats(lengths.block)?,
                 passing: floats(lengths.passing)?,
             },
+            queries: floats(lengths.queries)?,
+            results: floats(lengths.queries)?,
             scores: floats(lengths.scores)?,
-            scales: floats(lengths.scales)?,
+            moments: floats(lengths.moments)?,
             angles: floats(lengths.angles)?,
             embedding: floats(lengths.embedding)?,
             routed: Routed {

@@ -12,7 +12,7 @@ use super::lines::SEGMENTS;
 use super::{BLOCK, FEW_ROWS};
 use crate::model::Shared;
 use crate::simd::product::{Operand, Product, Write};
-use crate::simd::{Simd, packed_len};
+use crate::simd::{PANEL, Simd, packed_len};
 use crate::team::{Cancelled, Part};
 use formats::Result;
 use formats::checkpoint::{Piece, Tensor};
@@ -136,11 +136,11 @@ impl<'a> Projection<'a> {
         }
     }
 
-    /// Outputs that are computed at once: one row's weights go by as one stream as far as there is room for what passes a
-    /// gate, many rows' are widened a block at a time.
+    /// Outputs that are computed at once: one row's weights, and packed ones, go by as one stream as far as there is room for
+    /// what passes a gate; many rows' are widened a block at a time.
     pub(super) fn span(&self, rows: usize, scratch: &Scratch) -> usize {
-        match (rows == 1 && !self.matrix.model.small, self.passing) {
-            (true, Some(_)) => scratch.passing.len().max(BLOCK),
+        match (rows == 1 || self.matrix.packed.is_some(), self.passing) {
+            (true, Some(_)) => (scratch.passing.len() / rows / PANEL * PANEL).max(BLOCK),
             (true, None) => self.matrix.outputs,
             (false, _) => BLOCK,
         }
@@ -156,7 +156,8 @@ impl<'a> Projection<'a> {
         cancelled: Cancelled<'_>,
     ) -> Result<()> {
         let rows = x.len() / self.inputs;
-        let (span, columns) = (self.span(rows, scratch), out.columns());
+        let in_place = rows == 1 || out.rest(to).is_some();
+        let (span, columns) = (if in_place { self.span(rows, scratch) } else { BLOCK }, out.columns());
         let Scratch { panels, block, passing } = scratch;
         for first in columns.clone().step_by(span) {
             cancelled.check()?;

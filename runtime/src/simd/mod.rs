@@ -120,15 +120,14 @@ pub struct Simd {
     pub softmax: fn(&mut [f32], &mut [f32]),
     /// `log sum exp` of one row.
     pub log_sum_exp: fn(&[f32]) -> f32,
-    /// `scores[j] = sum_c query[c] key_j[c]` over keys in half precision, in blocks of [`PANEL`] positions: element
-    /// `c` of key `j` stands at `(j / PANEL * query.len() + c) * PANEL + j % PANEL`.
-    pub scores_f16: fn(&[f16], &[f32], &mut [f32]),
+    /// Attention of some queries `[count, size]` to keys and values in half precision: for each `s_j = sum_c query[c]
+    /// key_j[c]`, `w = softmax(s)`, `out = sum_j w_j value_j`. Keys stand in blocks of [`PANEL`] positions, element `c` of key
+    /// `j` at `(j / PANEL * size + c) * PANEL + j % PANEL`; values `[positions, size]`. The queries are followed by their count
+    /// and how many positions the first of them sees, at least one; each sees one more than that before it. Then come room
+    /// for as many values as the last sees, and the results.
+    pub attend_f16: fn(&[f16], &[f16], &[f32], [usize; 2], &mut [f32], &mut [f32]),
     /// The same in single precision.
-    pub scores_f32: fn(&[f32], &[f32], &mut [f32]),
-    /// `out = sum_j weights[j] value_j` over values `[weights.len(), out.len()]` in half precision.
-    pub mix_f16: fn(&[f32], &[f16], &mut [f32]),
-    /// The same in single precision.
-    pub mix_f32: fn(&[f32], &[f32], &mut [f32]),
+    pub attend_f32: fn(&[f32], &[f32], &[f32], [usize; 2], &mut [f32], &mut [f32]),
     /// `sum x y`.
     pub dot_f32: fn(&[f32], &[f32]) -> f32,
     /// `out += weight v`.
@@ -314,14 +313,26 @@ macro_rules! vector_table {
             fn softmax(x: &mut [f32], moments: &mut [f32])
                 = routines::softmax(routines::Unit::FUSED, x, moments);
             fn log_sum_exp(x: &[f32]) -> f32 = routines::log_sum_exp(routines::Unit::FUSED, x);
-            fn scores_f16(keys: &[f16], query: &[f32], scores: &mut [f32])
-                = recall::scores::<$lanes, f16>(keys, query, scores);
-            fn scores_f32(keys: &[f32], query: &[f32], scores: &mut [f32])
-                = recall::scores::<$lanes, f32>(keys, query, scores);
-            fn mix_f16(weights: &[f32], values: &[f16], out: &mut [f32])
-                = recall::mix::<$lanes, f16>(weights, values, out);
-            fn mix_f32(weights: &[f32], values: &[f32], out: &mut [f32])
-                = recall::mix::<$lanes, f32>(weights, values, out);
+            fn attend_f16(
+                keys: &[f16],
+                values: &[f16],
+                queries: &[f32],
+                sizes: [usize; 2],
+                room: &mut [f32],
+                out: &mut [f32]
+            ) = recall::attend::<$lanes, f16>(
+                routines::Unit::FUSED, keys, values, queries, sizes, room, out
+            );
+            fn attend_f32(
+                keys: &[f32],
+                values: &[f32],
+                queries: &[f32],
+                sizes: [usize; 2],
+                room: &mut [f32],
+                out: &mut [f32]
+            ) = recall::attend::<$lanes, f32>(
+                routines::Unit::FUSED, keys, values, queries, sizes, room, out
+            );
             fn dot_f32(k: &[f32], q: &[f32]) -> f32 = gemv::dot::<$lanes, f32>(k, q);
             fn axpy_f32(weight: f32, v: &[f32], out: &mut [f32]) = gemv::axpy::<$lanes, f32>(weight, v, out);
             fn narrow_f16(x: &[f32], out: &mut [f16]) = gemv::narrow::<$lanes>(x, out);
@@ -356,10 +367,8 @@ macro_rules! vector_table {
             add_tree,
             softmax,
             log_sum_exp,
-            scores_f16,
-            scores_f32,
-            mix_f16,
-            mix_f32,
+            attend_f16,
+            attend_f32,
             dot_f32,
             axpy_f32,
             narrow_f16,

@@ -142,12 +142,13 @@ pub(super) unsafe fn product<L: Lanes>(
                     while at < rows {
                         let count = L::TILE_ROWS.min(rows - at);
                         // What follows is asked for while a tile multiplies: the next old values where they
-                        // come from elsewhere, or else a share of the next columns of `B`.
+                        // come from elsewhere, or else a share of the next columns of `B`. Where one tile has
+                        // all rows its columns go by as one stream, which the processor follows better alone.
                         if p.write == Write::Accumulate {
                             let below = at + count < rows;
                             let column = if below { first_column } else { first_column + group };
                             ask_for_old::<L>(p, c, first_row + if below { at + count } else { 0 }, column);
-                        } else {
+                        } else if p.rows > L::TILE_ROWS {
                             let from = first_inner + at / L::TILE_ROWS * share;
                             let until = (from + share).min(first_inner + inner);
                             ask_for_right(p, b, from..until, first_column + group, group);

@@ -1,20 +1,89 @@
-//! The two products of attention with what is remembered: scores of keys, and the weighted sum of values.
+//! Attention to what is remembered: scores of keys, their softmax, and the weighted sum of values.
 //!
 //! Keys stand in blocks of [`super::PANEL`] positions, `[block][element][position]`: a vector holds one element of many
 //! keys, so that a score is never summed across lanes. Values stand `[position][element]`. Both are converted in
-//! registers, and every sum has one order whatever stands beside it.
+//! registers, and every sum has one order whatever stands beside it. Where all that is seen is one block, scores never leave
+//! the registers, and a few queries go side by side: one alone is a chain of steps that wait for each other.
 
 use super::PANEL;
 use super::lanes::{Element, Lanes};
+use super::routines::{self, Unit};
 
 /// Most vectors of one block, over all instruction sets.
 const VECTORS: usize = 4;
+
+/// Queries whose steps are taken together where they see one block.
+const TOGETHER: usize = 4;
+
+/// For each of `count` queries, `s_j = sum_c query[c] key_j[c]`, `w = softmax(s)`, `out = sum_j w_j value_j`; the first sees
+/// `seen` positions, at least one, and each one more than that before it. `room` is for as many values as the last sees.
+///
+/// # Safety
+/// `L`'s instruction set must be present.
+#[inline(always)]
+pub(super) unsafe fn attend<L: Lanes, T: Element>(
+    unit: Unit,
+    keys: &[T],
+    values: &[T],
+    queries: &[f32],
+    [count, seen]: [usize; 2],
+    room: &mut [f32],
+    out: &mut [f32],
+) {
+    assert!(seen > 0 && queries.len() == out.len() && out.len().is_multiple_of(count), "one result a query");
+    let size = out.len() / count;
+    let mut first = 0;
+    // SAFETY: the caller's promise.
+    unsafe {
+        while first < count && seen + first <= PANEL {
+            let (queries, out) = (&queries[first * size..], &mut out[first * size..]);
+            let most = (count - first).min(PANEL + 1 - seen - first);
+            first += match most {
+                TOGETHER.. => block::<L, T, TOGETHER>(unit, keys, values, queries, seen + first, size, out),
+                _ => block::<L, T, 1>(unit, keys, values, queries, seen + first, size, out),
+            };
+        }
+        for index in first..count {
+            let (query, out) = (&queries[index * size..][..size], &mut out[index * size..][..size]);
+            let weights = &mut room[..seen + index];
+            scores::<L, T>(keys, query, weights);
+            routines::softmax(unit, weights, &mut [0.0; 2]);
+            mix::<L, T>(weights, values, out);
+        }
+    }
+}
+
+/// `N` queries that see no more than one block; returns how many they are.
+#[inline(always)]
+unsafe fn block<L: Lanes, T: Element, const N: usize>(
+    unit: Unit,
+    keys: &[T],
+    values: &[T],
+    queries: &[f32],
+    seen: usize,
+    size: usize,
+    out: &mut [f32],
+) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut weights = [[0.0; PANEL]; N];
+        for (weights, query) in weights.iter_mut().zip(queries.chunks_exact(size)) {
+            scores::<L, T>(keys, query, weights);
+        }
+        routines::softmax_lanes(unit, &mut weights, seen);
+        for (index, (weights, out)) in weights.iter().zip(out.chunks_exact_mut(size)).enumerate() {
+            mix::<L, T>(&weights[..seen + index], values, out);
+        }
+    }
+    N
+}
+
 /// `scores[j] = sum_c query[c] key_j[c]`, even elements and odd ones apart.
 ///
 /// # Safety
 /// `L`'s instruction set must be present.
 #[inline(always)]
-pub(super) unsafe fn scores<L: Lanes, T: Element>(keys: &[T], query: &[f32], scores: &mut [f32]) {
+unsafe fn scores<L: Lanes, T: Element>(keys: &[T], query: &[f32], scores: &mut [f32]) {
     let block = query.len() * PANEL;
     assert!(scores.len().div_ceil(PANEL) * block <= keys.len(), "keys are whole blocks");
     let mut at = 0;
@@ -87,7 +156,7 @@ unsafe fn blocks<L: Lanes, T: Element, const N: usize>(keys: *const T, query: &[
 /// # Safety
 /// `L`'s instruction set must be present.
 #[inline(always)]
-pub(super) unsafe fn mix<L: Lanes, T: Element>(weights: &[f32], values: &[T], out: &mut [f32]) {
+unsafe fn mix<L: Lanes, T: Element>(weights: &[f32], values: &[T], out: &mut [f32]) {
     let width = out.len();
     assert!(weights.len() * width <= values.len(), "one value a weight");
     let mut at = 0;
@@ -134,7 +203,9 @@ unsafe fn columns<L: Lanes, T: Element, const N: usize, const CHAINS: usize>(
                 row = row.add(stride);
             }
         }
-        for (chain, weight) in rest.iter().enumerate() {
+        // Counted by the chains, whose number is known, so that their sums stay in registers.
+        for chain in 0..CHAINS {
+            let Some(weight) = rest.get(chain) else { break };
             let by = L::splat(*weight);
             for n in 0..N {
                 sums[chain][n] = T::load::<L>(row.add(n * L::WIDTH)).multiply_add(by, sums[chain][n]);

@@ -8,6 +8,11 @@
 /// Interleaved accumulators of a sum.
 pub const LANES: usize = 16;
 
+/// Those accumulators. They begin on a cache line: a vector that is stored across two is read back late.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Accumulators([f32; LANES]);
+
 /// What [`Unit::exp`] and its twin over eight lanes are made of: `e^x = 2^n e^r` with `r` within half a `ln 2`.
 pub(super) mod exponential {
     /// Least and largest argument; beyond them the result would be no normal number.
@@ -122,7 +127,8 @@ impl Unit {
     /// `sum f(x)` in the fixed order of this file.
     #[inline(always)]
     pub fn sum(self, x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-        let mut lanes = [0.0; LANES];
+        let mut sums = Accumulators([0.0; LANES]);
+        let lanes = &mut sums.0;
         let (whole, rest) = x.as_chunks::<LANES>();
         for chunk in whole {
             for (lane, &value) in lanes.iter_mut().zip(chunk) {
@@ -132,19 +138,20 @@ impl Unit {
         for (lane, &value) in lanes.iter_mut().zip(rest) {
             *lane += term(value);
         }
-        fold(lanes, Fold::Sum)
+        fold(sums, Fold::Sum)
     }
 
     /// The sum of a sum's accumulators.
     #[inline(always)]
     pub fn total(self, lanes: &[f32; LANES]) -> f32 {
-        fold(*lanes, Fold::Sum)
+        fold(Accumulators(*lanes), Fold::Sum)
     }
 
     /// `sum f(x, y)` in the fixed order of this file.
     #[inline(always)]
     pub fn sum_pairs(self, x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
-        let mut lanes = [0.0; LANES];
+        let mut sums = Accumulators([0.0; LANES]);
+        let lanes = &mut sums.0;
         let ((whole_x, rest_x), (whole_y, rest_y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
         for (chunk_x, chunk_y) in whole_x.iter().zip(whole_y) {
             for lane in 0..LANES {
@@ -154,14 +161,15 @@ impl Unit {
         for (lane, (&left, &right)) in lanes.iter_mut().zip(rest_x.iter().zip(rest_y)) {
             *lane += term(left, right);
         }
-        fold(lanes, Fold::Sum)
+        fold(sums, Fold::Sum)
     }
 
     /// The largest value; `-inf` for none. NaN is passed over, and comes back through whatever is computed from it.
     #[inline(always)]
     pub fn maximum(self, x: &[f32]) -> f32 {
         let larger = |a: f32, b: f32| if a > b { a } else { b };
-        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let mut largest = Accumulators([f32::NEG_INFINITY; LANES]);
+        let lanes = &mut largest.0;
         let (whole, rest) = x.as_chunks::<LANES>();
         for chunk in whole {
             for (lane, &value) in lanes.iter_mut().zip(chunk) {
@@ -171,7 +179,7 @@ impl Unit {
         for (lane, &value) in lanes.iter_mut().zip(rest) {
             *lane = larger(value, *lane);
         }
-        fold(lanes, Fold::Maximum)
+        fold(largest, Fold::Maximum)
     }
 }
 
@@ -185,7 +193,7 @@ enum Fold {
 /// The accumulators' upper half to their lower half, until one is left.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES], how: Fold) -> f32 {
+fn fold(Accumulators(mut lanes): Accumulators, how: Fold) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
@@ -210,7 +218,7 @@ fn fold(mut lanes: [f32; LANES], how: Fold) -> f32 {
 /// tree apart into one addition a lane; these instructions are part of every x86-64.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
+fn fold(lanes: Accumulators, how: Fold) -> f32 {
     use std::arch::x86_64::*;
     // SAFETY: SSE belongs to the architecture; each load reads four of the sixteen lanes.
     unsafe {
@@ -218,7 +226,7 @@ fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
             Fold::Sum => _mm_add_ps(a, b),
             Fold::Maximum => _mm_max_ps(a, b),
         };
-        let four = |at: usize| _mm_loadu_ps(lanes.as_ptr().add(at));
+        let four = |at: usize| _mm_loadu_ps(lanes.0.as_ptr().add(at));
         let four = one(one(four(0), four(8)), one(four(4), four(12)));
         let two = one(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(one(two, _mm_shuffle_ps::<1>(two, two)))
@@ -229,7 +237,7 @@ fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
 /// the whole sum one of half vectors.
 #[cfg(target_arch = "aarch64")]
 #[inline(always)]
-fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
+fn fold(lanes: Accumulators, how: Fold) -> f32 {
     use std::arch::aarch64::*;
     // SAFETY: NEON belongs to the architecture; each load reads four of the sixteen lanes.
     unsafe {
@@ -237,7 +245,7 @@ fn fold(lanes: [f32; LANES], how: Fold) -> f32 {
             Fold::Sum => vaddq_f32(a, b),
             Fold::Maximum => vbslq_f32(vcgtq_f32(a, b), a, b),
         };
-        let four = |at: usize| vld1q_f32(lanes.as_ptr().add(at));
+        let four = |at: usize| vld1q_f32(lanes.0.as_ptr().add(at));
         let four = one(one(four(0), four(8)), one(four(4), four(12)));
         let two = one(four, vextq_f32::<2>(four, four));
         vgetq_lane_f32::<0>(one(two, vdupq_laneq_f32::<1>(two)))
@@ -426,6 +434,36 @@ pub fn softmax(unit: Unit, x: &mut [f32], moments: &mut [f32]) {
             for value in x {
                 *value *= scale;
             }
+        }
+    }
+}
+
+/// Softmax of rows of lanes as [`softmax`] computes it, of the first `count` of the first row and one more of each that
+/// follows; what is beyond becomes zero.
+#[inline(always)]
+pub fn softmax_lanes<const ROWS: usize>(unit: Unit, x: &mut [[f32; LANES]; ROWS], count: usize) {
+    let mut moments = [0.0; ROWS];
+    for row in 0..ROWS {
+        let mut seen = [f32::NEG_INFINITY; LANES];
+        for lane in 0..LANES {
+            let value = x[row][lane];
+            seen[lane] =
+                if lane < count + row && value > f32::NEG_INFINITY { value } else { f32::NEG_INFINITY };
+        }
+        moments[row] = fold(Accumulators(seen), Fold::Maximum);
+    }
+    for row in 0..ROWS {
+        for lane in 0..LANES {
+            let value = unit.exp(x[row][lane] - moments[row]);
+            x[row][lane] = if lane < count + row { value } else { 0.0 };
+        }
+    }
+    for row in 0..ROWS {
+        moments[row] = 1.0 / fold(Accumulators(x[row]), Fold::Sum);
+    }
+    for row in 0..ROWS {
+        for lane in 0..LANES {
+            x[row][lane] *= moments[row];
         }
     }
 }

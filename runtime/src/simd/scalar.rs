@@ -33,10 +33,12 @@ pub(super) static TABLE: Simd = Simd {
     add_tree: routines::add_tree,
     softmax: |x, moments| routines::softmax(Unit::PLAIN, x, moments),
     log_sum_exp: |x| routines::log_sum_exp(Unit::PLAIN, x),
-    scores_f16: |keys, query, out| scores(keys, f16::to_f32, query, out),
-    scores_f32: |keys, query, out| scores(keys, |value| value, query, out),
-    mix_f16: |weights, values, out| mix(weights, values, f16::to_f32, out),
-    mix_f32: |weights, values, out| mix(weights, values, |value| value, out),
+    attend_f16: |keys, values, queries, sizes, room, out| {
+        attend(keys, values, f16::to_f32, queries, sizes, room, out)
+    },
+    attend_f32: |keys, values, queries, sizes, room, out| {
+        attend(keys, values, |value| value, queries, sizes, room, out)
+    },
     dot_f32: |k, q| dot(k, |value| value, q),
     axpy_f32: |weight, v, out| axpy(weight, v, |value| value, out),
     narrow_f16: |x, out| convert(x, out, f16::from_f32),
@@ -65,19 +67,30 @@ fn gemv_rows<T: Copy>(weight: &[T], widen: impl Fn(T) -> f32, stride: usize, x: 
     }
 }
 
-fn scores<T: Copy>(keys: &[T], widen: impl Fn(T) -> f32, query: &[f32], scores: &mut [f32]) {
-    for (position, score) in scores.iter_mut().enumerate() {
-        let block = &keys[position / PANEL * query.len() * PANEL..];
-        let key = block.iter().skip(position % PANEL).step_by(PANEL);
-        *score = key.zip(query).map(|(&key, query)| widen(key) * query).sum();
-    }
-}
-
-fn mix<T: Copy>(weights: &[f32], values: &[T], widen: impl Fn(T) -> f32, out: &mut [f32]) {
-    assert!(weights.len() * out.len() <= values.len(), "one value a weight");
-    out.fill(0.0);
-    for (weight, value) in weights.iter().zip(values.chunks_exact(out.len())) {
-        axpy(*weight, value, &widen, out);
+fn attend<T: Copy>(
+    keys: &[T],
+    values: &[T],
+    widen: impl Fn(T) -> f32,
+    queries: &[f32],
+    [count, seen]: [usize; 2],
+    room: &mut [f32],
+    out: &mut [f32],
+) {
+    assert!(queries.len() == out.len() && out.len().is_multiple_of(count), "one result a query");
+    let size = out.len() / count;
+    for (index, (query, out)) in queries.chunks_exact(size).zip(out.chunks_exact_mut(size)).enumerate() {
+        let scores = &mut room[..seen + index];
+        assert!(scores.len() * size <= values.len(), "one value a position");
+        for (position, score) in scores.iter_mut().enumerate() {
+            let block = &keys[position / PANEL * size * PANEL..];
+            let key = block.iter().skip(position % PANEL).step_by(PANEL);
+            *score = key.zip(query).map(|(&key, query)| widen(key) * query).sum();
+        }
+        routines::softmax(Unit::PLAIN, scores, &mut [0.0; 2]);
+        out.fill(0.0);
+        for (weight, value) in scores.iter().zip(values.chunks_exact(size)) {
+            axpy(*weight, value, &widen, out);
+        }
     }
 }
 

@@ -95,39 +95,78 @@ fn dot_and_axpy_match_float64_at_every_length() {
     }
 }
 
+/// What each query that sees `seen` positions and more takes from the values, in float64.
+fn attended(
+    key: impl Fn(usize) -> f64,
+    value: impl Fn(usize) -> f64,
+    queries: &[f32],
+    size: usize,
+    seen: usize,
+) -> Vec<f64> {
+    let results = queries.chunks_exact(size).enumerate().flat_map(|(index, query)| {
+        let at = |j: usize, c: usize| (j / PANEL * size + c) * PANEL + j % PANEL;
+        let score = |j| (0..size).map(|c| key(at(j, c)) * f64::from(query[c])).sum::<f64>();
+        let scores: Vec<f64> = (0..seen + index).map(score).collect();
+        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let mixed =
+            |c| weights.iter().enumerate().map(|(j, weight)| weight / sum * value(j * size + c)).sum();
+        (0..size).map(mixed).collect::<Vec<f64>>()
+    });
+    results.collect()
+}
+
 #[test]
-fn what_is_remembered_is_scored_and_mixed_as_in_float64() {
+fn what_is_remembered_is_attended_to_as_in_float64() {
     for table in Simd::available() {
         for size in [1, 2, 3, 5, 8, 15, 16, 17, 24, 64, 96] {
-            for positions in [1usize, 2, 15, 16, 17, 31, 33, 64, 65, 100, 130] {
-                let blocks = positions.div_ceil(PANEL);
-                let (keys, query) = (values(blocks * PANEL * size, 4), values(size, 5));
-                let half: Vec<f16> = keys.iter().map(|&key| f16::from_f32(key)).collect();
-                let want = |key: &dyn Fn(usize) -> f64| -> Vec<f64> {
-                    let at = |j: usize, c: usize| (j / PANEL * size + c) * PANEL + j % PANEL;
-                    let score = |j| (0..size).map(|c| key(at(j, c)) * f64::from(query[c])).sum();
-                    (0..positions).map(score).collect()
-                };
-                let name = format!("{} {size} x {positions}", table.name);
-                let mut scores = vec![f32::NAN; positions];
-                (table.scores_f16)(&half, &query, &mut scores);
-                close(&scores, &want(&|i| half[i].to_f64()), 1e-6, 1e-6 * size as f64, &name);
-                let mut fewer = vec![f32::NAN; positions - positions / 3];
-                (table.scores_f16)(&half, &query, &mut fewer);
-                assert_eq!(fewer, scores[..fewer.len()], "{name}: a score depends on its neighbours");
-                (table.scores_f32)(&keys, &query, &mut scores);
-                close(&scores, &want(&|i| f64::from(keys[i])), 1e-6, 1e-6 * size as f64, &name);
+            for (count, seen) in [1usize, 2, 3, 4, 5, 8].into_iter().flat_map(|count| {
+                [1usize, 2, 8, 9, 13, 14, 15, 16, 17, 31, 33, 64, 65, 100, 130].map(|seen| (count, seen))
+            }) {
+                let name = format!("{} {count} x {size} from {seen}", table.name);
+                let most = seen + count - 1;
+                let keys = values(most.next_multiple_of(PANEL) * size, 4);
+                let (queries, of_each) = (values(count * size, 5), values(most * size, 6));
+                let halves = |x: &[f32]| x.iter().map(|&value| f16::from_f32(value)).collect::<Vec<f16>>();
+                let (half_keys, half_values) = (halves(&keys), halves(&of_each));
+                let (mut room, mut out) = (vec![f32::NAN; most], vec![f32::NAN; count * size]);
+                // A score is as wrong as its sum is long, and a weight twice as wrong as its score.
+                let floor = 4e-6 * size as f64;
 
-                let weights = values(positions, 6);
-                let want = |value: &dyn Fn(usize) -> f64| -> Vec<f64> {
-                    let sum = |c| (0..positions).map(|j| f64::from(weights[j]) * value(j * size + c)).sum();
-                    (0..size).map(sum).collect()
-                };
-                let mut out = vec![f32::NAN; size];
-                (table.mix_f16)(&weights, &half, &mut out);
-                close(&out, &want(&|i| half[i].to_f64()), 1e-6, 1e-6 * positions as f64, &name);
-                (table.mix_f32)(&weights, &keys, &mut out);
-                close(&out, &want(&|i| f64::from(keys[i])), 1e-6, 1e-6 * positions as f64, &name);
+                (table.attend_f32)(&keys, &of_each, &queries, [count, seen], &mut room, &mut out);
+                let [key, value] = [&keys, &of_each].map(|x| |index: usize| f64::from(x[index]));
+                close(&out, &attended(key, value, &queries, size, seen), 1e-5, floor, &name);
+
+                (table.attend_f16)(&half_keys, &half_values, &queries, [count, seen], &mut room, &mut out);
+                let [key, value] = [&half_keys, &half_values].map(|x| |index: usize| x[index].to_f64());
+                close(&out, &attended(key, value, &queries, size, seen), 1e-5, floor, &name);
+
+                let mut alone = vec![f32::NAN; count * size];
+                for (index, (query, out)) in
+                    queries.chunks_exact(size).zip(alone.chunks_exact_mut(size)).enumerate()
+                {
+                    let sizes = [1, seen + index];
+                    (table.attend_f16)(&half_keys, &half_values, query, sizes, &mut room, out);
+                }
+                assert_eq!(alone, out, "{name}: a query's result depends on its neighbours");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_key_that_is_not_a_number_spoils_those_that_see_it_alone() {
+    const SIZE: usize = 16;
+    for table in Simd::available() {
+        for spoiled in 0..8 {
+            let (mut keys, of_each) = (values(PANEL * SIZE, 8), values(8 * SIZE, 9));
+            keys[spoiled] = f32::NAN;
+            let (mut room, mut out) = ([0.0; 8], vec![0.0; 8 * SIZE]);
+            (table.attend_f32)(&keys, &of_each, &values(8 * SIZE, 10), [8, 1], &mut room, &mut out);
+            for (index, out) in out.chunks_exact(SIZE).enumerate() {
+                let whole = out.iter().all(|value| value.is_nan() == (index >= spoiled));
+                assert!(whole, "{} query {index} with a NaN at {spoiled}: {out:?}", table.name);
             }
         }
     }

@@ -464,6 +464,18 @@ impl<'a> Member<'a> {
                 touches[..index].iter().all(|other| other.slot != touch.slot || other.code | touch.code == 0);
             assert!(alone, "one slot is opened twice at once");
         }
+        if self.members > 1 {
+            self.claim(touches)?;
+        }
+        // SAFETY: every touch is claimed in this epoch, so other members, if there are any, see these slots in the same
+        // way (all read, or disjoint parts of one cut). The epoch ends only when every member has come to the barrier, and
+        // each comes there through `&mut self`, when its views are gone; a run's last epoch ends with the run,
+        // which the members' lifetime does not outlast. No slot stands twice among the touches unless only read.
+        Ok(unsafe { accesses.views(self.slots, self.index, self.members) })
+    }
+
+    /// Claims the slots for this epoch, or for the next if this one has seen one of them in another way.
+    fn claim(&mut self, touches: &[Touch]) -> Result<()> {
         let seen_otherwise = |touch: &Touch| {
             let same_slot = |other: &&Touch| other.slot == touch.slot;
             self.touched[..self.touches].iter().find(same_slot).is_some_and(|other| other.code != touch.code)
@@ -481,11 +493,7 @@ impl<'a> Member<'a> {
                 self.touches += 1;
             }
         }
-        // SAFETY: every touch is claimed in this epoch, so other members see these slots in the same way (all
-        // read, or disjoint parts of one cut). The epoch ends only when every member has come to the barrier, and
-        // each comes there through `&mut self`, when its views are gone; a run's last epoch ends with the run,
-        // which the members' lifetime does not outlast. No slot stands twice among the touches unless only read.
-        Ok(unsafe { accesses.views(self.slots, self.index, self.members) })
+        Ok(())
     }
 }
 
