@@ -201,7 +201,7 @@ impl<B: Backend> Trainer<B> {
     fn begin(backend: B, (device, memory): (&str, MemoryPlan), run: Run, plan: Plan) -> Result<Trainer<B>> {
         let Plan { recipe, newest, problems, config, sampled, data, .. } = plan;
         let (generation, tokenizer) = sampled;
-        let (run, options) = (Arc::new(run), &recipe.options);
+        let options = &recipe.options;
         let layout = Layout::new(&config);
         let mut generator = Generator::new(options.rng, options.seed);
         let state = match &newest {
@@ -285,7 +285,7 @@ impl<B: Backend> Trainer<B> {
                 from: recipe.from.as_ref().map(whole),
             })?;
         }
-        let saved = newest.map(|(step, _)| step);
+        let (run, saved) = (Arc::new(run), newest.map(|(step, _)| step));
         let saver = if first {
             let (run, metrics) = (Arc::clone(&run), run.metrics(state.step)?);
             let Options { dtype, keep, .. } = *options;
