@@ -18,6 +18,7 @@ pub mod random;
 pub mod report;
 pub mod run;
 pub mod sample;
+mod saver;
 pub mod schedule;
 pub mod selfcheck;
 pub mod signals;

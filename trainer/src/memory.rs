@@ -15,7 +15,7 @@ pub struct MemoryPlan {
     pub moments: u64,
     /// Activations and their gradients.
     pub activations: u64,
-    /// Weights and moments on their way in from a checkpoint, or out to one.
+    /// Weights and moments on their way in from a checkpoint, or out to one while the next steps run.
     pub copies: u64,
 }
 

@@ -321,17 +321,23 @@ fn write_event(writer: &mut dyn Write, event: &Event) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
     use super::*;
 
+    /// What was told, for the test and its progress both.
     #[derive(Clone, Default)]
-    struct Shared(Arc<Mutex<Vec<u8>>>);
+    pub(crate) struct Shared(Arc<Mutex<Vec<u8>>>);
 
     impl Shared {
-        fn text(&self) -> String {
+        /// A progress whose messages are read here.
+        pub(crate) fn messages(&self) -> Progress {
+            Progress::writing_to(Box::new(self.clone()), ProgressMode::Off, 0, 0)
+        }
+
+        pub(crate) fn text(&self) -> String {
             String::from_utf8(self.0.lock().expect("no panic while writing").clone()).expect("UTF-8")
         }
     }

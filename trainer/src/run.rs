@@ -186,14 +186,14 @@ impl Metrics {
     }
 
     /// Adds a row.
-    pub fn add(&mut self, row: &impl Serialize) -> Result<()> {
+    pub fn add(&self, row: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(row).map_err(|error| Error::Internal(format!("a row: {error}")))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(|error| Error::write(&self.path, error))
+        (&self.file).write_all(&line).map_err(|error| Error::write(&self.path, error))
     }
 
     /// Makes the rows durable, before a checkpoint that continues from them.
-    pub fn sync(&mut self) -> Result<()> {
+    pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|error| Error::write(&self.path, error))
     }
 }
@@ -240,7 +240,7 @@ mod tests {
     fn metrics_are_cut_back_to_the_step_and_past_torn_lines() {
         let path = folder("metrics");
         let run = Run::lock(&path).expect("a new directory");
-        let mut metrics = run.metrics(0).expect("a file");
+        let metrics = run.metrics(0).expect("a file");
         for step in 0..4 {
             let seconds = step as f64;
             metrics.add(&EvaluationRow { step, train_loss: 2.0, val_loss: 3.0, seconds }).expect("a row");

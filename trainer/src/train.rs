@@ -1,7 +1,7 @@
 //! One run from its request to its last checkpoint: the order in which everything else is called.
 //!
-//! Evaluation before a step draws before the step draws, saving follows the step; nothing here depends on time but
-//! what is shown and the seconds in `metrics.jsonl`.
+//! Evaluation before a step draws before the step draws, saving takes what is learned after the step and writes it beside
+//! the next ones; nothing here depends on time but what is shown and the seconds in `metrics.jsonl`.
 
 use crate::backend::Backend;
 use crate::backend::choice::{self, Job};
@@ -17,15 +17,17 @@ use crate::random::{Generator, RngKind};
 use crate::report::{self, ReportInput};
 use crate::run::{EvaluationRow, Metrics, Run, StepRow};
 use crate::sample;
+use crate::saver::{Frame, Saver};
 use crate::signals::Interrupt;
 use crate::start::{fresh, restore, settle, tokenizer};
 use crate::state::TrainState;
-use formats::checkpoint::{self, Commit, GenerationConfig, ModelFiles};
+use formats::checkpoint::{self, GenerationConfig};
 use formats::families::Family;
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -169,19 +171,14 @@ fn gather_loads(sum: &mut Vec<Load>, step: &[Load]) {
 
 /// A run under way.
 struct Trainer<B: Backend> {
-    run: Run,
+    run: Arc<Run>,
     recipe: Recipe,
-    config: Config,
-    tokenizer: Tokenizer,
-    generation: GenerationConfig,
     data: Data,
     generator: Generator,
     learner: Learner<B>,
     step: u64,
-    saved: Option<u64>,
     best_validation: Option<f64>,
-    /// None in a process that leaves writing to the first of its run.
-    metrics: Option<Metrics>,
+    saver: Saver,
     progress: Progress,
     interrupt: Interrupt,
     begin: Instant,
@@ -288,8 +285,15 @@ impl<B: Backend> Trainer<B> {
                 from: recipe.from.as_ref().map(whole),
             })?;
         }
+        let (run, saved) = (Arc::new(run), newest.map(|(step, _)| step));
+        let saver = if first {
+            let (run, metrics) = (Arc::clone(&run), run.metrics(state.step)?);
+            let Options { dtype, keep, .. } = *options;
+            Saver::new(Frame { run, metrics, config, layout, tokenizer, generation, dtype, keep }, saved)
+        } else {
+            Saver::of_another_process(saved)
+        };
         Ok(Trainer {
-            metrics: if first { Some(run.metrics(state.step)?) } else { None },
             interrupt: Interrupt::listen()?,
             begin: Instant::now(),
             batch: Batch::default(),
@@ -300,12 +304,9 @@ impl<B: Backend> Trainer<B> {
             row_loads: vec![],
             shown_loads: vec![],
             step: state.step,
-            saved: newest.map(|(step, _)| step),
             best_validation: state.best_validation,
+            saver,
             run,
-            config,
-            tokenizer,
-            generation,
             data,
             generator,
             learner,
@@ -314,8 +315,17 @@ impl<B: Backend> Trainer<B> {
         })
     }
 
-    /// Every step that is left, and what follows the last.
+    /// Every step that is left, and what follows the last. Whatever ends them, a checkpoint under way is finished.
     fn carry_out(mut self) -> Result<End> {
+        self.all_steps().or_else(|error| {
+            self.progress.finish();
+            // It was asked for before the steps beside it were: its failure is the first.
+            self.saver.wait(&mut self.progress)?;
+            Err(self.explain(error))
+        })
+    }
+
+    fn all_steps(&mut self) -> Result<End> {
         let options = self.recipe.options.clone();
         let curve = options.curve();
         let show_every = if self.progress.is_live() { LIVE_EVERY } else { PLAIN_EVERY };
@@ -323,6 +333,7 @@ impl<B: Backend> Trainer<B> {
         // Throughput since the last row and since the last line shown.
         let (mut row, mut shown) = ((Instant::now(), self.step), (Instant::now(), self.step));
         while self.step < options.steps {
+            self.saver.look(&mut self.progress)?;
             let step = self.step;
             let last = step + 1 == options.steps;
             if options.eval_every > 0 && (step.is_multiple_of(options.eval_every) || last) {
@@ -337,8 +348,7 @@ impl<B: Backend> Trainer<B> {
             self.data.training(&mut self.generator, options.seed, step, windows, &mut self.batch)?;
             let learning_rate = curve.learning_rate(step);
             let rates = Rates { learning_rate: learning_rate as f32, step: step + 1, seed: options.seed };
-            let made = self.learner.step(&self.batch.inputs, &self.batch.targets, rates);
-            made.map_err(|error| self.explain(error))?;
+            self.learner.step(&self.batch.inputs, &self.batch.targets, rates)?;
             self.step += 1;
             self.unread = true;
             self.tell_records();
@@ -381,9 +391,9 @@ impl<B: Backend> Trainer<B> {
             if let Some(exit_code) = self.interrupted(due)?.filter(|_| !last) {
                 return self.leave(exit_code);
             }
-            if options.save_every > 0 && self.step.is_multiple_of(options.save_every) {
+            if options.save_every > 0 && self.step.is_multiple_of(options.save_every) && !last {
                 let paused = Instant::now();
-                self.save()?;
+                self.begin_save()?;
                 (row.0, shown.0) = (row.0 + paused.elapsed(), shown.0 + paused.elapsed());
             }
         }
@@ -405,7 +415,7 @@ impl<B: Backend> Trainer<B> {
     /// Asks what the last step saw, if it is not known: a device may still be at work on it.
     fn read(&mut self) -> Result<()> {
         if std::mem::take(&mut self.unread) {
-            self.outcome = self.learner.outcome().map_err(|error| self.explain(error))?;
+            self.outcome = self.learner.outcome()?;
             gather_loads(&mut self.row_loads, self.learner.loads());
             gather_loads(&mut self.shown_loads, self.learner.loads());
         }
@@ -464,6 +474,7 @@ impl<B: Backend> Trainer<B> {
                     self.generator = before;
                     return Ok(Some(exit_code));
                 }
+                self.saver.look(&mut self.progress)?;
                 let place = (step, side, options.eval_batches, number);
                 let Trainer { data, generator, batch, .. } = self;
                 data.evaluation(generator, options.seed, place, (options.batch, options.block), batch)?;
@@ -483,12 +494,12 @@ impl<B: Backend> Trainer<B> {
 
     /// Seconds the run has taken, all its processes together.
     fn seconds(&self) -> f64 {
-        self.metrics.as_ref().map_or(0.0, Metrics::seconds) + self.begin.elapsed().as_secs_f64()
+        self.saver.metrics().map_or(0.0, Metrics::seconds) + self.begin.elapsed().as_secs_f64()
     }
 
     /// Adds a row to the run's metrics.
     fn log(&mut self, row: &impl Serialize) -> Result<()> {
-        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.add(row))
+        self.saver.metrics().map_or(Ok(()), |metrics| metrics.add(row))
     }
 
     /// What to exit with, if a signal came. Several processes must leave after the same step, so they ask one another,
@@ -502,17 +513,30 @@ impl<B: Backend> Trainer<B> {
         Ok(any.then_some(own.unwrap_or(TERMINATED)))
     }
 
-    /// Model and state, committed together; said only once they are durable. What is saved already stays as it is,
-    /// and only its link and the retention, which a kill may have forestalled, are made sure of.
-    fn save(&mut self) -> Result<()> {
-        if self.metrics.is_none() {
+    /// Begins to save what was learned, beside the steps that follow. What is saved already stays as it is, and only its
+    /// link and the retention are made sure of.
+    fn begin_save(&mut self) -> Result<()> {
+        // The copies of the checkpoint before are gone before there are others.
+        self.saver.wait(&mut self.progress)?;
+        if !self.saver.writes() {
             return Ok(());
         }
-        if self.saved == Some(self.step) {
-            return self.settle();
+        if self.saver.saved() == Some(self.step) {
+            return self.saver.settle();
         }
+        let state = self.take()?;
+        self.saver.begin(state, &mut self.progress)
+    }
+
+    /// Saves what was learned, and goes on only once that is durable.
+    fn save(&mut self) -> Result<()> {
+        self.begin_save()?;
+        self.saver.wait(&mut self.progress)
+    }
+
+    /// All that was learned, as it stands.
+    fn take(&mut self) -> Result<TrainState> {
         self.read()?;
-        let options = &self.recipe.options;
         let weights = self.learner.weights()?;
         if let Some(bad) = weights.iter().position(|weight| !weight.is_finite()) {
             return Err(Error::Diverged(format!(
@@ -521,19 +545,7 @@ impl<B: Backend> Trainer<B> {
                 self.step, weights[bad]
             )));
         }
-        self.metrics.as_mut().map_or(Ok(()), Metrics::sync)?;
-        let checkpoints = self.run.checkpoints();
-        let mut commit = Commit::begin(&checkpoints, self.step)?;
-        let files = ModelFiles {
-            config: &self.config,
-            layout: self.learner.layout(),
-            dtype: options.dtype,
-            values: &weights,
-            tokenizer: Some(&self.tokenizer),
-            generation: &self.generation,
-        };
-        checkpoint::write_model(&mut commit, "model/", &files)?;
-        let state = TrainState {
+        Ok(TrainState {
             step: self.step,
             first_moment: self.learner.first_moment()?,
             second_moment: self.learner.second_moment()?,
@@ -542,25 +554,13 @@ impl<B: Backend> Trainer<B> {
             best_validation: self.best_validation,
             text: self.data.fingerprint().clone(),
             options: self.recipe.fixed()?,
-        };
-        state.write(&mut commit)?;
-        commit.finish()?;
-        self.settle()?;
-        self.saved = Some(self.step);
-        self.progress.message(&format!("saved step {}", self.step));
-        Ok(())
-    }
-
-    /// What follows a commit: the link to the newest model, and the older checkpoints that are not to be kept.
-    fn settle(&self) -> Result<()> {
-        checkpoint::point(self.run.path(), self.step)?;
-        checkpoint::retain(&self.run.checkpoints(), self.recipe.options.keep)
+        })
     }
 
     /// The sample, the report, and what to do next.
     fn finish(&mut self, options: &Options) -> Result<()> {
         self.progress.finish();
-        if self.metrics.is_none() {
+        if !self.saver.writes() {
             return Ok(());
         }
         let model = self.run.path().join("model");
@@ -603,9 +603,8 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// A failure during training, with what is still safe.
-    fn explain(&mut self, error: Error) -> Error {
-        self.progress.finish();
-        match (error, self.saved) {
+    fn explain(&self, error: Error) -> Error {
+        match (error, self.saver.saved()) {
             (Error::Diverged(text), Some(step)) => {
                 Error::Diverged(format!("{text}\n  the checkpoint of step {step} is intact"))
             }
