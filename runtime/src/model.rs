@@ -138,7 +138,7 @@ impl Model {
             false => Aligned::default(),
         });
         let panels = panels.collect();
-        advise(&layout, &weights);
+        advise(&layout, &weights, options.expert_budget.is_some());
         let frequencies = rotary::frequencies(&config);
         let keeper = options.expert_budget.and_then(|budget| Keeper::new(&layout, &weights, budget));
         let shared = Shared {
@@ -304,14 +304,15 @@ pub fn widen_piece(simd: &Simd, piece: &Piece, columns: usize, whole: &mut [f32]
     }
 }
 
-/// Tells the system what of a mapped model every token needs, and what only some do.
-fn advise(layout: &Layout, weights: &Weights) {
+/// Tells the system what of a mapped model every token needs, and what only some do. Only where memory is `scarce` do
+/// experts come page by page: what comes together lies together, and is read faster ever after.
+fn advise(layout: &Layout, weights: &Weights, scarce: bool) {
     for (id, parameter) in layout.iter() {
         let looked_up = id == layout.token_embedding && id != layout.head.weight;
         let advice = match parameter.expert {
-            Some(_) => Advice::Random,
-            None if looked_up => continue,
-            None => Advice::WillNeed,
+            Some(_) if scarce => Advice::Random,
+            None if !looked_up => Advice::WillNeed,
+            _ => continue,
         };
         weights.advise(id, advice);
     }
