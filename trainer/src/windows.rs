@@ -21,6 +21,16 @@ pub enum Windows<'a> {
     Placed(&'a Shared),
 }
 
+impl<'a> Windows<'a> {
+    /// The windows, if they share rows.
+    pub fn shared(self) -> Option<&'a Shared> {
+        match self {
+            Windows::Whole => None,
+            Windows::Shared(shared) | Windows::Placed(shared) => Some(shared),
+        }
+    }
+}
+
 /// What is asked of a row: its loss under one target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Question {

@@ -21,8 +21,8 @@ const LANES: usize = 64;
 const ROW: usize = 4096;
 
 /// 10^9 bytes a second that `threads` threads read together from a buffer larger than the last-level cache: the better of
-/// plain sums and the product that decoding is made of. The buffer is in large pages where the system has them: in pages
-/// of 4 KiB a machine reads a quarter less.
+/// plain sums and the product that decoding is made of. The buffer is in large pages where the system has them: in small
+/// ones a machine reads less.
 ///
 /// Each thread takes its own times. A thread beside them that took the times would need a processor, and where there are
 /// no more of them than threads it gets one late: what it measures is shorter than what happened.

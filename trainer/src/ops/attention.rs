@@ -210,27 +210,27 @@ fn blocks(s: &Heads, mut work: impl FnMut(Block<'_>, Place)) {
 pub fn forward(
     hands: &mut Hands<'_>,
     s: &Heads,
-    shared: Windows<'_>,
+    windows: Windows<'_>,
     qkv: &[f32],
     mask: Mask,
     out: &mut [f32],
     kept: &mut [f32],
     scratch: &mut [f32],
 ) {
-    if let Windows::Shared(_) | Windows::Placed(_) = shared {
+    if windows.shared().is_some() {
         assert!(s.short(), "only short windows share rows");
-        return short::forward(hands.simd, s, shared, qkv, mask, out, kept, scratch);
+        return short::forward(hands.simd, s, windows, qkv, mask, out, kept, scratch);
     }
     let (simd, piece) = (hands.simd, s.piece(hands, scratch));
     let pieces = qkv.chunks(piece.rows() * s.row()).zip(out.chunks_mut(piece.rows() * s.width()));
     let pieces = pieces.zip(kept.chunks_mut(piece.kept())).zip(scratch.chunks_mut(piece.scratch()));
     hands.deal(pieces.enumerate(), |(index, (((qkv, out), kept), scratch))| {
-        windows(simd, &piece, qkv, after(mask, index * piece.rows() * s.heads), out, kept, scratch);
+        one_by_one(simd, &piece, qkv, after(mask, index * piece.rows() * s.heads), out, kept, scratch);
     });
 }
 
 /// The forward pass by one thread.
-fn windows(
+fn one_by_one(
     simd: &Simd,
     s: &Heads,
     qkv: &[f32],

@@ -28,12 +28,10 @@ pub fn forward(
             out.copy_from_slice(token);
             continue;
         };
-        let place = match windows {
-            Windows::Whole => row % s.block,
+        let place = match windows.shared() {
+            None => row % s.block,
             // Rows past the last one are not asked for.
-            Windows::Shared(shared) | Windows::Placed(shared) => {
-                shared.places.get(row).map_or(0, |&place| place as usize)
-            }
+            Some(shared) => shared.places.get(row).map_or(0, |&place| place as usize),
         };
         let position = &positions[place * s.width..][..s.width];
         for ((out, token), position) in out.iter_mut().zip(token).zip(position) {

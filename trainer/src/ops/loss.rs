@@ -86,7 +86,7 @@ pub fn forward(
         let x = &x[first * s.width..][..rows * s.width];
         let logits = &mut scratch[..rows * s.vocabulary];
         linear::forward(hands, head.linear, rows, x, head.panels, head.bias, logits);
-        if let Windows::Shared(shared) | Windows::Placed(shared) = windows {
+        if let Some(shared) = windows.shared() {
             let asked = shared.asked(first..first + rows);
             let (questions, losses) = (&shared.questions[asked.clone()], &mut losses[asked]);
             answer(hands.simd, s.vocabulary, logits, first, questions, losses);

@@ -78,7 +78,7 @@ impl Work for Backward<'_> {
             let mut sums = [[[0.0; LANES]; 2]; TOGETHER];
             let rows = x.chunks_exact(width).zip(d_out.chunks_exact(width)).zip(moments.as_chunks::<2>().0);
             for (((x, d), &moments), sums) in rows.clone().zip(&mut sums) {
-                *sums = means(unit, x, d, gain, moments, d_gain);
+                *sums = accumulate(unit, x, d, gain, moments, d_gain);
                 if let Some(d_bias) = &mut d_bias {
                     for (d_bias, d) in d_bias.iter_mut().zip(d) {
                         *d_bias += d;
@@ -110,7 +110,7 @@ impl Work for Backward<'_> {
 
 /// One row's sums of `e` and `e n`, still in their accumulators; its part of `d_g` is added.
 #[inline(always)]
-fn means(
+fn accumulate(
     unit: Unit,
     x: &[f32],
     d_out: &[f32],

@@ -75,17 +75,14 @@ struct Window {
 impl Window {
     #[inline(always)]
     fn new(s: &Heads, windows: Windows<'_>, window: usize) -> Window {
-        let shared = match windows {
-            Windows::Whole => {
-                let rows = std::array::from_fn(|place| window * s.block + place.min(s.block - 1));
-                return Window { rows, read: rows, known: 0 };
-            }
-            Windows::Shared(shared) | Windows::Placed(shared) => shared,
+        let Some(shared) = windows.shared() else {
+            let rows = std::array::from_fn(|place| window * s.block + place.min(s.block - 1));
+            return Window { rows, read: rows, known: 0 };
         };
         let from = &shared.rows[window * s.block..][..s.block];
         let rows: [usize; OCTET] = std::array::from_fn(|place| from[place.min(s.block - 1)] as usize);
         let mut read = rows;
-        if let Windows::Placed(shared) = windows {
+        if let Windows::Placed(_) = windows {
             for (place, row) in read.iter_mut().enumerate() {
                 *row = shared.ids[*row] as usize * s.block + place.min(s.block - 1);
             }
@@ -324,9 +321,9 @@ impl OctetWork for Forward<'_> {
         let queries = &mut scratch[..s.size * OCTET];
         let sight = Sight::new(octets, s);
         // Shared rows are evaluated, and nothing is kept of them: one window's squares are room enough.
-        let (count, keeps) = match windows {
-            Windows::Whole => (s.sequences, true),
-            Windows::Shared(shared) | Windows::Placed(shared) => (shared.windows(), false),
+        let (count, keeps) = match windows.shared() {
+            None => (s.sequences, true),
+            Some(shared) => (shared.windows(), false),
         };
         let kept = kept.as_chunks_mut().0;
         for index in 0..count {
