@@ -103,6 +103,24 @@ impl Unit {
         x * self.distribution(x)
     }
 
+    /// `Phi(x) + x phi(x)`, the derivative of that, within 4e-7: made as [`Unit::distribution`] is, since it is as smooth,
+    /// and with no exponential either.
+    #[inline(always)]
+    pub fn gelu_erf_slope(self, x: f32) -> f32 {
+        const END: f32 = 5.8;
+        let within = x.clamp(-END, END);
+        let square = within * within;
+        let above = self.polynomial(
+            square,
+            [0.797_885_36, -3.099_585_3e-2, 1.423_030_4e-2, 1.922_063_7e-5, 3.595_592e-5, 1.929_289_8e-7],
+        );
+        let below = self.polynomial(
+            square,
+            [1.0, 0.294_494_03, 4.098_021e-2, 3.523_034_5e-3, 1.920_363_9e-4, 8.952_409e-6],
+        );
+        if x <= -END { 0.0 } else { self.multiply_add(within, above / below, 0.5) }
+    }
+
     /// `1 / (1 + e^-2u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`: half of one plus `tanh u`.
     #[inline(always)]
     pub fn gelu_tanh_gate(self, x: f32) -> f32 {

@@ -473,6 +473,25 @@ fn gelu_erf_is_as_exact_as_half_of_one_plus_erf_in_f32() {
 }
 
 #[test]
+fn the_slope_of_gelu_erf_matches_float64() {
+    let slope = |x: f64| {
+        let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2)) + x * density
+    };
+    for unit in [Unit::FUSED, Unit::PLAIN] {
+        for x in (-6000..=6000).map(|i| i as f32 / 1000.0) {
+            close(&[unit.gelu_erf_slope(x)], &[slope(f64::from(x))], 0.0, 4e-7, &format!("{unit:?} at {x}"));
+        }
+        assert_eq!(unit.gelu_erf_slope(0.0), 0.5);
+        for far in [6.0, 1e30, f32::INFINITY] {
+            assert_eq!(unit.gelu_erf_slope(-far), 0.0);
+            close(&[unit.gelu_erf_slope(far)], &[1.0], 0.0, 4e-7, "far out");
+        }
+        assert!(unit.gelu_erf_slope(f32::NAN).is_nan());
+    }
+}
+
+#[test]
 fn exp_is_within_two_ulp_and_keeps_nan() {
     for unit in [Unit::FUSED, Unit::PLAIN] {
         for step in -8700..=8800 {

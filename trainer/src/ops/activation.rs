@@ -15,8 +15,6 @@ use formats::config::Activation;
 use runtime::simd::routines::Unit;
 use runtime::simd::{Simd, Work};
 
-/// `1 / sqrt(2 pi)`.
-const DENSITY: f32 = 0.398_942_28;
 /// `2 sqrt(2 / pi)`.
 const TWICE: f32 = 1.595_769_1;
 
@@ -121,8 +119,7 @@ impl Work for Backward<'_> {
             }
             Activation::GeluErf => {
                 for (d, &x) in pairs {
-                    let density = unit.exp(-0.5 * x * x);
-                    *d *= unit.multiply_add(x * DENSITY, density, unit.distribution(x));
+                    *d *= unit.gelu_erf_slope(x);
                 }
             }
             Activation::GeluTanh => {
