@@ -93,7 +93,7 @@ fn the_trainer_computes_what_hugging_face_does() {
         let weights = arena(&directory.weights, &directory.layout);
         let block = expected.ids.len();
         let learner = tests::training::learner(&directory.config, &weights, 1, block, 1);
-        let logits = learner.logits(&expected.ids, block).expect("logits");
+        let logits = learner.model().logits(&expected.ids, block).expect("logits");
         let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
         let rows = logits.chunks(directory.config.vocabulary).zip(&expected.ids[1..]);
         let found: Vec<f64> = rows.map(|(row, id)| log_probability(row, *id)).collect();

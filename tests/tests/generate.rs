@@ -72,7 +72,7 @@ fn trained() -> &'static (Written, Reference, Vec<u32>) {
             let rates = Rates { learning_rate: 3e-3, step, seed: 1 };
             learner.step(&inputs, &targets, rates).expect("a step");
         }
-        let weights = learner.weights().expect("weights");
+        let weights = learner.model().weights().expect("weights");
         let written = models::write(&config, &weights, Dtype::F32);
         let reference = Reference::new(&config, &weights);
         let expected = reference.greedy(&[0], TOKENS);
@@ -107,7 +107,7 @@ fn the_text_past_the_context_is_the_trainers() {
     let mut ids = vec![0];
     for _ in 0..TOKENS {
         let window = &ids[ids.len().saturating_sub(reference.config().context)..];
-        let logits = learner.logits(window, window.len()).expect("logits");
+        let logits = learner.model().logits(window, window.len()).expect("logits");
         let last = &logits[logits.len() - reference.config().vocabulary..];
         let last: Vec<f64> = last.iter().map(|&logit| f64::from(logit)).collect();
         ids.push(best(&last).0);

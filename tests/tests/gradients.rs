@@ -189,7 +189,7 @@ fn one_expert_of_weight_one_is_the_dense_layer() {
         with_routers[parameter.range()].copy_from_slice(&weights[same.range()]);
     }
     let ids = Chance::new(1).ids(24, dense.vocabulary);
-    let logits = |config: &Config, weights: &[f32]| learner(config, weights, 4, 6, 2).logits(&ids, 6);
+    let logits = |config: &Config, weights: &[f32]| learner(config, weights, 4, 6, 2).model().logits(&ids, 6);
     assert_eq!(logits(&mixture, &with_routers).expect("logits"), logits(&dense, &weights).expect("logits"));
 }
 

@@ -50,7 +50,7 @@ fn trained(
         let targets = chance.ids(shape.rows() * micro_batches, config.vocabulary);
         learner.step(&inputs, &targets, Rates { learning_rate: 1e-3, step, seed: 5 }).expect("a step");
     }
-    let after = learner.weights().expect("weights");
+    let after = learner.model().weights().expect("weights");
     assert!(after != weights, "two updates change something");
     after
 }
@@ -260,7 +260,7 @@ fn adam_decays_through_its_moments_and_adamw_beside_them() {
         learner.load(&weights, &zeros, &zeros).expect("weights of the right length");
         let ids = Chance::new(1).ids(12, config.vocabulary);
         learner.step(&ids, &ids, Rates { learning_rate: 1e-3, step: 1, seed: 1 }).expect("a step");
-        (learner.weights().expect("weights"), learner.first_moment().expect("a moment"))
+        (learner.model().weights().expect("weights"), learner.first_moment().expect("a moment"))
     };
     let (plain, moment) = after(OptimizerKind::Adamw, 0.0);
     assert_eq!(after(OptimizerKind::Adam, 0.0).0, plain, "without decay the two are one");

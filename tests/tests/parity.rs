@@ -127,7 +127,7 @@ fn weights_that_stand_transposed_give_the_references_logits_and_the_trainers() {
         assert!(steps[0] == steps[1], "another number of threads, other bytes");
         let directory = formats::checkpoint::Directory::open(&path).expect("a model");
         assert!(trainer::weights::arena(&directory.weights, &directory.layout) == weights, "as written");
-        let trained = learner(&config, &weights, 1, 1, 2).logits(&ids, ids.len()).expect("logits");
+        let trained = learner(&config, &weights, 1, 1, 2).model().logits(&ids, ids.len()).expect("logits");
         assert_close(&format!("{config:?}"), &trained, &expected, tolerance);
     }
 }
@@ -206,7 +206,7 @@ fn trainers_loss(config: &Config, weights: &[f32], seed: u64) {
         let inputs = chance.ids(count * block, config.vocabulary);
         let targets = chance.ids(count * block, config.vocabulary);
         let expected = reference.loss(&inputs, &targets, block);
-        let actual = learner.evaluate(&inputs, &targets).expect("a loss");
+        let actual = learner.model_mut().evaluate(&inputs, &targets).expect("a loss");
         let what = format!("{count} sequences of {block} in batches of {sequences}: {config:?}");
         assert_close(&what, &[actual], &[expected], Tolerance { absolute: PROMISED, relative: PROMISED });
     }
@@ -219,7 +219,7 @@ fn the_trainers_logits_are_the_references() {
         let weights = models::random_weights(&config, seed);
         let ids = Chance::new(seed).ids(config.context, config.vocabulary);
         let expected = Reference::new(&config, &weights).logits(&ids);
-        let actual = learner(&config, &weights, 1, 1, 1).logits(&ids, ids.len()).expect("logits");
+        let actual = learner(&config, &weights, 1, 1, 1).model().logits(&ids, ids.len()).expect("logits");
         assert_close(&format!("{config:?}"), &actual, &expected, Tolerance::relative_to(PROMISED, &expected));
     }
 }
@@ -232,7 +232,7 @@ fn trainer_and_runtime_agree_through_one_checkpoint() {
         let Written { path, folder: _kept } = models::write(&config, &weights, Dtype::F32);
         let ids = Chance::new(seed).ids(config.context, config.vocabulary);
         let runtime = logits(&path, &ids, CacheType::F32, 1 + seed as usize % 3, 256);
-        let trainer = learner(&config, &weights, 1, 1, 2).logits(&ids, ids.len()).expect("logits");
+        let trainer = learner(&config, &weights, 1, 1, 2).model().logits(&ids, ids.len()).expect("logits");
         assert_close(&format!("{config:?}"), &runtime, &trainer, Tolerance::relative_to(PROMISED, &trainer));
     }
 }

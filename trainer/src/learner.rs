@@ -7,11 +7,10 @@
 //! A step may have several micro-batches, one after the other: their cross-entropies are summed over all tokens and
 //! divided once, so that they are the large batch. The balancing terms of mixtures are each micro-batch's own.
 
-mod evaluation;
-
 use crate::backend::{Backend, Held, Limits, Phase, Seen};
+use crate::evaluator::{self, Evaluator, count_loads};
 use crate::memory::{self, MemoryPlan};
-use crate::mixing::{Load, Mixing};
+use crate::mixing::Mixing;
 use crate::ops::adamw::{DIVERGED, LOSS, NORM, RECORD};
 use crate::ops::dropout::Noise;
 use crate::optimizer::{Optimizer, OptimizerOptions};
@@ -20,7 +19,6 @@ use crate::tape::recompute::Recompute;
 use crate::tape::record::record;
 use crate::tape::replay::{Place, Replay};
 use crate::tape::{Mode, Program, Shape};
-use evaluation::{Lane, evaluation_sequences, placed_shape};
 use formats::layout::FeedForward;
 use formats::{Config, Error, Layout, Result};
 
@@ -154,24 +152,15 @@ impl<B: Backend> Totals<B> {
 
 /// A model, its optimiser and its buffers on one device.
 pub struct Learner<B: Backend> {
-    backend: B,
-    config: Config,
+    /// The model, the device it is on, and what asking it takes.
+    model: Evaluator<B>,
     shape: BatchShape,
     cut: Cut,
-    params: Params<B>,
     optimizer: Optimizer<B>,
-    mixing: Mixing,
-    /// What the rows of the steps since the last outcome but one, or of the last evaluation, asked of each router.
-    loads: Vec<Load>,
     shards: Vec<Shard<B>>,
     totals: Totals<B>,
     /// The seed and the passes of the last step.
     made: Option<(u64, usize)>,
-    /// What all routers were asked, on its way from the device.
-    asked: Vec<f64>,
-    lanes: Vec<Lane<B>>,
-    /// What evaluation computes once for all lanes.
-    placed: Option<Replay<B>>,
 }
 
 impl<B: Backend> Learner<B> {
@@ -200,8 +189,6 @@ impl<B: Backend> Learner<B> {
         let windows = Shape { sequences: cut.sequences, block: shape.block };
         let program = record(config, &layout, windows, Mode::Train, mixing, recompute, B::GATHERS);
         let asked = program.loads();
-        let loads = program.routers.iter().map(|router| Load::new(router.layer, router.active, router.count));
-        let loads = loads.collect();
         let shards = (0..cut.shards)
             .map(|_| {
                 Ok(Shard {
@@ -213,20 +200,13 @@ impl<B: Backend> Learner<B> {
             })
             .collect::<Result<_>>()?;
         Ok(Learner {
-            params: Params::new(&backend, layout)?,
             optimizer: Optimizer::new(&backend, parameters, optimizer)?,
-            config: config.clone(),
+            totals: Totals::new(&backend, asked)?,
+            model: Evaluator::with(backend, config, shape.block, mixing)?,
             shape,
             cut,
-            mixing: *mixing,
-            loads,
             shards,
-            totals: Totals::new(&backend, asked)?,
             made: None,
-            asked: vec![0.0; asked],
-            lanes: vec![],
-            placed: None,
-            backend,
         })
     }
 
@@ -252,73 +232,54 @@ impl<B: Backend> Learner<B> {
     pub fn plan(backend: &B, config: &Config, shape: BatchShape, recompute: Recompute) -> Result<MemoryPlan> {
         let layout = Layout::new(config);
         let cut = shape.cut_on(layout.parameters(), backend)?;
-        let program = |sequences: usize, mode: Mode| {
-            let shape = Shape { sequences, block: shape.block };
-            record(config, &layout, shape, mode, &Mixing::default(), recompute, B::GATHERS)
-        };
-        let evaluation = program(evaluation_sequences::<B>(shape.block), Mode::Evaluate);
-        let placed = placed_shape::<B>(&evaluation).map(|shape| program(shape.sequences, Mode::Placed));
+        let windows = Shape { sequences: cut.sequences, block: shape.block };
+        let mixing = Mixing::default();
+        let program = record(config, &layout, windows, Mode::Train, &mixing, recompute, B::GATHERS);
+        let (evaluation, placed) = evaluator::programs::<B>(config, &layout, shape.block);
         Ok(backend.plan(&Held {
             parameters: layout.parameters(),
-            program: &program(cut.sequences, Mode::Train),
+            program: &program,
             shards: cut.shards,
             evaluation: &evaluation,
             placed: placed.as_ref(),
         }))
     }
 
-    /// The model's parameters.
-    pub fn layout(&self) -> &Layout {
-        &self.params.layout
+    /// The model, to be asked.
+    pub fn model(&self) -> &Evaluator<B> {
+        &self.model
     }
 
-    /// The device.
-    pub fn backend(&self) -> &B {
-        &self.backend
+    /// The same for questions that need its room.
+    pub fn model_mut(&mut self) -> &mut Evaluator<B> {
+        &mut self.model
     }
 
     /// Sets weights and moments, each a whole arena in the layout's order.
     pub fn load(&mut self, weights: &[f32], first: &[f32], second: &[f32]) -> Result<()> {
-        let parameters = self.params.layout.parameters();
-        for (name, values) in [("weights", weights), ("first moment", first), ("second moment", second)] {
-            if values.len() != parameters {
-                let found = values.len();
-                return Err(Error::Internal(format!("{name}: {found} values for {parameters} parameters")));
-            }
-        }
-        self.backend.upload(weights, &mut self.params.master);
-        self.backend.upload(first, &mut self.optimizer.first);
-        self.backend.upload(second, &mut self.optimizer.second);
-        self.backend.refresh(&mut self.params);
+        self.model.check_arena("first moment", first)?;
+        self.model.check_arena("second moment", second)?;
+        self.model.load(weights)?;
+        self.model.backend.upload(first, &mut self.optimizer.first);
+        self.model.backend.upload(second, &mut self.optimizer.second);
         Ok(())
-    }
-
-    /// Every weight, in the layout's order.
-    pub fn weights(&self) -> Result<Vec<f32>> {
-        self.arena(&self.params.master)
     }
 
     /// Every first moment.
     pub fn first_moment(&self) -> Result<Vec<f32>> {
-        self.arena(&self.optimizer.first)
+        self.model.arena(&self.optimizer.first)
     }
 
     /// Every second moment.
     pub fn second_moment(&self) -> Result<Vec<f32>> {
-        self.arena(&self.optimizer.second)
-    }
-
-    fn arena(&self, values: &B::Floats) -> Result<Vec<f32>> {
-        let mut host = vec![0.0; self.params.layout.parameters()];
-        self.backend.download(values, &mut host)?;
-        Ok(host)
+        self.model.arena(&self.optimizer.second)
     }
 
     /// One update from one or more micro-batches of `sequences x block` ids and their successors, which may still be under way
     /// when this returns. A loss or gradient that is not finite changes nothing, now or later, until [`Learner::outcome`] says
     /// so.
     pub fn step(&mut self, inputs: &[u32], targets: &[u32], rates: Rates) -> Result<()> {
-        let noise = Noise::new(rates.seed, rates.step, self.config.dropout);
+        let noise = Noise::new(rates.seed, rates.step, self.model.config.dropout);
         let passes = self.passes(inputs, targets)?;
         let adam = self.optimizer.adam(rates.learning_rate, rates.step);
         let rows = inputs.len();
@@ -326,7 +287,8 @@ impl<B: Backend> Learner<B> {
         for pass in 0..passes {
             self.upload(inputs, targets, pass);
             let (phase, last) = (self.phase(rates.seed, pass, passes), pass + 1 == passes);
-            let Learner { backend, params, optimizer, cut, shape, mixing, shards, totals, .. } = self;
+            let Learner { model, optimizer, cut, shape, shards, totals, .. } = self;
+            let Evaluator { backend, params, mixing, .. } = model;
             backend.replayed(phase, Some(&adam), || {
                 let work = Work { backend, params, cut: *cut, shape: *shape, mixing, rows };
                 work.pass(shards, totals, Some(noise), pass);
@@ -359,8 +321,8 @@ impl<B: Backend> Learner<B> {
 
     /// What names a pass of a step; passes that draw no noise differ in nothing but their ids.
     fn phase(&self, seed: u64, pass: usize, passes: usize) -> Phase {
-        let noisy = self.config.experts.as_ref().is_some_and(|experts| experts.noise);
-        let disturbed = self.config.dropout > 0.0 || self.mixing.disturbs() || noisy;
+        let noisy = self.model.config.experts.as_ref().is_some_and(|experts| experts.noise);
+        let disturbed = self.model.config.dropout > 0.0 || self.model.mixing.disturbs() || noisy;
         let place = if disturbed { pass } else { pass.min(1) };
         Phase::Train { seed, pass: place, passes, last: pass + 1 == passes }
     }
@@ -369,14 +331,14 @@ impl<B: Backend> Learner<B> {
     /// device records.
     pub fn nodes(&self) -> Option<(usize, usize)> {
         let (seed, passes) = self.made?;
-        let nodes = (0..passes).map(|pass| self.backend.nodes(self.phase(seed, pass, passes)));
+        let nodes = (0..passes).map(|pass| self.model.backend.nodes(self.phase(seed, pass, passes)));
         nodes.sum::<Option<usize>>().map(|nodes| (passes, nodes))
     }
 
-    /// What the last step saw; [`Learner::loads`] are then those of the steps since this was last asked. Waits for the
+    /// What the last step saw; [`Evaluator::loads`] are then those of the steps since this was last asked. Waits for the
     /// device. Steps that were not made, because a loss or gradient was not finite, are [`Error::Diverged`].
     pub fn outcome(&mut self) -> Result<Outcome> {
-        let Learner { backend, totals, loads, asked, .. } = self;
+        let Learner { model: Evaluator { backend, loads, asked, .. }, totals, .. } = self;
         let mut record = [0.0; RECORD];
         backend.read(&totals.record, &mut record)?;
         backend.read(&totals.seen, asked)?;
@@ -396,14 +358,15 @@ impl<B: Backend> Learner<B> {
 
     /// The sum of a number that each process of the run gives; all of them must ask.
     pub fn united(&self, number: f32) -> Result<f64> {
-        if self.backend.ranks().1 == 1 {
+        if self.model.backend.ranks().1 == 1 {
             return Ok(f64::from(number));
         }
-        let (mut numbers, mut sum, mut result) = (self.backend.floats(1)?, self.backend.sums(1)?, [0.0]);
-        self.backend.upload(&[number], &mut numbers);
-        self.backend.total(&numbers, 1, &mut sum);
-        self.backend.unite(&mut sum);
-        self.backend.read(&sum, &mut result)?;
+        let (mut numbers, mut sum, mut result) =
+            (self.model.backend.floats(1)?, self.model.backend.sums(1)?, [0.0]);
+        self.model.backend.upload(&[number], &mut numbers);
+        self.model.backend.total(&numbers, 1, &mut sum);
+        self.model.backend.unite(&mut sum);
+        self.model.backend.read(&sum, &mut result)?;
         Ok(result[0])
     }
 
@@ -412,24 +375,27 @@ impl<B: Backend> Learner<B> {
         let (passes, rows) = (self.passes(inputs, targets)?, inputs.len());
         for pass in 0..passes {
             self.upload(inputs, targets, pass);
-            let Learner { backend, params, cut, shape, mixing, shards, totals, .. } = self;
+            let Learner {
+                model: Evaluator { backend, params, mixing, .. }, cut, shape, shards, totals, ..
+            } = self;
             Work { backend, params, cut: *cut, shape: *shape, mixing, rows }.pass(shards, totals, None, pass);
         }
-        let Learner { backend, params, cut, shape, mixing, shards, totals, .. } = self;
+        let Learner { model: Evaluator { backend, params, mixing, .. }, cut, shape, shards, totals, .. } =
+            self;
         Work { backend, params, cut: *cut, shape: *shape, mixing, rows }.finish(shards, totals);
         let mut loss = 0.0;
         backend.read(&totals.loss, std::slice::from_mut(&mut loss))?;
         let grads =
-            self.shards.first().map(|shard| self.arena(&shard.grads)).transpose()?.unwrap_or_default();
+            self.shards.first().map(|shard| self.model.arena(&shard.grads)).transpose()?.unwrap_or_default();
         if let Some(shard) = self.shards.first_mut() {
-            self.backend.upload(&vec![0.0; grads.len()], &mut shard.grads);
+            self.model.backend.upload(&vec![0.0; grads.len()], &mut shard.grads);
         }
         Ok((loss / rows as f64, grads))
     }
 
     /// In how many passes a step over so many ids is made.
     fn passes(&self, inputs: &[u32], targets: &[u32]) -> Result<usize> {
-        self.check(inputs, targets)?;
+        self.model.check(inputs, targets)?;
         let (total, batch) = (inputs.len(), self.shape.rows());
         if total == 0 || !total.is_multiple_of(batch) {
             return Err(Error::Internal(format!("{total} ids are no whole batches of {batch} rows")));
@@ -439,58 +405,12 @@ impl<B: Backend> Learner<B> {
 
     /// Gives every shard its ids of one pass.
     fn upload(&mut self, inputs: &[u32], targets: &[u32], pass: usize) {
-        let Learner { backend, shards, cut, shape, .. } = self;
+        let Learner { model: Evaluator { backend, .. }, shards, cut, shape, .. } = self;
         for (index, shard) in shards.iter_mut().enumerate() {
             let first = cut.first_sequence(*shape, index, pass) * shape.block;
             let at = first..first + cut.sequences * shape.block;
             shard.replay.upload(backend, &inputs[at.clone()], &targets[at]);
         }
-    }
-
-    /// What the rows that [`Learner::outcome`] tells of, or those of the last evaluation, asked of each router, layer by
-    /// layer.
-    pub fn loads(&self) -> &[Load] {
-        &self.loads
-    }
-
-    /// Ids are numbers from outside: none may reach a table unchecked.
-    fn check(&self, inputs: &[u32], targets: &[u32]) -> Result<()> {
-        if inputs.len() != targets.len() {
-            return Err(Error::Internal(format!("{} ids but {} targets", inputs.len(), targets.len())));
-        }
-        let vocabulary = self.config.vocabulary;
-        match inputs.iter().chain(targets).find(|&&id| id as usize >= vocabulary) {
-            Some(id) => Err(Error::Usage(format!("token {id} is beyond the vocabulary of {vocabulary}"))),
-            None => Ok(()),
-        }
-    }
-
-    /// The logits of every row of any number of windows, `[ids, vocabulary]`.
-    pub fn logits(&self, inputs: &[u32], block: usize) -> Result<Vec<f32>> {
-        self.check(inputs, inputs)?;
-        if inputs.is_empty()
-            || block == 0
-            || block > self.config.context
-            || !inputs.len().is_multiple_of(block)
-        {
-            return Err(Error::Internal(format!("{} ids are no whole windows of {block}", inputs.len())));
-        }
-        let shape = Shape { sequences: inputs.len() / block, block };
-        let program = record(
-            &self.config,
-            &self.params.layout,
-            shape,
-            Mode::Logits,
-            &self.mixing,
-            Recompute::Nothing,
-            B::GATHERS,
-        );
-        let mut replay = Replay::new(&self.backend, program)?;
-        replay.upload(&self.backend, inputs, &[]);
-        replay.forward(&self.backend, &self.params, Place::default());
-        let mut logits = vec![0.0; inputs.len() * self.config.vocabulary];
-        replay.result(&self.backend, &mut logits)?;
-        Ok(logits)
     }
 }
 
@@ -573,17 +493,6 @@ fn shift_selection<B: Backend>(
         if let Some(id) = bank.selection_bias {
             backend.shift(params, id, rate, (loads, at), record);
         }
-    }
-}
-
-/// Takes what each router was asked from all of their sums.
-fn count_loads(loads: &mut [Load], asked: &[f64], rows: usize) {
-    let mut rest = asked;
-    for load in loads {
-        let (own, after) = rest.split_at(2 * load.counts.len() + 2);
-        load.clear();
-        load.add(rows, own);
-        rest = after;
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod data;
 pub mod device;
+pub mod evaluator;
 pub mod export;
 pub mod finetune;
 pub mod learner;

@@ -47,7 +47,7 @@ fn judge<B: Backend>(
     windows: &mut [usize; 2],
     losses: &mut [f64; 2],
 ) -> Result<()> {
-    let judged = learner.evaluate_stretches(&batch.inputs, &batch.targets, windows)?;
+    let judged = learner.model_mut().evaluate_stretches(&batch.inputs, &batch.targets, windows)?;
     losses.iter_mut().zip(judged).for_each(|(total, loss)| *total += loss);
     *windows = [0; 2];
     batch.clear();
@@ -141,7 +141,7 @@ impl Job for Plan<'_> {
 
 /// Refuses processes that do not begin from the same step and weights.
 fn agree<B: Backend>(learner: &Learner<B>, state: &TrainState) -> Result<()> {
-    let world = learner.backend().ranks().1 as f64;
+    let world = learner.model().backend().ranks().1 as f64;
     // Of whole numbers up to here a float holds each.
     let digest = xxh3_64(bytemuck::cast_slice(&state.weights)) >> 40;
     for number in [state.step as f32, digest as f32] {
@@ -399,7 +399,7 @@ impl<B: Backend> Trainer<B> {
         }
         self.save()?;
         self.finish(&options)?;
-        self.learner.backend().part();
+        self.learner.model().backend().part();
         Ok(End::Done)
     }
 
@@ -416,8 +416,8 @@ impl<B: Backend> Trainer<B> {
     fn read(&mut self) -> Result<()> {
         if std::mem::take(&mut self.unread) {
             self.outcome = self.learner.outcome()?;
-            gather_loads(&mut self.row_loads, self.learner.loads());
-            gather_loads(&mut self.shown_loads, self.learner.loads());
+            gather_loads(&mut self.row_loads, self.learner.model().loads());
+            gather_loads(&mut self.shown_loads, self.learner.model().loads());
         }
         Ok(())
     }
@@ -446,7 +446,7 @@ impl<B: Backend> Trainer<B> {
     /// Saves what was learned until a signal came, and says how to go on.
     fn leave(&mut self, exit_code: u8) -> Result<End> {
         self.save()?;
-        self.learner.backend().part();
+        self.learner.model().backend().part();
         self.progress.finish();
         self.progress.message(&format!(
             "interrupted after {} steps; resume with\n  {} train --resume --out {}",
@@ -462,7 +462,7 @@ impl<B: Backend> Trainer<B> {
     fn evaluate(&mut self, step: u64) -> Result<Option<u8>> {
         self.read()?;
         let options = &self.recipe.options;
-        let (before, alone) = (self.generator.clone(), self.learner.backend().ranks().1 == 1);
+        let (before, alone) = (self.generator.clone(), self.learner.model().backend().ranks().1 == 1);
         let (mut losses, mut windows) = ([0.0; 2], [0; 2]);
         self.batch.clear();
         for side in Side::ALL {
@@ -506,7 +506,7 @@ impl<B: Backend> Trainer<B> {
     /// which waits for the device, where a row is `due` anyway.
     fn interrupted(&self, due: bool) -> Result<Option<u8>> {
         let own = self.interrupt.exit_code();
-        if self.learner.backend().ranks().1 == 1 {
+        if self.learner.model().backend().ranks().1 == 1 {
             return Ok(own);
         }
         let any = due && self.learner.united(f32::from(u8::from(own.is_some())))? > 0.0;
@@ -537,7 +537,7 @@ impl<B: Backend> Trainer<B> {
     /// All that was learned, as it stands.
     fn take(&mut self) -> Result<TrainState> {
         self.read()?;
-        let weights = self.learner.weights()?;
+        let weights = self.learner.model().weights()?;
         if let Some(bad) = weights.iter().position(|weight| !weight.is_finite()) {
             return Err(Error::Diverged(format!(
                 "step {}: weight {bad} is {}; this is not saved\n  help: resume from the last checkpoint with a \
@@ -574,7 +574,7 @@ impl<B: Backend> Trainer<B> {
         let seconds = self.seconds();
         let mut summary = vec![
             ("preset".to_owned(), options.preset.clone()),
-            ("parameters".to_owned(), grouped(self.learner.layout().parameters() as u64)),
+            ("parameters".to_owned(), grouped(self.learner.model().layout().parameters() as u64)),
             ("steps".to_owned(), grouped(self.step)),
             ("seconds".to_owned(), format!("{seconds:.1}")),
         ];

@@ -11,10 +11,9 @@ use trainer::backend::Backend;
 use trainer::backend::choice::{Job, carry_out};
 use trainer::data::{Batch, Corpus, Data, HELD_OUT, Request, Side, windows};
 use trainer::device::Precision;
-use trainer::learner::{BatchShape, Learner};
+use trainer::evaluator::Evaluator;
 use trainer::mixing::{Health, Load};
 use trainer::options;
-use trainer::presets;
 use trainer::weights;
 
 /// Tokens of a corpus that are evaluated at once; fixed, because it orders a sum.
@@ -103,15 +102,11 @@ impl Job for Sides<'_> {
 
     fn on<B: Backend>(self, backend: B, _: &str) -> Result<[Exact; 2]> {
         let Sides { directory, tokenizer, data, block } = self;
-        let weights = weights::arena(&directory.weights, &directory.layout);
-        let shape = BatchShape { sequences: 1, block };
-        // The optimiser's settings are of no consequence: nothing is updated.
-        let options = presets::find("gpt-zero")?.optimizer();
-        let mut learner = Learner::new(backend, &directory.config, shape, &options)?;
-        learner.load(&weights, &vec![0.0; weights.len()], &vec![0.0; weights.len()])?;
+        let mut evaluator = Evaluator::new(backend, &directory.config, block)?;
+        evaluator.load(&weights::arena(&directory.weights, &directory.layout))?;
         let mut of = |side| match data {
-            Data::Text(text) => of_text(&mut learner, tokenizer, text.side(side), block),
-            Data::Corpus(corpus) => of_corpus(&mut learner, tokenizer, corpus, side, block),
+            Data::Text(text) => of_text(&mut evaluator, tokenizer, text.side(side), block),
+            Data::Corpus(corpus) => of_corpus(&mut evaluator, tokenizer, corpus, side, block),
         };
         let [training, validation] = Side::ALL;
         Ok([of(training)?, of(validation)?])
@@ -129,20 +124,20 @@ struct Exact {
 }
 
 fn of_text<B: Backend>(
-    learner: &mut Learner<B>,
+    evaluator: &mut Evaluator<B>,
     tokenizer: &Tokenizer,
     split: &[u32],
     block: usize,
 ) -> Result<Exact> {
     let (inputs, targets) = windows(split, block);
-    let loss = learner.evaluate(inputs, targets)?;
+    let loss = evaluator.evaluate(inputs, targets)?;
     let bytes = tokenizer.decode_continued(targets)?.len() as u64;
-    Ok(Exact { loss, tokens: targets.len() as u64, bytes, loads: learner.loads().to_vec() })
+    Ok(Exact { loss, tokens: targets.len() as u64, bytes, loads: evaluator.loads().to_vec() })
 }
 
 /// The same of a corpus, a part at a time. The token that ends a document is predicted and stands for no text.
 fn of_corpus<B: Backend>(
-    learner: &mut Learner<B>,
+    evaluator: &mut Evaluator<B>,
     tokenizer: &Tokenizer,
     corpus: &Corpus,
     side: Side,
@@ -157,14 +152,14 @@ fn of_corpus<B: Backend>(
         batch.clear();
         (window..next).try_for_each(|window| corpus.read(side, window, &mut batch))?;
         let tokens = batch.targets.len() as u64;
-        exact.loss += learner.evaluate(&batch.inputs, &batch.targets)? * tokens as f64;
+        exact.loss += evaluator.evaluate(&batch.inputs, &batch.targets)? * tokens as f64;
         exact.tokens += tokens;
         let text = batch.targets.iter().filter(|id| Some(**id) != end);
         exact.bytes +=
             text.filter_map(|&id| tokenizer.token(id)).map(|token| token.len() as u64).sum::<u64>();
         match exact.loads.is_empty() {
-            true => exact.loads = learner.loads().to_vec(),
-            false => exact.loads.iter_mut().zip(learner.loads()).for_each(|(sum, load)| sum.merge(load)),
+            true => exact.loads = evaluator.loads().to_vec(),
+            false => exact.loads.iter_mut().zip(evaluator.loads()).for_each(|(sum, load)| sum.merge(load)),
         }
         window = next;
     }

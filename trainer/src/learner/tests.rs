@@ -9,7 +9,8 @@ fn learner() -> (Learner<Cpu>, Vec<u32>, Vec<f32>) {
     let shape = BatchShape { sequences: 2, block: 8 };
     let cpu = Cpu::new(1).expect("a thread");
     let learner = Learner::new(cpu, &config, shape, &options.optimizer()).expect("a learner");
-    let weights = (0..learner.layout().parameters()).map(|index| (index as f32).sin() / 16.0).collect();
+    let weights =
+        (0..learner.model().layout().parameters()).map(|index| (index as f32).sin() / 16.0).collect();
     (learner, (0..16).map(|id| id * 7 % 65).collect(), weights)
 }
 
@@ -26,7 +27,7 @@ fn a_step_that_diverges_changes_nothing_nor_does_any_after_it_until_it_was_told(
         learner.step(&ids, &ids, rates(step)).expect("a step");
     }
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-    assert!(bits(learner.weights().expect("weights")) == bits(broken));
+    assert!(bits(learner.model().weights().expect("weights")) == bits(broken));
     assert!(learner.first_moment().expect("a moment") == zeros);
     let error = learner.outcome().expect_err("no number");
     assert!(error.exit_code() == 9 && error.to_string().contains("step 7: the loss is NaN"), "{error}");
@@ -34,24 +35,7 @@ fn a_step_that_diverges_changes_nothing_nor_does_any_after_it_until_it_was_told(
     learner.load(&weights, &zeros, &zeros).expect("weights");
     learner.step(&ids, &ids, rates(7)).expect("a step");
     assert!(learner.outcome().expect("a number").loss > 0.0);
-    assert!(learner.weights().expect("weights") != weights);
-}
-
-#[test]
-fn windows_evaluated_together_lose_what_each_loses_alone_to_the_bit() {
-    let (mut learner, _, weights) = learner();
-    let zeros = vec![0.0; weights.len()];
-    learner.load(&weights, &zeros, &zeros).expect("weights");
-    let windows = 8 * 65;
-    let ids: Vec<u32> = (0..windows * 8 + 1).map(|index| (index * index / 7 + index) % 65).collect();
-    let (inputs, targets) = (&ids[..ids.len() - 1], &ids[1..]);
-    let together = learner.evaluate_stretches(inputs, targets, &vec![1; windows as usize]);
-    assert!(learner.placed.is_some(), "enough windows to have their first rows from each id alone");
-    for (window, together) in together.expect("losses").into_iter().enumerate() {
-        let at = window * 8..window * 8 + 8;
-        let alone = learner.evaluate_stretches(&inputs[at.clone()], &targets[at], &[1]).expect("a loss");
-        assert!(together > 0.0 && together.to_bits() == alone[0].to_bits(), "{window}");
-    }
+    assert!(learner.model().weights().expect("weights") != weights);
 }
 
 #[test]

@@ -180,7 +180,7 @@ impl Model {
 }
 
 fn state<B: Backend>(learner: &Learner<B>) -> Result<State> {
-    Ok([learner.weights()?, learner.first_moment()?, learner.second_moment()?])
+    Ok([learner.model().weights()?, learner.first_moment()?, learner.second_moment()?])
 }
 
 /// What the gradients' norms of a training may be apart after so many steps, as a share, and four times what its losses may:

@@ -49,7 +49,7 @@ pub fn sketch(
     let shape = BatchShape { sequences: micro_batch, block: options.block };
     let mut learner =
         Learner::with(cuda, config, shape, &options.optimizer(), &options.mixing(), options.recompute)?;
-    let held = learner.backend().device().held();
+    let held = learner.model().backend().device().held();
     let ids = vec![0; shape.rows()];
     for step in 1..=2 {
         learner.step(&ids, &ids, Rates { learning_rate: 0.0, step, seed: options.seed })?;
