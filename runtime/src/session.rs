@@ -35,7 +35,7 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> SessionOptions {
-        SessionOptions { cache: CacheType::F16, chunk: 256, capacity: None }
+        SessionOptions { cache: CacheType::F16, chunk: 512, capacity: None }
     }
 }
 
