@@ -9,10 +9,14 @@ mod release;
 use crate::model::Model;
 use crate::sampler::{Sampler, Sampling, Token};
 use crate::session::Session;
+use crate::shortlist::MOST_BEST;
 use formats::tokenizer::{Tokenizer, Utf8Stream};
 use formats::{Error, Result};
 use release::Release;
 use std::time::{Duration, Instant};
+
+/// Tokens that are to come, at the least, for a shortlist to be made: it is repaid after a quarter of them.
+const WORTH_A_SHORTLIST: usize = 64;
 
 /// What happens when the context is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +72,8 @@ pub struct GenerateOptions {
     pub seed: u64,
     /// Ids that end a text.
     pub end: Vec<u32>,
+    /// Whether each token's probability is told, which needs the whole head at every token.
+    pub logprobs: bool,
 }
 
 impl Default for GenerateOptions {
@@ -79,6 +85,7 @@ impl Default for GenerateOptions {
             sampling: Sampling::default(),
             seed: 0,
             end: Vec::new(),
+            logprobs: false,
         }
     }
 }
@@ -112,6 +119,8 @@ pub struct Generator<'session> {
     model: Model,
     sampler: Sampler,
     options: GenerateOptions,
+    /// How many of the best logits are enough to choose a token.
+    best: usize,
     /// The ids behind the next logits, fed or not, as far back as a window can reach.
     ids: Vec<u32>,
     /// How many of them, at the end, the session has not been fed.
@@ -178,10 +187,15 @@ impl<'session> Generator<'session> {
         };
         let begins = length <= ids.len()
             && model.tokenizer().is_some_and(|tokenizer| ids.iter().all(|&id| tokenizer.is_special(id)));
+        let best = if options.logprobs { usize::MAX } else { options.sampling.decided_by() };
+        if best <= MOST_BEST && options.max_tokens >= WORTH_A_SHORTLIST {
+            session.make_shortlist();
+        }
         Ok(Generator {
             sampler: Sampler::new(options.sampling, options.seed, vocabulary)?,
             release: Release::new(&options.stop)?,
             options: options.clone(),
+            best,
             session,
             model,
             ids,
@@ -230,11 +244,15 @@ impl<'session> Generator<'session> {
         let logits = if slides {
             self.slid = true;
             self.session.rewind(0)?;
-            self.session.feed(&self.ids[window..])?
+            self.session.feed_best(&self.ids[window..], self.best)?
         } else {
-            self.session.feed(&self.ids[fresh..])?
+            self.session.feed_best(&self.ids[fresh..], self.best)?
         };
-        let token = self.sampler.sample(logits, &self.ids[window..])?;
+        let history = &self.ids[window..];
+        let token = match self.options.logprobs {
+            true => self.sampler.sample(logits, history)?,
+            false => Token { id: self.sampler.choose(logits, history)?, logprob: None },
+        };
         if self.options.end.contains(&token.id) {
             self.end(FinishReason::EndOfText);
             return Ok(None);

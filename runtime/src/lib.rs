@@ -55,6 +55,7 @@ pub mod rotary;
 pub mod sampler;
 pub mod score;
 pub mod session;
+mod shortlist;
 pub mod simd;
 pub mod team;
 

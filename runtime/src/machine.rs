@@ -22,6 +22,7 @@ use crate::cache::{Cache, Past};
 use crate::heads::{Preparation, QueryKeyGains};
 use crate::model::Shared;
 use crate::rotary;
+use crate::shortlist::Shortlist;
 use crate::simd::{PANEL, Simd};
 use crate::team::{Cut, Member, Mine, Place, Whole};
 use formats::architecture::{Machine, forward};
@@ -73,6 +74,8 @@ pub(crate) struct Step<'a> {
     pub(crate) wanted: Wanted,
     /// Positions the cache has room for.
     pub(crate) capacity: usize,
+    /// How many of the best of one row's logits are enough, and what finds them.
+    pub(crate) best: Option<(usize, &'a Shortlist)>,
 }
 
 /// Computes a step: what each member of the team runs.
@@ -266,6 +269,32 @@ impl<'w> Worker<'w, '_> {
             stream[rows.start * width..][..len].copy_from_slice(&normed[..len]);
         }
         Ok(())
+    }
+
+    /// The best of one row's logits, and whether that was done: each member finds those of its columns.
+    fn shorten(&mut self, x: &Rows, head: &Linear) -> Result<bool> {
+        self.local.candidates = 0;
+        let (Some((best, shortlist)), Rows::Local, 1) = (self.step.best, x, self.rows().len()) else {
+            return Ok(false);
+        };
+        let (model, cancelled) = (self.model, self.member.cancelled());
+        let Local { norm, scratch, lower, candidates, .. } = &mut *self.local;
+        let x = &norm[..head.inputs];
+        let Some(size) = shortlist.norm(x) else { return Ok(false) };
+        cancelled.check()?;
+        let (mut out,) = self.member.open((Mine(self.board.logits, Cut::Columns),))?;
+        let (columns, bias) = (out.columns(), head.bias.map(|id| model.vector(id)));
+        let projection = Projection::new(model, head);
+        let exact = |row: usize, logit: &mut f32| {
+            projection.block(x, row..row + 1, &mut [], &mut [], std::slice::from_mut(logit), 1);
+        };
+        let found =
+            shortlist.choose(model.simd, (x, size), columns.clone(), bias, best, lower, out.row(0), exact);
+        if found.is_none() {
+            projection.write(x, &mut out, 0, scratch, cancelled)?;
+        }
+        *candidates = found.unwrap_or(columns.len());
+        Ok(true)
     }
 
     /// All rows normalised, into a stream of their own.
@@ -484,6 +513,9 @@ impl Machine for Worker<'_, '_> {
 
     fn logits(&mut self, x: Rows, head: &Linear) -> Rows {
         self.attempt(|worker| {
+            if worker.shorten(&x, head)? {
+                return Ok(Rows::Nowhere);
+            }
             if worker.walks(head) {
                 worker.stretch(&x, head)?;
                 worker.gather_into(worker.board.logits, 0)?;
@@ -513,7 +545,7 @@ fn normalise(model: &Shared, norm: &Norm, x: &[f32], out: &mut [f32], moments: &
 }
 
 /// `out.len()` values of a tensor from `start`, widened.
-fn widen(simd: &Simd, tensor: Tensor, start: usize, out: &mut [f32]) {
+pub(crate) fn widen(simd: &Simd, tensor: Tensor, start: usize, out: &mut [f32]) {
     let range = start..start + out.len();
     match tensor {
         Tensor::F32(values) => out.copy_from_slice(&values[range]),

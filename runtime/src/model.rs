@@ -3,6 +3,7 @@
 use crate::residency::{Keeper, Residency};
 use crate::rotary;
 use crate::session::{Session, SessionOptions};
+use crate::shortlist::Shortlist;
 use crate::simd::{Aligned, Origin, PANEL, Simd, caches, packed_len};
 use crate::team::{Crew, Member, Slots, Team};
 use formats::checkpoint::{
@@ -15,7 +16,7 @@ use formats::{Config, Error, Layout, Result, families};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Most parameters of a model whose matrices are packed when it is opened: a few MiB, read again and again by a
 /// window that slides.
@@ -24,6 +25,8 @@ pub(crate) const PACKED_PARAMETERS: usize = 1 << 20;
 const USUAL_CACHE_BYTES: usize = 32 << 20;
 /// Below so many bytes of weights one thread is faster than several and their barriers.
 const ONE_THREAD_BYTES: u64 = 1 << 20;
+/// A shortlist has to save one part of so many of what a token reads.
+const WORTH_A_SHORTLIST: u64 = 20;
 
 /// An opened model: immutable, mapped, cheap to clone, shared between threads freely.
 #[derive(Clone)]
@@ -38,6 +41,8 @@ pub struct ModelOptions {
     pub threads: Option<usize>,
     /// Bytes of experts that may stay in memory; `None` leaves it to the system. The text is the same either way.
     pub expert_budget: Option<u64>,
+    /// Whether [`Model::make_shortlist`] makes one where it can; `None` asks what is gained. The text is the same either way.
+    pub shortlist: Option<bool>,
 }
 
 /// What all sessions of a model use.
@@ -63,6 +68,10 @@ pub(crate) struct Shared {
     pub(crate) frequencies: Vec<f32>,
     /// Which experts stay in memory, if somebody set a bound.
     keeper: Option<Mutex<Keeper>>,
+    /// Whether a shortlist was asked for, or refused.
+    wants_shortlist: Option<bool>,
+    /// The shortlist, once somebody has asked for it; nothing inside where there is to be none.
+    shortlist: OnceLock<Option<Shortlist>>,
     threads: usize,
     /// The threads, once a session has asked for them. The lock is how sessions take turns.
     team: Mutex<Option<Team>>,
@@ -156,6 +165,8 @@ impl Model {
             small,
             frequencies,
             keeper: keeper.map(Mutex::new),
+            wants_shortlist: options.shortlist,
+            shortlist: OnceLock::new(),
             threads,
             team,
         };
@@ -226,6 +237,42 @@ impl Model {
             }
         });
         bytes.sum()
+    }
+
+    /// Makes what lets [`crate::session::Session::feed_best`] leave most of the head unread: a coarse copy of it, half as large
+    /// as one in half precision, which all sessions of the model share. Made once, where it saves a good part of what a token
+    /// reads and there is memory for it; it takes about as long as some ten tokens. Whether there is one.
+    pub fn make_shortlist(&self) -> bool {
+        self.make_shortlist_unless(&AtomicBool::new(false))
+    }
+
+    /// The same; another thread may stop it, and it can be made later then.
+    pub(crate) fn make_shortlist_unless(&self, cancelled: &AtomicBool) -> bool {
+        let shared = &self.shared;
+        if shared.shortlist.get().is_none() {
+            let made = match self.gains_by_shortlist() {
+                true => shared.start().and_then(|()| Shortlist::new(shared, cancelled)),
+                false => Ok(None),
+            };
+            // Without it everything is computed as well, so what went wrong need not be said.
+            match made {
+                Err(Error::Cancelled) => return false,
+                made => drop(shared.shortlist.set(made.unwrap_or(None))),
+            }
+        }
+        shared.shortlist().is_some()
+    }
+
+    fn gains_by_shortlist(&self) -> bool {
+        let shared = &self.shared;
+        let head = &shared.layout.head;
+        let stored: usize =
+            shared.weights.pieces(head.weight).map(|p| p.values.len() * p.values.dtype().size()).sum();
+        let saved = (stored as u64).saturating_sub(Shortlist::bytes(head));
+        let worth = || {
+            shared.origin == Origin::Memory && saved.saturating_mul(WORTH_A_SHORTLIST) >= self.bytes_per_token()
+        };
+        !shared.small && !shared.walks_inputs(head.weight) && shared.wants_shortlist.unwrap_or_else(worth)
     }
 
     /// What a budget of experts has come to, over all sessions; `None` without one.
@@ -333,6 +380,16 @@ impl Shared {
     pub(crate) fn widest_walked(&self) -> Option<usize> {
         let walked = self.layout.iter().filter(|(id, _)| self.walks_inputs(*id));
         walked.map(|(_, parameter)| parameter.rows).max()
+    }
+
+    /// Number of threads that compute.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The coarse copy of the head, if it was made.
+    pub(crate) fn shortlist(&self) -> Option<&Shortlist> {
+        self.shortlist.get()?.as_ref()
     }
 
     /// The experts of one layer are about to be used.

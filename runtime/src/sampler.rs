@@ -17,8 +17,9 @@ use std::cmp::Ordering;
 pub struct Token {
     /// Its id in the vocabulary.
     pub id: u32,
-    /// The natural logarithm of the probability the model itself gave it: before any penalty, temperature or filter.
-    pub logprob: f32,
+    /// The natural logarithm of the probability the model itself gave it: before any penalty, temperature or filter. `None`
+    /// where it was not asked for.
+    pub logprob: Option<f32>,
 }
 
 /// How the next token is chosen.
@@ -57,6 +58,16 @@ impl Sampling {
             top_p: generation.top_p.unwrap_or(silent.top_p),
             min_p: generation.min_p.unwrap_or(silent.min_p),
             repetition_penalty: generation.repetition_penalty.unwrap_or(silent.repetition_penalty),
+        }
+    }
+
+    /// How many of the highest logits decide which token comes next; `usize::MAX` where all of them do.
+    pub fn decided_by(&self) -> usize {
+        match (self.temperature, self.top_k) {
+            _ if self.repetition_penalty != 1.0 => usize::MAX,
+            (0.0, _) => 1,
+            (_, 0) => usize::MAX,
+            (_, top_k) => top_k,
         }
     }
 
@@ -151,6 +162,14 @@ impl Sampler {
     /// Chooses the token that follows `history`, from the logits after its last id. Logits that are not finite
     /// are an error, never a token.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<Token> {
+        let id = self.choose(logits, history)?;
+        let logprob = logits[id as usize] - (Simd::best().log_sum_exp)(logits);
+        Ok(Token { id, logprob: Some(logprob) })
+    }
+
+    /// The same without the token's probability, which needs all logits: here as many of the highest as
+    /// [`Sampling::decided_by`] says are enough, if all others are given as lower numbers.
+    pub fn choose(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
         if logits.len() != self.vocabulary {
             return Err(Error::Usage(format!(
                 "{} logits were given to a sampler for a vocabulary of {}",
@@ -158,7 +177,7 @@ impl Sampler {
                 self.vocabulary
             )));
         }
-        let total = log_sum_exp(logits)?;
+        check_finite(logits)?;
         let scores = if self.sampling.repetition_penalty == 1.0 {
             logits
         } else {
@@ -167,15 +186,13 @@ impl Sampler {
             penalise(&mut self.scores, logits, history, self.sampling.repetition_penalty)?;
             &self.scores
         };
-        let id = if self.sampling.temperature == 0.0 {
-            best(scores)
-        } else {
-            let [high, low, _, _] = self.stream.draws(self.drawn, 0);
-            self.drawn += 1;
-            filter(&self.sampling, scores, &mut self.kept, &mut self.ranked);
-            pick(&self.kept, uniform_f64([high, low]))
-        };
-        Ok(Token { id, logprob: logits[id as usize] - total })
+        if self.sampling.temperature == 0.0 {
+            return Ok(best(scores));
+        }
+        let [high, low, _, _] = self.stream.draws(self.drawn, 0);
+        self.drawn += 1;
+        filter(&self.sampling, scores, &mut self.kept, &mut self.ranked);
+        Ok(pick(&self.kept, uniform_f64([high, low])))
     }
 }
 
@@ -193,6 +210,12 @@ fn room<T>(count: usize) -> Result<Vec<T>> {
 
 /// `ln(sum(exp(logits)))`, or the first logit that is not finite as an error.
 pub(crate) fn log_sum_exp(logits: &[f32]) -> Result<f32> {
+    check_finite(logits)?;
+    Ok((Simd::best().log_sum_exp)(logits))
+}
+
+/// The first logit that is not finite as an error.
+fn check_finite(logits: &[f32]) -> Result<()> {
     // Infinities and NaN have every bit of the exponent set; without an early end the scan runs at the speed of
     // memory.
     const EXPONENT: u32 = f32::INFINITY.to_bits();
@@ -205,7 +228,7 @@ pub(crate) fn log_sum_exp(logits: &[f32]) -> Result<f32> {
             logits[id]
         )));
     }
-    Ok((Simd::best().log_sum_exp)(logits))
+    Ok(())
 }
 
 fn highest(scores: &[f32]) -> f32 {

@@ -6,6 +6,7 @@ use crate::cache::Cache;
 use crate::machine::{self, Board, Local, Step, Wanted};
 use crate::memory;
 use crate::model::Model;
+use crate::shortlist::{MOST_BEST, ROWS_A_CANDIDATE};
 use crate::team::{MAX_ROWS, Slots};
 use formats::{Error, Result};
 use std::fmt;
@@ -87,7 +88,12 @@ pub struct Session {
     capacity: usize,
     chunk: usize,
     canceller: Canceller,
+    /// Feeds that shall read the whole head, because too much of it was wanted just now.
+    whole: u32,
 }
+
+/// So many feeds read the whole head after one that gained nothing by a shortlist.
+const REST: u32 = 64;
 
 impl Session {
     /// An empty session.
@@ -124,18 +130,31 @@ impl Session {
             cache,
             capacity,
             chunk,
+            whole: 0,
         })
     }
 
     /// Feeds ids, none of which may lie past the vocabulary or the capacity, and gives the logits that follow the
     /// last: one for each token of the vocabulary. After an error the session is as it was before.
     pub fn feed(&mut self, ids: &[u32]) -> Result<&[f32]> {
+        self.feed_best(ids, usize::MAX)
+    }
+
+    /// The same for whoever looks at the `best` highest logits alone: these, and all that equal the last of them, are what
+    /// [`Session::feed`] gives, to the bit. Any other may be `f32::MIN`, because where the model has a shortlist
+    /// ([`Model::make_shortlist`]) most of the head is not read.
+    pub fn feed_best(&mut self, ids: &[u32], best: usize) -> Result<&[f32]> {
         self.check(ids)?;
+        let best = Some(best).filter(|best| self.whole == 0 && (1..=MOST_BEST).contains(best));
         let (start, pieces) = (self.ids.len(), ids.len().div_ceil(self.chunk));
         for (index, piece) in ids.chunks(self.chunk).enumerate() {
             let wanted = if index + 1 == pieces { Wanted::Last } else { Wanted::Nothing };
-            self.compute(piece, start + index * self.chunk, wanted)?;
+            self.compute(piece, start + index * self.chunk, wanted, best)?;
         }
+        self.whole = match self.candidates() > self.model.config().vocabulary / ROWS_A_CANDIDATE {
+            true => REST,
+            false => self.whole.saturating_sub(1),
+        };
         self.ids.extend_from_slice(ids);
         Ok(&self.slots.get(self.board.logits)[..self.model.config().vocabulary])
     }
@@ -148,7 +167,7 @@ impl Session {
         let rows = self.chunk.min(self.board.logit_rows);
         for (index, piece) in ids.chunks(rows).enumerate() {
             let first = start + index * rows;
-            self.compute(piece, first, Wanted::Each)?;
+            self.compute(piece, first, Wanted::Each, None)?;
             let logits = self.slots.get(self.board.logits).chunks_exact(vocabulary);
             for (position, logits) in (first..first + piece.len()).zip(logits) {
                 visit(position, logits);
@@ -220,9 +239,20 @@ impl Session {
         local.routed.chosen[layer * most..][..rows * experts.active].to_vec()
     }
 
+    /// Logits that the last feed computed of those that a shortlist left; 0 where there was none.
+    pub(crate) fn candidates(&self) -> usize {
+        let of = |local: &Mutex<Local>| local.lock().unwrap_or_else(PoisonError::into_inner).candidates;
+        self.locals.iter().map(of).sum()
+    }
+
     /// Most rows that one piece of [`Session::feed_each`] has.
     pub(crate) fn piece(&self) -> usize {
         self.chunk.min(self.board.logit_rows)
+    }
+
+    /// See [`Model::make_shortlist`]; stopped as any work of this session.
+    pub(crate) fn make_shortlist(&self) -> bool {
+        self.model.make_shortlist_unless(&self.canceller.cancelled)
     }
 
     /// A handle that stops this session's work from another thread.
@@ -259,9 +289,10 @@ impl Session {
     }
 
     /// Computes one piece. The ids count as fed only when the whole feed has succeeded.
-    fn compute(&mut self, ids: &[u32], first: usize, wanted: Wanted) -> Result<()> {
-        let step = Step { ids, first, wanted, capacity: self.capacity };
+    fn compute(&mut self, ids: &[u32], first: usize, wanted: Wanted, best: Option<usize>) -> Result<()> {
         let (model, board, cache, locals) = (self.model.shared(), &self.board, &self.cache, &self.locals);
+        let best = best.and_then(|best| Some((best, model.shortlist()?)));
+        let step = Step { ids, first, wanted, capacity: self.capacity, best };
         model.run(&mut self.slots, &self.canceller.cancelled, &|member| {
             // After a panic the buffers hold nothing that is read before it is written again.
             let mut local = locals[member.index()].lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,6 +6,7 @@ use super::{Format, Opening};
 use clap::Args;
 use formats::{Error, Result};
 use runtime::random::{Purpose, Stream};
+use runtime::sampler::{Sampler, Sampling};
 use runtime::session::Session;
 use runtime::simd::caches::last_level_caches;
 use serde_json::json;
@@ -25,6 +26,9 @@ pub struct Bench {
     /// Ids that the cache holds before either
     #[arg(long, value_name = "N", default_value_t = 0)]
     depth: usize,
+    /// Measure steps that choose the most probable token too, which need not read the whole head
+    #[arg(long)]
+    greedy: bool,
     /// How the result is told
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
@@ -69,15 +73,32 @@ impl Bench {
             }
             Ok(())
         })?;
-        let decode = rate(&mut session, self.depth, self.decode, |session, depth| {
+        let steps = |session: &mut Session, depth: usize, one: &mut dyn FnMut(&mut Session, &[u32]) -> Result<()>| {
             for step in 0..self.decode {
                 if session.position() == context {
                     session.rewind(depth)?;
                 }
-                session.feed(&[ids[step % ids.len()]])?;
+                one(session, &[ids[step % ids.len()]])?;
             }
             Ok(())
+        };
+        let decode = rate(&mut session, self.depth, self.decode, |session, depth| {
+            steps(session, depth, &mut |session, id| session.feed(id).map(drop))
         })?;
+        let mut greedy = None;
+        if self.greedy {
+            let made = Instant::now();
+            if model.make_shortlist() {
+                note(format_args!("the shortlist took {:.1} ms", made.elapsed().as_secs_f64() * 1e3));
+            }
+            let mut sampler = Sampler::new(Sampling::GREEDY, 0, vocabulary)?;
+            greedy = rate(&mut session, self.depth, self.decode, |session, depth| {
+                steps(session, depth, &mut |session, id| {
+                    let logits = session.feed_best(id, Sampling::GREEDY.decided_by())?;
+                    sampler.choose(logits, &[]).map(drop)
+                })
+            })?;
+        }
         // The machine's roof, not that of the threads in use.
         let threads = std::thread::available_parallelism().map_or(1, usize::from).max(model.threads());
         let read = read_gb_per_s(model.simd(), threads)?;
@@ -96,6 +117,7 @@ impl Bench {
             Format::Json => output.json(&json!({
                 "prefill_tokens_per_s": prefill,
                 "decode_tokens_per_s": decode,
+                "greedy_tokens_per_s": greedy,
                 "bytes_per_token": bytes,
                 "decode_gb_per_s": decode_gb_per_s,
                 "read_gb_per_s": read,
@@ -111,6 +133,7 @@ impl Bench {
                 output.table(&[
                     ("prefill", optional(prefill, "tokens/s")),
                     ("decode", optional(decode, "tokens/s")),
+                    ("greedy", optional(greedy, "tokens/s")),
                     ("weights read", format!("{bytes} bytes/token")),
                     ("decode reads", optional(decode_gb_per_s, "GB/s")),
                     ("machine reads", format!("{read:.1} GB/s")),
@@ -129,7 +152,7 @@ fn rate(
     session: &mut Session,
     depth: usize,
     count: usize,
-    work: impl Fn(&mut Session, usize) -> Result<()>,
+    mut work: impl FnMut(&mut Session, usize) -> Result<()>,
 ) -> Result<Option<f64>> {
     if count == 0 {
         return Ok(None);

@@ -69,6 +69,7 @@ impl Generate {
                 Full::Slide => AtContext::Slide,
                 Full::Stop => AtContext::Stop,
             },
+            logprobs: self.format == Format::Json,
             ..self.sampling.options(&model)
         };
         options.sampling.validate()?;
@@ -184,7 +185,7 @@ impl Writer {
                     "text": self.speaks.then_some(&self.text),
                     "prompt_ids": self.prompt,
                     "ids": self.tokens.iter().map(|token| token.id).collect::<Vec<_>>(),
-                    "logprobs": self.tokens.iter().map(|token| number(token.logprob)).collect::<Vec<_>>(),
+                    "logprobs": self.tokens.iter().map(|token| token.logprob.map(number)).collect::<Vec<_>>(),
                     "finish_reason": reason.name(),
                     "stop": stop,
                     "seed": options.seed,

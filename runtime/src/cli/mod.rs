@@ -112,7 +112,11 @@ struct Opening {
 
 impl Opening {
     fn open(&self) -> Result<Model> {
-        let options = ModelOptions { threads: self.threads, expert_budget: self.expert_budget };
+        let options = ModelOptions {
+            threads: self.threads,
+            expert_budget: self.expert_budget,
+            ..ModelOptions::default()
+        };
         Model::open_with(&self.model, &options)
     }
 

@@ -4,6 +4,7 @@ use super::lines::SEGMENTS;
 use super::{BLOCK, FEW_ROWS};
 use crate::attention::TOGETHER;
 use crate::memory;
+use crate::shortlist::MOST_BEST;
 use crate::simd::{PANEL, packed_len};
 use crate::team::{Place, Slots};
 use formats::config::Experts;
@@ -170,6 +171,10 @@ pub(crate) struct Local {
     pub(super) angles: Vec<f32>,
     /// One widened embedding, or one row of what a branch adds.
     pub(super) embedding: Vec<f32>,
+    /// The best lower bounds of logits.
+    pub(super) lower: Vec<f32>,
+    /// Logits of this thread's that were computed of those that a shortlist left; 0 where there was none.
+    pub(crate) candidates: usize,
     /// For layers of experts.
     pub(crate) routed: Routed,
 }
@@ -289,6 +294,7 @@ impl Lengths {
             self.moments,
             self.angles,
             self.embedding,
+            2 * MOST_BEST,
             2 * self.experts,
             2 * self.assigned,
             self.begins,
@@ -324,6 +330,8 @@ impl Local {
             moments: floats(lengths.moments)?,
             angles: floats(lengths.angles)?,
             embedding: floats(lengths.embedding)?,
+            lower: memory::reserved(2 * MOST_BEST)?,
+            candidates: 0,
             routed: Routed {
                 logits: floats(lengths.experts)?,
                 keys: floats(lengths.experts)?,

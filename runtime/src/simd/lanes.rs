@@ -39,6 +39,11 @@ pub trait Lanes: Copy {
     /// # Safety
     /// See [`Lanes::splat`].
     unsafe fn load_bf16(from: *const bf16) -> Self;
+    /// Reads and converts `WIDTH` whole numbers.
+    ///
+    /// # Safety
+    /// See [`Lanes::splat`].
+    unsafe fn load_i8(from: *const i8) -> Self;
     /// Writes `WIDTH` values.
     ///
     /// # Safety
@@ -143,5 +148,18 @@ impl Element for bf16 {
     unsafe fn load<L: Lanes>(from: *const bf16) -> L {
         // SAFETY: the caller's promise is the same.
         unsafe { L::load_bf16(from) }
+    }
+}
+
+impl Element for i8 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self)
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const i8) -> L {
+        // SAFETY: the caller's promise is the same.
+        unsafe { L::load_i8(from) }
     }
 }

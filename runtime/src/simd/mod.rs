@@ -78,6 +78,8 @@ pub struct Simd {
     pub gemv_f16: fn(&[f16], Origin, &[f32], &mut [f32]),
     /// `y = W x` with `W` in bfloat16, converted in registers.
     pub gemv_bf16: fn(&[bf16], Origin, &[f32], &mut [f32]),
+    /// `y = W x` with `W` in whole numbers, converted in registers.
+    pub gemv_i8: fn(&[i8], Origin, &[f32], &mut [f32]),
     /// `y = x W` for the first `y.len()` columns of `W`, `x.len()` rows that lie a stride apart.
     pub gemv_rows_f32: fn(&[f32], usize, Origin, &[f32], &mut [f32]),
     /// The same with `W` in half precision, converted in registers.
@@ -273,6 +275,8 @@ macro_rules! vector_table {
                 = gemv::gemv::<$lanes, f16>(w, origin, x, y);
             fn gemv_bf16(w: &[bf16], origin: Origin, x: &[f32], y: &mut [f32])
                 = gemv::gemv::<$lanes, bf16>(w, origin, x, y);
+            fn gemv_i8(w: &[i8], origin: Origin, x: &[f32], y: &mut [f32])
+                = gemv::gemv::<$lanes, i8>(w, origin, x, y);
             fn gemv_rows_f32(w: &[f32], stride: usize, origin: Origin, x: &[f32], y: &mut [f32])
                 = gemv::gemv_rows::<$lanes, f32>(w, stride, origin, x, y);
             fn gemv_rows_f16(w: &[f16], stride: usize, origin: Origin, x: &[f32], y: &mut [f32])
@@ -347,6 +351,7 @@ macro_rules! vector_table {
             gemv_f32,
             gemv_f16,
             gemv_bf16,
+            gemv_i8,
             gemv_rows_f32,
             gemv_rows_f16,
             gemv_rows_bf16,

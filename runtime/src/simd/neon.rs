@@ -169,6 +169,18 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Neon {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let wide = vmovl_s8(vld1_s8(from));
+            Neon(
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))),
+            )
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the trait's contract.
         unsafe {

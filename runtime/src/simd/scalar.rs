@@ -11,6 +11,7 @@ pub(super) static TABLE: Simd = Simd {
     gemv_f32: |weight, _, x, y| gemv(weight, |value| value, x, y),
     gemv_f16: |weight, _, x, y| gemv(weight, f16::to_f32, x, y),
     gemv_bf16: |weight, _, x, y| gemv(weight, bf16::to_f32, x, y),
+    gemv_i8: |weight, _, x, y| gemv(weight, f32::from, x, y),
     gemv_rows_f32: |weight, stride, _, x, y| gemv_rows(weight, |value| value, stride, x, y),
     gemv_rows_f16: |weight, stride, _, x, y| gemv_rows(weight, f16::to_f32, stride, x, y),
     gemv_rows_bf16: |weight, stride, _, x, y| gemv_rows(weight, bf16::to_f32, stride, x, y),

@@ -76,6 +76,11 @@ fn gemv_matches_float64_at_every_length() {
                 assert_eq!(same, y, "a sum depends on where the weights come from");
                 (table.gemv_bf16)(&brain, origin, &x, &mut y);
                 close(&y, &want(&|i| brain[i].to_f64()), 1e-6, floor, table.name);
+                let whole: Vec<i8> = weight.iter().map(|&w| (w * 128.0).floor() as i8).collect();
+                (table.gemv_i8)(&whole, origin, &x, &mut y);
+                close(&y, &want(&|i| f64::from(whole[i])), 1e-6, 128.0 * floor, table.name);
+                (table.gemv_i8)(&whole[..columns], elsewhere, &x, &mut alone);
+                assert_eq!(alone[0], y[0], "a row's sum depends on its neighbours");
             }
         }
     }
