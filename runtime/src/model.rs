@@ -270,7 +270,8 @@ impl Model {
             shared.weights.pieces(head.weight).map(|p| p.values.len() * p.values.dtype().size()).sum();
         let saved = (stored as u64).saturating_sub(Shortlist::bytes(head));
         let worth = || {
-            shared.origin == Origin::Memory && saved.saturating_mul(WORTH_A_SHORTLIST) >= self.bytes_per_token()
+            shared.origin == Origin::Memory
+                && saved.saturating_mul(WORTH_A_SHORTLIST) >= self.bytes_per_token()
         };
         !shared.small && !shared.walks_inputs(head.weight) && shared.wants_shortlist.unwrap_or_else(worth)
     }

@@ -312,4 +312,4 @@ impl fmt::Debug for Session {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

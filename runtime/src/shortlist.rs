@@ -27,9 +27,10 @@ use crate::memory;
 use crate::model::Shared;
 use crate::simd::routines::{LANES, Unit};
 use crate::simd::{Origin, Simd, Work};
-use crate::team::Slots;
+use crate::team::{Cancelled, Slots};
 use formats::layout::Linear;
 use formats::{Error, Result};
+use memmap2::MmapMut;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
@@ -64,7 +65,7 @@ const MOST_COLUMNS: usize = 1 << 21;
 #[derive(Debug)]
 pub(crate) struct Shortlist {
     /// `[rows, columns]`
-    numbers: Vec<i8>,
+    numbers: MmapMut,
     /// `s`, one a row.
     scales: Vec<f32>,
     /// `e`, one a row.
@@ -73,6 +74,15 @@ pub(crate) struct Shortlist {
     least: f32,
     /// The largest norm of `x` that overflows nothing.
     most: f64,
+}
+
+/// So many bytes, in large pages where the system has them: in small ones it is read slower.
+fn large_pages(bytes: usize) -> Result<MmapMut> {
+    let map = MmapMut::map_anon(bytes).map_err(|_| memory::refusal(bytes as u64))?;
+    #[cfg(target_os = "linux")]
+    // What cannot be advised is as good as it was.
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map)
 }
 
 /// Some rows of the copy while it is made.
@@ -93,35 +103,55 @@ impl Shortlist {
 
     /// The copy of a model's head, made by the model's threads; `None` where a weight is not finite or far too large.
     pub(crate) fn new(model: &Shared, cancelled: &AtomicBool) -> Result<Option<Shortlist>> {
-        let Linear { bias, inputs, outputs, .. } = model.layout.head;
-        let bias = bias.map_or(&[][..], |id| model.vector(id));
-        if inputs > MOST_COLUMNS || !bias.iter().all(|bias| f64::from(bias.abs()) <= MOST) {
+        let head = &model.layout.head;
+        let bias = head.bias.map_or(&[][..], |id| model.vector(id));
+        if head.inputs > MOST_COLUMNS || !bias.iter().all(|bias| f64::from(bias.abs()) <= MOST) {
             return Ok(None);
         }
-        memory::expect(Shortlist::bytes(&model.layout.head))?;
-        let mut numbers = memory::filled(outputs * inputs, 0i8)?;
-        let (mut scales, mut errors) = (memory::filled(outputs, 0.0)?, memory::filled(outputs, 0.0)?);
-
-        let share = outputs.div_ceil(model.threads());
-        let parts = numbers.chunks_mut(share * inputs).zip(scales.chunks_mut(share)).zip(errors.chunks_mut(share));
-        let parts = parts.enumerate().map(|(part, ((numbers, scales), errors))| {
-            Mutex::new(Rows { first: part * share, numbers, scales, errors, largest: 0.0 })
-        });
-        let parts: Vec<_> = parts.collect();
+        memory::expect(Shortlist::bytes(head))?;
+        let mut shortlist = Shortlist::empty(head.outputs, head.inputs)?;
+        let parts: Vec<_> = shortlist.parts(head.outputs.div_ceil(model.threads())).map(Mutex::new).collect();
         model.run(&mut Slots::default(), cancelled, &|member| {
             let Some(part) = parts.get(member.index()) else { return Ok(()) };
-            let stop = member.cancelled();
-            part.lock().unwrap_or_else(PoisonError::into_inner).fill(model, &|| stop.check())
+            part.lock().unwrap_or_else(PoisonError::into_inner).fill(model, member.cancelled())
         })?;
-        let largest = parts.into_iter().map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner).largest);
-        let largest = largest.fold(1.0, f64::max);
-        if largest > MOST {
-            return Ok(None);
-        }
-        let steepest = scales.iter().fold(1.0, |most: f32, scale| most.max(*scale));
-        let lost = 4.0 * f64::from(steepest) * (inputs + MORE_TERMS) as f64 * HALF_SMALLEST;
+        let largest =
+            parts.into_iter().map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner).largest);
+        let largest = largest.fold(0.0, f64::max);
+        Ok(shortlist.finish(largest))
+    }
+
+    fn empty(rows: usize, columns: usize) -> Result<Shortlist> {
+        Ok(Shortlist {
+            numbers: large_pages(rows * columns)?,
+            scales: memory::filled(rows, 0.0)?,
+            errors: memory::filled(rows, 0.0)?,
+            least: 0.0,
+            most: 0.0,
+        })
+    }
+
+    /// The rows, in parts of so many, to be copied.
+    fn parts(&mut self, rows: usize) -> impl Iterator<Item = Rows<'_>> {
+        let columns = self.numbers.len() / self.scales.len();
+        let numbers = bytemuck::cast_slice_mut(&mut self.numbers).chunks_mut(rows * columns);
+        let (scales, errors) = (self.scales.chunks_mut(rows), self.errors.chunks_mut(rows));
+        numbers.zip(scales.zip(errors)).enumerate().map(move |(part, (numbers, (scales, errors)))| Rows {
+            first: part * rows,
+            numbers,
+            scales,
+            errors,
+            largest: 0.0,
+        })
+    }
+
+    /// The copy, all rows being there; `largest` is that of all parts.
+    fn finish(self, largest: f64) -> Option<Shortlist> {
+        let columns = self.numbers.len() / self.scales.len();
+        let steepest = self.scales.iter().fold(1.0, |most: f32, scale| most.max(*scale));
+        let lost = 4.0 * f64::from(steepest) * (columns + MORE_TERMS) as f64 * HALF_SMALLEST;
         let least = (lost as f32).next_up().max(f32::MIN_POSITIVE);
-        Ok(Some(Shortlist { numbers, scales, errors, least, most: MOST / largest }))
+        (largest <= MOST).then(|| Shortlist { least, most: MOST / largest.max(1.0), ..self })
     }
 
     /// A bound of the norm of `x`; `None` if so large an `x`, or one that is no number, has to go through the head itself.
@@ -145,7 +175,12 @@ impl Shortlist {
         exact: impl FnMut(usize, &mut f32),
     ) -> Option<usize> {
         let columns = x.len();
-        (simd.gemv_i8)(&self.numbers[rows.start * columns..rows.end * columns], Origin::Memory, x, out);
+        (simd.gemv_i8)(
+            &bytemuck::cast_slice(&self.numbers)[rows.start * columns..rows.end * columns],
+            Origin::Memory,
+            x,
+            out,
+        );
         let bounds = Bounds {
             scales: &self.scales[rows.clone()],
             errors: &self.errors[rows.clone()],
@@ -159,7 +194,7 @@ impl Shortlist {
 }
 
 impl Rows<'_> {
-    fn fill(&mut self, model: &Shared, go_on: &dyn Fn() -> Result<()>) -> Result<()> {
+    fn fill(&mut self, model: &Shared, cancelled: Cancelled<'_>) -> Result<()> {
         let Linear { weight, inputs, .. } = model.layout.head;
         let wanted = self.first..self.first + self.scales.len();
         let mut row = vec![0.0; inputs];
@@ -168,17 +203,21 @@ impl Rows<'_> {
                 return Err(Error::Internal("a head whose lines are inputs is copied row by row".into()));
             }
             for index in wanted.start.max(piece.rows.start)..wanted.end.min(piece.rows.end) {
-                go_on()?;
+                cancelled.check()?;
                 widen(model.simd, piece.values, (index - piece.rows.start) * inputs, &mut row);
-                let at = index - self.first;
-                let numbers = &mut self.numbers[at * inputs..][..inputs];
-                let copied = model.simd.run(Copy { row: &row, numbers });
-                self.scales[at] = copied.scale;
-                self.errors[at] = copied.error(inputs);
-                self.largest = self.largest.max(copied.largest());
+                self.copy(model.simd, index - self.first, &row);
             }
         }
         Ok(())
+    }
+
+    /// Copies the row that is `at` from the first.
+    fn copy(&mut self, simd: &Simd, at: usize, row: &[f32]) {
+        let numbers = &mut self.numbers[at * row.len()..][..row.len()];
+        let copied = simd.run(Copy { row, numbers });
+        self.scales[at] = copied.scale;
+        self.errors[at] = copied.error(row.len());
+        self.largest = self.largest.max(copied.largest());
     }
 }
 

@@ -73,15 +73,16 @@ impl Bench {
             }
             Ok(())
         })?;
-        let steps = |session: &mut Session, depth: usize, one: &mut dyn FnMut(&mut Session, &[u32]) -> Result<()>| {
-            for step in 0..self.decode {
-                if session.position() == context {
-                    session.rewind(depth)?;
+        let steps =
+            |session: &mut Session, depth: usize, one: &mut dyn FnMut(&mut Session, &[u32]) -> Result<()>| {
+                for step in 0..self.decode {
+                    if session.position() == context {
+                        session.rewind(depth)?;
+                    }
+                    one(session, &[ids[step % ids.len()]])?;
                 }
-                one(session, &[ids[step % ids.len()]])?;
-            }
-            Ok(())
-        };
+                Ok(())
+            };
         let decode = rate(&mut session, self.depth, self.decode, |session, depth| {
             steps(session, depth, &mut |session, id| session.feed(id).map(drop))
         })?;

@@ -11,7 +11,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 
 /// Sizes that are no multiples of a panel or a vector, all biases, and heads that three threads share unevenly.
-fn plain() -> Config {
+pub(crate) fn plain() -> Config {
     Config {
         vocabulary: 37,
         context: 48,
@@ -57,7 +57,7 @@ fn other() -> Config {
 }
 
 /// A random model: its file, and its values in the layout's order as the file's dtype has them.
-fn random(config: &Config, dtype: Dtype) -> (Vec<u8>, Vec<f32>) {
+pub(crate) fn random(config: &Config, dtype: Dtype) -> (Vec<u8>, Vec<f32>) {
     let layout = Layout::new(config);
     let mut state = 1u64;
     let mut draw = || {
@@ -117,7 +117,7 @@ fn open(config: &Config, dtype: Dtype, threads: usize) -> Model {
         .expect("a valid model")
 }
 
-fn ids(config: &Config, len: usize) -> Vec<u32> {
+pub(crate) fn ids(config: &Config, len: usize) -> Vec<u32> {
     (0..len).map(|index| (index * index * 7 + index * 3 + 1) as u32 % config.vocabulary as u32).collect()
 }
 
@@ -265,7 +265,7 @@ fn logits_are_those_of_float64() {
 }
 
 /// A model too large to be packed when it is opened: its weights are packed block by block, or multiplied row by row.
-fn large() -> Config {
+pub(crate) fn large() -> Config {
     let config =
         Config { width: 240, head_size: 48, feed_forward: 960, activation: Activation::Relu, ..plain() };
     assert!(Layout::new(&config).parameters() > crate::model::PACKED_PARAMETERS);
@@ -273,7 +273,7 @@ fn large() -> Config {
 }
 
 /// The same as GPT-2 stores it: a line an input. Three threads' heads are those of no stretch, two threads' are.
-fn lines(heads: usize, layers: usize) -> Config {
+pub(crate) fn lines(heads: usize, layers: usize) -> Config {
     let config = Config {
         width: 48 * heads,
         head_size: 48,

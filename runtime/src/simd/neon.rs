@@ -173,10 +173,7 @@ impl Lanes for Neon {
         // SAFETY: the trait's contract.
         unsafe {
             let wide = vmovl_s8(vld1_s8(from));
-            Neon(
-                vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))),
-                vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))),
-            )
+            Neon(vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))))
         }
     }
 
