@@ -2,8 +2,11 @@
 # Ours and the peers that are installed, interleaved, on this machine: one row a piece of work with medians, the ratio
 # and the fraction of the roof, all measured in the same run. Appends every figure to scripts/results.csv.
 #
-#   scripts/bench.sh TEXT [ROW...]       rows: lecture nano-step gpt2-step gpt2-decode gpt2-deep gpt2-prefill
-#                                        mixtral-decode mixtral-prefill small-decode tiny-decode
+#   scripts/bench.sh TEXT [ROW...]       rows: lecture nano-step gpt2-step gpt2-decode gpt2-deep gpt2-generate
+#                                        gpt2-prefill mixtral-decode mixtral-generate mixtral-prefill small-decode
+#                                        tiny-decode
+#
+# What is decoded is fed and its logits made, all of them; what is generated has its best token chosen, too.
 #
 # TEXT is the lecture's input (any text of characters will do). ROUNDS (5) and THREADS (2) say how often and with how
 # many threads; MODELS (target/bench) is where random models are made once, some 4 GB of them. Needs python3; torch is
@@ -11,8 +14,8 @@
 # peer that cannot be had is said to be skipped.
 set -euo pipefail
 
-rows=(lecture nano-step gpt2-step gpt2-decode gpt2-deep gpt2-prefill mixtral-decode mixtral-prefill small-decode
-    tiny-decode)
+rows=(lecture nano-step gpt2-step gpt2-decode gpt2-deep gpt2-generate gpt2-prefill mixtral-decode mixtral-generate
+    mixtral-prefill small-decode tiny-decode)
 if [ $# -lt 1 ] || [ ! -f "$1" ]; then
     sed -n '2,/^set /s/^# \{0,1\}//p' "$0" >&2
     exit 2
@@ -108,8 +111,10 @@ for round in $(seq "$rounds"); do
         gpt2-step) once "$row" gpt2_256 --preset gpt2 --batch 2 --block 256 ;;
         gpt2-decode) model=gpt2 sizes=(--prompt 0 --decode 64) ;;
         gpt2-deep) model=gpt2 sizes=(--prompt 0 --decode 64 --depth 512) ;;
+        gpt2-generate) model=gpt2 sizes=(--prompt 0 --decode 64 --greedy) ;;
         gpt2-prefill) model=gpt2 sizes=(--prompt 512 --decode 0) ;;
         mixtral-decode) model=mixtral sizes=(--prompt 0 --decode 64) ;;
+        mixtral-generate) model=mixtral sizes=(--prompt 0 --decode 64 --greedy) ;;
         mixtral-prefill) model=mixtral sizes=(--prompt 256 --decode 0) ;;
         small-decode) model=small sizes=(--prompt 0 --decode 64) ;;
         tiny-decode) model=tiny sizes=(--prompt 0 --decode 64) ;;
@@ -142,8 +147,10 @@ TITLES = {
     "gpt2-step": "training step, GPT-2 124M (2 x 256), ms",
     "gpt2-decode": "decode, GPT-2 124M f16, 64 from empty, tokens/s",
     "gpt2-deep": "decode, the same, at depth 512, tokens/s",
+    "gpt2-generate": "generate, the same, the best token of each, 64 from empty, tokens/s",
     "gpt2-prefill": "prefill, the same, 512 tokens, tokens/s",
     "mixtral-decode": "decode, 757M Mixtral shape, top-2 of 8, tokens/s",
+    "mixtral-generate": "generate, the same, the best token of each, tokens/s",
     "mixtral-prefill": "prefill, the same, 256 tokens, tokens/s",
     "small-decode": "decode, 10.7M, tokens/s",
     "tiny-decode": "decode, 0.34M, one thread, tokens/s",
@@ -164,6 +171,7 @@ def runs(row, who):
 def key(row):
     if row == "lecture": return "seconds"
     if row.endswith("-step"): return "step_ms"
+    if row.endswith("-generate"): return "greedy_tokens_per_s"
     return "prefill_tokens_per_s" if row.endswith("prefill") else "decode_tokens_per_s"
 
 def roof(row, values):
@@ -173,6 +181,7 @@ def roof(row, values):
     if row.endswith("-step"): return statistics.median(v["gflops"] / v["peak_gflops"] for v in values)
     if row in PREFILL: return PREFILL[row] * middle / peak
     if row in ("small-decode", "tiny-decode"): return None  # the weights fit into a cache; memory is no roof
+    if row.endswith("-generate"): return None  # how much of the head is read follows from what is in it
     return statistics.median(v["decode_gb_per_s"] / v["read_gb_per_s"] for v in values)
 
 def shown(value):

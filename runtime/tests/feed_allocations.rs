@@ -8,6 +8,7 @@ use formats::config::{
     RouterWeight,
 };
 use formats::{Config, Layout, families};
+use runtime::generate::{GenerateOptions, Generator};
 use runtime::model::{Model, ModelOptions};
 use runtime::session::SessionOptions;
 use std::alloc::{GlobalAlloc, System};
@@ -34,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// A model whose every weight is one small number.
+/// A model whose every weight is one of some small numbers, of both signs.
 fn model(config: &Config, threads: usize) -> Model {
     let layout = Layout::new(config);
     let mut header = serde_json::Map::new();
@@ -52,8 +53,13 @@ fn model(config: &Config, threads: usize) -> Model {
     }
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.into_bytes());
-    file.extend([0x00, 0x20].repeat(end / 2));
-    let options = ModelOptions { threads: Some(threads), expert_budget: Some(1 << 14) };
+    let weight = |index: u32| {
+        let drawn = index.wrapping_mul(0x9E37_79B1) >> 16;
+        (0x2000 | (drawn & 0x83ff) as u16).to_le_bytes()
+    };
+    file.extend((0..end as u32 / 2).flat_map(weight));
+    let options =
+        ModelOptions { threads: Some(threads), expert_budget: Some(1 << 14), shortlist: Some(true) };
     Model::from_bytes_with(&families::config_json(config, Dtype::F16), &file, None, &options)
         .expect("a valid model")
 }
@@ -107,8 +113,13 @@ fn feeding_allocates_nothing() {
         kv_heads: 2,
         ..config.clone()
     };
-    for (config, threads) in [(&config, 1), (&config, 3), (&mixture, 1), (&mixture, 3)] {
+    // Too large to be packed, so that its best logits can be found by a shortlist.
+    let large = Config { vocabulary: 5000, width: 256, head_size: 64, ..config.clone() };
+    for (config, threads) in
+        [(&config, 1), (&config, 3), (&mixture, 1), (&mixture, 3), (&large, 1), (&large, 3)]
+    {
         let model = model(config, threads);
+        assert_eq!(model.make_shortlist(), config.vocabulary == large.vocabulary);
         let options = SessionOptions { chunk: 8, ..SessionOptions::default() };
         let mut session = model.session_with(&options).expect("memory");
         let prompt = [7; 21];
@@ -122,8 +133,26 @@ fn feeding_allocates_nothing() {
             checksum += session.feed(&[id]).expect("room")[3];
         }
         session.feed_each(&prompt, &mut |_, logits| checksum += logits[0]).expect("room");
+        session.rewind(0).expect("the start");
+        let mut left_out = 0;
+        for id in 0..20 {
+            let logits = session.feed_best(&[id], 40).expect("room");
+            left_out += logits.iter().filter(|logit| **logit == f32::MIN).count();
+        }
         let after = ALLOCATIONS.load(Ordering::Relaxed);
         assert!(checksum.is_finite());
         assert_eq!(after - before, 0, "allocations with {threads} threads");
+        let expected = if model.make_shortlist() { 20 * config.vocabulary * 7 / 8 } else { 0 };
+        assert!(left_out >= expected, "{left_out} logits were left out");
+
+        let options = GenerateOptions { max_tokens: 64, ..GenerateOptions::default() };
+        session.rewind(0).expect("the start");
+        let mut generator = Generator::new(&mut session, &[1], &options).expect("a generator");
+        generator.next().expect("a first token").expect("a token");
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        for _ in 0..40 {
+            generator.next().expect("not the end").expect("a token");
+        }
+        assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), before, "of a generator with {threads} threads");
     }
 }

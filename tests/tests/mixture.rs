@@ -102,7 +102,7 @@ fn a_budget_of_half_the_experts_changes_no_token() {
     let all = config.layers * 16 * expert;
     let ids = Chance::new(9).ids(60, config.vocabulary);
     let text = |budget: Option<u64>| {
-        let options = ModelOptions { threads: Some(2), expert_budget: budget };
+        let options = ModelOptions { threads: Some(2), expert_budget: budget, ..ModelOptions::default() };
         let model = Model::open_with(&written.path, &options).expect("a model");
         let mut session = model.session().expect("a session");
         let mut rows = session.feed(&ids[..20]).expect("a prompt").to_vec();
