@@ -1,13 +1,14 @@
 //! Which logits can be among the best, found without reading the head.
 //!
 //! A token is chosen among the best few logits `y_i = x . w_i + bias_i`, yet the head `W` is the largest matrix there is. So a
-//! coarse copy of it is kept in eight bits, `w_i ~ s_i q_i` with whole `q_i` from -127 to 127 and one scale a row. It is read
-//! instead, and says of every logit where it lies:
+//! coarse copy of it is kept in eight bits, `w_i ~ m + s_i q_i` with whole `q_i` from -127 to 127, one scale a row, and one `m`
+//! for all rows, some mean of them. It is read instead, and says of every logit where it lies, but for `x . m`, which moves
+//! all of them alike and decides nothing:
 //!
 //! ```text
-//! c_i  = s_i (x . q_i) + bias_i                   |y_i - c_i| <= r_i
+//! c_i  = s_i (x . q_i) + bias_i                   |y_i - x . m - c_i| <= r_i
 //! r_i  = |x| e_i + 8 u |bias_i| + t
-//! e_i >= |w_i - s_i q_i| + g (|w_i| + s_i |q_i|)
+//! e_i >= |w_i - m - s_i q_i| + g (|w_i| + s_i |q_i|)
 //! ```
 //!
 //! with Euclidean norms. The first term of `e_i` is Cauchy and Schwarz's inequality for what the copy leaves out. The second
@@ -44,6 +45,8 @@ pub(crate) const NOT_AMONG_THE_BEST: f32 = f32::MIN;
 
 /// The largest whole number of the copy.
 const LARGEST: f32 = 127.0;
+/// Rows of which one enters `m`: a mean need not be exact, and is not worth reading the head for.
+const MEAN_OF_EVERY: usize = 64;
 /// Below it a row's largest weight has no scale, and the copy of the row is zero.
 const LEAST: f32 = 1e-30;
 /// `1.5 2^23`: adding it leaves the nearest whole number in the low bits.
@@ -85,6 +88,20 @@ fn large_pages(bytes: usize) -> Result<MmapMut> {
     Ok(map)
 }
 
+/// `m`: the mean of a few of a head's rows, taken from all parts of it.
+fn common(model: &Shared) -> Vec<f32> {
+    let Linear { weight, inputs, .. } = model.layout.head;
+    let (mut row, mut sums, mut count) = (vec![0.0; inputs], vec![0.0f64; inputs], 0.0);
+    for piece in model.weights.pieces(weight) {
+        for first in (0..piece.values.len()).step_by(MEAN_OF_EVERY * inputs) {
+            widen(model.simd, piece.values, first, &mut row);
+            sums.iter_mut().zip(&row).for_each(|(sum, weight)| *sum += f64::from(*weight));
+            count += 1.0;
+        }
+    }
+    sums.into_iter().map(|sum| (sum / count) as f32).collect()
+}
+
 /// Some rows of the copy while it is made.
 struct Rows<'a> {
     first: usize,
@@ -110,10 +127,11 @@ impl Shortlist {
         }
         memory::expect(Shortlist::bytes(head))?;
         let mut shortlist = Shortlist::empty(head.outputs, head.inputs)?;
+        let common = common(model);
         let parts: Vec<_> = shortlist.parts(head.outputs.div_ceil(model.threads())).map(Mutex::new).collect();
         model.run(&mut Slots::default(), cancelled, &|member| {
             let Some(part) = parts.get(member.index()) else { return Ok(()) };
-            part.lock().unwrap_or_else(PoisonError::into_inner).fill(model, member.cancelled())
+            part.lock().unwrap_or_else(PoisonError::into_inner).fill(model, &common, member.cancelled())
         })?;
         let largest =
             parts.into_iter().map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner).largest);
@@ -194,7 +212,7 @@ impl Shortlist {
 }
 
 impl Rows<'_> {
-    fn fill(&mut self, model: &Shared, cancelled: Cancelled<'_>) -> Result<()> {
+    fn fill(&mut self, model: &Shared, common: &[f32], cancelled: Cancelled<'_>) -> Result<()> {
         let Linear { weight, inputs, .. } = model.layout.head;
         let wanted = self.first..self.first + self.scales.len();
         let mut row = vec![0.0; inputs];
@@ -205,16 +223,16 @@ impl Rows<'_> {
             for index in wanted.start.max(piece.rows.start)..wanted.end.min(piece.rows.end) {
                 cancelled.check()?;
                 widen(model.simd, piece.values, (index - piece.rows.start) * inputs, &mut row);
-                self.copy(model.simd, index - self.first, &row);
+                self.copy(model.simd, index - self.first, &row, common);
             }
         }
         Ok(())
     }
 
     /// Copies the row that is `at` from the first.
-    fn copy(&mut self, simd: &Simd, at: usize, row: &[f32]) {
+    fn copy(&mut self, simd: &Simd, at: usize, row: &[f32], common: &[f32]) {
         let numbers = &mut self.numbers[at * row.len()..][..row.len()];
-        let copied = simd.run(Copy { row, numbers });
+        let copied = simd.run(Copy { row, common, numbers });
         self.scales[at] = copied.scale;
         self.errors[at] = copied.error(row.len());
         self.largest = self.largest.max(copied.largest());
@@ -230,14 +248,18 @@ struct Copied {
     numbers: f64,
     /// `s |q|`.
     copy: f64,
-    /// `|w - s q|`.
+    /// `|w - m - s q|`.
     missing: f64,
 }
 
 impl Copied {
     /// The largest of the norms; infinite if a weight is not finite.
     fn largest(&self) -> f64 {
-        if self.norm.is_finite() { self.norm.max(self.numbers).max(self.copy) } else { f64::INFINITY }
+        if (self.norm + self.missing).is_finite() {
+            self.norm.max(self.numbers).max(self.copy)
+        } else {
+            f64::INFINITY
+        }
     }
 
     /// `e`, rounded up.
@@ -251,6 +273,7 @@ impl Copied {
 /// Copies one row.
 struct Copy<'a> {
     row: &'a [f32],
+    common: &'a [f32],
     numbers: &'a mut [i8],
 }
 
@@ -259,27 +282,34 @@ impl Work for Copy<'_> {
 
     #[inline(always)]
     fn run(self, _: Unit) -> Copied {
-        let Copy { row, numbers } = self;
+        let Copy { row, common, numbers } = self;
         let mut largest = [0.0f32; LANES];
-        let (blocks, rest) = row.as_chunks::<LANES>();
-        for block in blocks {
+        let ((blocks, rest), (of_all, rest_of_all)) = (row.as_chunks::<LANES>(), common.as_chunks::<LANES>());
+        for (block, common) in blocks.iter().zip(of_all) {
             for lane in 0..LANES {
-                largest[lane] = largest[lane].max(block[lane].abs());
+                largest[lane] = largest[lane].max((block[lane] - common[lane]).abs());
             }
         }
-        let largest = rest.iter().chain(&largest).fold(0.0f32, |most, value| most.max(value.abs()));
+        // Zeros past the end add nothing.
+        let padded = |rest: &[f32]| {
+            let mut block = [0.0; LANES];
+            block[..rest.len()].copy_from_slice(rest);
+            block
+        };
+        let (rest, rest_of_all) = (padded(rest), padded(rest_of_all));
+        for lane in 0..LANES {
+            largest[lane] = largest[lane].max((rest[lane] - rest_of_all[lane]).abs());
+        }
+        let largest = largest.into_iter().fold(0.0, f32::max);
         let (scale, by) = if largest > LEAST { (largest / LARGEST, LARGEST / largest) } else { (0.0, 0.0) };
 
         let mut sums = Squares([[0.0; LANES]; 3]);
         let (to, last) = numbers.as_chunks_mut::<LANES>();
-        for (block, to) in blocks.iter().zip(to) {
-            sums.copy(block, to, scale, by);
+        for ((block, common), to) in blocks.iter().zip(of_all).zip(to) {
+            sums.copy(block, common, to, scale, by);
         }
-        // Zeros past the end add nothing.
-        let mut block = [0.0; LANES];
-        block[..rest.len()].copy_from_slice(rest);
         let mut to = [0; LANES];
-        sums.copy(&block, &mut to, scale, by);
+        sums.copy(&rest, &rest_of_all, &mut to, scale, by);
         last.copy_from_slice(&to[..last.len()]);
 
         let [norm, numbers, missing] = sums.0.map(|lanes| lanes.iter().sum::<f64>().sqrt());
@@ -292,13 +322,20 @@ struct Squares([[f64; LANES]; 3]);
 
 impl Squares {
     #[inline(always)]
-    fn copy(&mut self, block: &[f32; LANES], to: &mut [i8; LANES], scale: f32, by: f32) {
+    fn copy(
+        &mut self,
+        block: &[f32; LANES],
+        common: &[f32; LANES],
+        to: &mut [i8; LANES],
+        scale: f32,
+        by: f32,
+    ) {
         let [norm, numbers, missing] = &mut self.0;
         for lane in 0..LANES {
-            let shifted = block[lane] * by + ROUND;
+            let shifted = (block[lane] - common[lane]) * by + ROUND;
             to[lane] = shifted.to_bits() as i8;
             let (weight, number) = (f64::from(block[lane]), f64::from(shifted - ROUND));
-            let left = weight - f64::from(scale) * number;
+            let left = weight - f64::from(common[lane]) - f64::from(scale) * number;
             norm[lane] += weight * weight;
             numbers[lane] += number * number;
             missing[lane] += left * left;
