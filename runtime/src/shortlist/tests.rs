@@ -150,8 +150,19 @@ fn logits_lie_within_their_bounds_in_float64_and_in_f32() {
         for columns in [1, 7, 16, 33, 96] {
             for (name, head) in heads(columns) {
                 let shortlist = shortlist(simd, &head, columns).expect("finite weights");
-                for (size, with_bias) in [(1.0, false), (1e-30, true), (1e3, true)] {
-                    let x: Vec<f32> = values(columns, 4).iter().map(|value| value * size).collect();
+                // What the copy of a row leaves out is what the inequality is an equation for.
+                let numbers: &[i8] = bytemuck::cast_slice(&shortlist.numbers);
+                let (of_all, scale) = (common(&head, columns), shortlist.scales[11]);
+                let left_out = |at: usize| {
+                    let column = at % columns;
+                    (head[at] - of_all[column] - scale * f32::from(numbers[at]))
+                        / scale.max(f32::MIN_POSITIVE)
+                };
+                let scaled = |by: f32| values(columns, 4).iter().map(|value| value * by).collect();
+                let left_out = (11 * columns..12 * columns).map(left_out).collect();
+                let sides: [(Vec<f32>, bool); 4] =
+                    [(scaled(1.0), false), (scaled(1e-30), true), (scaled(1e3), true), (left_out, false)];
+                for (x, with_bias) in sides {
                     let bias = values(ROWS, 5);
                     let bias = with_bias.then_some(&bias[..]);
                     let norm = shortlist.norm(&x).expect("a norm in bounds");
@@ -165,7 +176,6 @@ fn logits_lie_within_their_bounds_in_float64_and_in_f32() {
                         least: shortlist.least,
                     };
                     let mut sums = vec![f32::NAN; ROWS];
-                    let numbers = bytemuck::cast_slice(&shortlist.numbers);
                     (simd.gemv_i8)(numbers, Origin::Memory, &x, &mut sums);
                     let logits = all(simd, &head, &x, bias);
                     for row in 0..ROWS {
