@@ -241,7 +241,7 @@ impl Model {
 
     /// Makes what lets [`crate::session::Session::feed_best`] leave most of the head unread: a coarse copy of it, half as large
     /// as one in half precision, which all sessions of the model share. Made once, where it saves a good part of what a token
-    /// reads and there is memory for it; it takes about as long as some ten tokens. Whether there is one.
+    /// reads and there is memory for it, in the time of a few tokens. Gives whether there is one.
     pub fn make_shortlist(&self) -> bool {
         self.make_shortlist_unless(&AtomicBool::new(false))
     }

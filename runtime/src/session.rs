@@ -142,7 +142,7 @@ impl Session {
 
     /// The same for whoever looks at the `best` highest logits alone: these, and all that equal the last of them, are what
     /// [`Session::feed`] gives, to the bit. Any other may be `f32::MIN`, because where the model has a shortlist
-    /// ([`Model::make_shortlist`]) most of the head is not read.
+    /// ([`Model::make_shortlist`]) most of the head is not read. A few hundred are the most that this is done for.
     pub fn feed_best(&mut self, ids: &[u32], best: usize) -> Result<&[f32]> {
         self.check(ids)?;
         let best = Some(best).filter(|best| self.whole == 0 && (1..=MOST_BEST).contains(best));

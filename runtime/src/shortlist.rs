@@ -79,7 +79,7 @@ pub(crate) struct Shortlist {
     most: f64,
 }
 
-/// So many bytes, in large pages where the system has them: in small ones it is read slower.
+/// So many bytes, in large pages where the system has them: small ones take longer to be had than to be filled.
 fn large_pages(bytes: usize) -> Result<MmapMut> {
     let map = MmapMut::map_anon(bytes).map_err(|_| memory::refusal(bytes as u64))?;
     #[cfg(target_os = "linux")]
