@@ -242,6 +242,32 @@ fn the_log_probability_is_the_models_own() {
 }
 
 #[test]
+fn the_logits_that_decide_are_enough_to_choose() {
+    let logits = logits(500, 6);
+    for (sampling, decided_by) in [
+        (Sampling::GREEDY, 1),
+        (Sampling { top_k: 9, ..Sampling::GREEDY }, 1),
+        (Sampling::default(), 40),
+        (Sampling { top_k: 3, ..OFF }, 3),
+        (OFF, usize::MAX),
+        (Sampling { repetition_penalty: 1.1, ..Sampling::GREEDY }, usize::MAX),
+    ] {
+        assert_eq!(sampling.decided_by(), decided_by, "{sampling:?}");
+        let mut sorted = logits.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let last = sorted[decided_by.min(logits.len()) - 1];
+        let few: Vec<f32> =
+            logits.iter().map(|logit| if *logit < last { f32::MIN } else { *logit }).collect();
+        let [mut of_all, mut of_few] =
+            [(); 2].map(|()| Sampler::new(sampling, 5, logits.len()).expect("a valid sampling"));
+        for _ in 0..200 {
+            let token = of_all.sample(&logits, &[1, 2]).expect("finite logits");
+            assert_eq!(of_few.choose(&few, &[1, 2]).expect("finite logits"), token.id, "{sampling:?}");
+        }
+    }
+}
+
+#[test]
 fn logits_that_are_no_numbers_are_an_error() {
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for sampling in [OFF, Sampling::GREEDY, Sampling::default()] {
