@@ -6,7 +6,8 @@
 #                                        gpt2-prefill mixtral-decode mixtral-generate mixtral-prefill small-decode
 #                                        tiny-decode
 #
-# What is decoded is fed and its logits made, all of them; what is generated has its best token chosen, too.
+# What is decoded is fed and its logits made, all of them; what is generated has its best token chosen, too. Where that reads
+# memory, both programs hold their weights in memory instead of mapping them.
 #
 # TEXT is the lecture's input (any text of characters will do). ROUNDS (5) and THREADS (2) say how often and with how
 # many threads; MODELS (target/bench) is where random models are made once, some 4 GB of them. Needs python3; torch is
@@ -109,12 +110,12 @@ for round in $(seq "$rounds"); do
         lecture) once "$row" - ;;
         nano-step) once "$row" nano --preset nano --batch 8 ;;
         gpt2-step) once "$row" gpt2_256 --preset gpt2 --batch 2 --block 256 ;;
-        gpt2-decode) model=gpt2 sizes=(--prompt 0 --decode 64) ;;
-        gpt2-deep) model=gpt2 sizes=(--prompt 0 --decode 64 --depth 512) ;;
-        gpt2-generate) model=gpt2 sizes=(--prompt 0 --decode 64 --greedy) ;;
+        gpt2-decode) model=gpt2 sizes=(--prompt 0 --decode 64 --no-mmap) ;;
+        gpt2-deep) model=gpt2 sizes=(--prompt 0 --decode 64 --depth 512 --no-mmap) ;;
+        gpt2-generate) model=gpt2 sizes=(--prompt 0 --decode 64 --greedy --no-mmap) ;;
         gpt2-prefill) model=gpt2 sizes=(--prompt 512 --decode 0) ;;
-        mixtral-decode) model=mixtral sizes=(--prompt 0 --decode 64) ;;
-        mixtral-generate) model=mixtral sizes=(--prompt 0 --decode 64 --greedy) ;;
+        mixtral-decode) model=mixtral sizes=(--prompt 0 --decode 64 --no-mmap) ;;
+        mixtral-generate) model=mixtral sizes=(--prompt 0 --decode 64 --greedy --no-mmap) ;;
         mixtral-prefill) model=mixtral sizes=(--prompt 256 --decode 0) ;;
         small-decode) model=small sizes=(--prompt 0 --decode 64) ;;
         tiny-decode) model=tiny sizes=(--prompt 0 --decode 64) ;;

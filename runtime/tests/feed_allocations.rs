@@ -58,8 +58,12 @@ fn model(config: &Config, threads: usize) -> Model {
         (0x2000 | (drawn & 0x83ff) as u16).to_le_bytes()
     };
     file.extend((0..end as u32 / 2).flat_map(weight));
-    let options =
-        ModelOptions { threads: Some(threads), expert_budget: Some(1 << 14), shortlist: Some(true) };
+    let options = ModelOptions {
+        threads: Some(threads),
+        expert_budget: Some(1 << 14),
+        shortlist: Some(true),
+        ..ModelOptions::default()
+    };
     Model::from_bytes_with(&families::config_json(config, Dtype::F16), &file, None, &options)
         .expect("a valid model")
 }

@@ -92,7 +92,7 @@ fn routers_of_no_numbers_and_wrong_counts_are_no_panic() {
 }
 
 #[test]
-fn a_budget_of_half_the_experts_changes_no_token() {
+fn neither_a_budget_of_half_the_experts_nor_holding_them_changes_a_token() {
     let config = Config { width: 48, head_size: 16, feed_forward_bias: false, ..mixture(16, 2) };
     let written = models::write(&config, &models::random_weights(&config, 5), Dtype::F32);
     let layout = Layout::new(&config);
@@ -101,8 +101,8 @@ fn a_budget_of_half_the_experts_changes_no_token() {
         4 * (layout.parameter(bank.up(0).weight).len() + layout.parameter(bank.down(0).weight).len());
     let all = config.layers * 16 * expert;
     let ids = Chance::new(9).ids(60, config.vocabulary);
-    let text = |budget: Option<u64>| {
-        let options = ModelOptions { threads: Some(2), expert_budget: budget, ..ModelOptions::default() };
+    let text = |expert_budget: Option<u64>, hold: bool| {
+        let options = ModelOptions { threads: Some(2), expert_budget, hold, ..ModelOptions::default() };
         let model = Model::open_with(&written.path, &options).expect("a model");
         let mut session = model.session().expect("a session");
         let mut rows = session.feed(&ids[..20]).expect("a prompt").to_vec();
@@ -111,10 +111,10 @@ fn a_budget_of_half_the_experts_changes_no_token() {
         }
         (rows, model.residency())
     };
-    let (free, unlimited) = text(None);
+    let (free, unlimited) = text(None, false);
     assert_eq!(unlimited, None, "without a budget nothing is counted");
     for budget in [all / 2, 3 * expert, 1] {
-        let (bound, residency) = text(Some(budget as u64));
+        let (bound, residency) = text(Some(budget as u64), false);
         assert!(bound == free, "a budget of {budget} bytes changes the text");
         let residency = residency.expect("a budget is counted");
         // What one step uses of one layer stays until it has been used.
@@ -123,6 +123,11 @@ fn a_budget_of_half_the_experts_changes_no_token() {
         assert!(residency.misses > 0 && residency.read == residency.misses * expert as u64, "{residency:?}");
         assert!(residency.hits + residency.misses > 0);
     }
+    assert!(text(None, true).0 == free, "weights that are held instead of mapped change the text");
+    let both = ModelOptions { expert_budget: Some(1), hold: true, ..ModelOptions::default() };
+    let error =
+        Model::open_with(&written.path, &both).map(|_| ()).expect_err("what is held is not given back");
+    assert_eq!(error.exit_code(), 2, "{error}");
 }
 
 /// A model whose experts are a MiB each and too many to be packed.

@@ -5,7 +5,7 @@
 //! Then the safetensors crate must agree. The header is copied before it is read, so a file that changes
 //! meanwhile cannot pass one check and fail another. `writer` is the other direction.
 
-use super::map::Map;
+use super::map::{Map, Pages};
 use super::{Advice, Dtype, Tensor};
 use crate::error::{Error, Result};
 use half::slice::HalfBitsSliceExt;
@@ -43,6 +43,8 @@ pub struct TensorFile {
 /// Where the bytes live. All of them stay put while the value lives.
 enum Storage {
     Mapped(Map),
+    /// A copy of what was mapped.
+    Held(Pages),
     Shared(Arc<[u8]>),
     /// Bytes that came unaligned, copied; the length in bytes.
     Copied(Vec<u64>, usize),
@@ -174,6 +176,19 @@ impl TensorFile {
 }
 
 impl TensorFile {
+    /// Holds a copy of what is mapped instead of the map, see [`Pages`].
+    pub(super) fn hold(&mut self) -> Result<()> {
+        let Storage::Mapped(map) = &self.storage else { return Ok(()) };
+        let pages = Pages::copy(map.bytes()).map_err(|_| Error::Memory {
+            what: "a copy of the weights".into(),
+            needed: map.bytes().len() as u64,
+            available: 0,
+            help: "free memory, or leave the weights mapped".into(),
+        })?;
+        self.storage = Storage::Held(pages);
+        Ok(())
+    }
+
     /// Tells the system how the numbers at a place are going to be used; nothing where the file is not mapped.
     pub(super) fn advise(&self, place: &Place, advice: Advice) {
         if let Storage::Mapped(map) = &self.storage {
@@ -192,6 +207,7 @@ impl Storage {
     fn bytes(&self) -> &[u8] {
         match self {
             Storage::Mapped(map) => map.bytes(),
+            Storage::Held(pages) => pages.bytes(),
             Storage::Shared(bytes) => bytes,
             Storage::Copied(words, len) => &bytemuck::cast_slice(words)[..*len],
         }

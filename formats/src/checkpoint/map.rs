@@ -1,10 +1,11 @@
-//! Files mapped for reading: the one place that makes a map.
+//! Files mapped for reading, and what is held in pages instead: the one place that makes a map.
 
 use super::Advice;
 use super::source;
 use crate::error::Result;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -37,8 +38,41 @@ impl Map {
     }
 }
 
+/// Bytes in memory of the process's own, in large pages where the system has them: memory is read faster in these, and files
+/// are mapped in small ones. They begin on a page.
+pub struct Pages(Mmap);
+
+impl Pages {
+    /// A copy of bytes, of which there are some.
+    pub fn copy(bytes: &[u8]) -> io::Result<Pages> {
+        let mut pages = MmapMut::map_anon(bytes.len())?;
+        #[cfg(target_os = "linux")]
+        // What cannot be advised is as good as it was.
+        let _ = pages.advise(memmap2::Advice::HugePage);
+        pages.copy_from_slice(bytes);
+        Ok(Pages(pages.make_read_only()?))
+    }
+
+    /// All of them.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl fmt::Debug for Map {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         out.debug_struct("Map").field("bytes", &self.0.len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_hold_what_was_copied() {
+        let bytes: Vec<u8> = (0..(3 << 20) + 5).map(|index: usize| (index % 251) as u8).collect();
+        let pages = Pages::copy(&bytes).expect("memory");
+        assert!(pages.bytes() == bytes && pages.bytes().as_ptr().cast::<u64>().is_aligned());
     }
 }
