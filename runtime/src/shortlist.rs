@@ -29,6 +29,7 @@ use crate::model::Shared;
 use crate::simd::routines::{LANES, Unit};
 use crate::simd::{Origin, Simd, Work};
 use crate::team::{Cancelled, Slots};
+use formats::checkpoint::large_pages;
 use formats::layout::Linear;
 use formats::{Error, Result};
 use memmap2::MmapMut;
@@ -77,15 +78,6 @@ pub(crate) struct Shortlist {
     least: f32,
     /// The largest norm of `x` that overflows nothing.
     most: f64,
-}
-
-/// So many bytes, in large pages where the system has them: small ones take longer to be had than to be filled.
-fn large_pages(bytes: usize) -> Result<MmapMut> {
-    let map = MmapMut::map_anon(bytes).map_err(|_| memory::refusal(bytes as u64))?;
-    #[cfg(target_os = "linux")]
-    // What cannot be advised is as good as it was.
-    let _ = map.advise(memmap2::Advice::HugePage);
-    Ok(map)
 }
 
 /// `m`: the mean of a few of a head's rows, taken from all parts of it.
@@ -141,7 +133,7 @@ impl Shortlist {
 
     fn empty(rows: usize, columns: usize) -> Result<Shortlist> {
         Ok(Shortlist {
-            numbers: large_pages(rows * columns)?,
+            numbers: large_pages(rows * columns).map_err(|_| memory::refusal((rows * columns) as u64))?,
             scales: memory::filled(rows, 0.0)?,
             errors: memory::filled(rows, 0.0)?,
             least: 0.0,

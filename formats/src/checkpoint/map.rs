@@ -38,17 +38,23 @@ impl Map {
     }
 }
 
-/// Bytes in memory of the process's own, in large pages where the system has them: memory is read faster in these, and files
-/// are mapped in small ones. They begin on a page.
+/// So many zeros in memory of the process's own, in large pages where the system has them: memory is had and read faster in
+/// these than in small ones.
+pub fn large_pages(bytes: usize) -> io::Result<MmapMut> {
+    let pages = MmapMut::map_anon(bytes)?;
+    #[cfg(target_os = "linux")]
+    // What cannot be advised is as good as it was.
+    let _ = pages.advise(memmap2::Advice::HugePage);
+    Ok(pages)
+}
+
+/// Bytes that are held so, where their file would be mapped in small pages. They begin on a page.
 pub struct Pages(Mmap);
 
 impl Pages {
     /// A copy of bytes, of which there are some.
     pub fn copy(bytes: &[u8]) -> io::Result<Pages> {
-        let mut pages = MmapMut::map_anon(bytes.len())?;
-        #[cfg(target_os = "linux")]
-        // What cannot be advised is as good as it was.
-        let _ = pages.advise(memmap2::Advice::HugePage);
+        let mut pages = large_pages(bytes.len())?;
         pages.copy_from_slice(bytes);
         Ok(Pages(pages.make_read_only()?))
     }

@@ -1,7 +1,7 @@
 //! Model files opened (mapped, checked against the layout) and checkpoints saved (atomic, durable).
 //!
 //! - [`source`]: the only way a file is opened: regular, bounded, never a hang
-//! - `map`: a file's bytes, mapped; `advice`: what the system is told about them
+//! - `map`: a file's bytes, mapped or held; `advice`: what the system is told about them
 //! - `container`: the safetensors format, read strictly; `writer`: written to the same bytes every time
 //! - `weights`: one model's tensors, each proven to be what the layout expects
 //! - `shards`: weights in several files, under one index
@@ -37,7 +37,7 @@ pub use directory::{
 pub use generation::GenerationConfig;
 pub use history::{clean, newest, point, retain, step_path};
 pub use manifest::verify;
-pub use map::Map;
+pub use map::{Map, large_pages};
 pub use weights::{Piece, Weights};
 pub use writer::encode;
 

@@ -1,5 +1,6 @@
 //! How fast this machine reads memory: the roof that decoding is measured against.
 
+use formats::checkpoint::large_pages;
 use formats::{Error, Result};
 use memmap2::MmapMut;
 use runtime::simd::caches::last_level_caches;
@@ -31,7 +32,7 @@ pub fn read_gb_per_s(simd: &Simd, threads: usize) -> Result<f64> {
     let values = (bytes / size_of::<f32>()).div_ceil(threads).next_multiple_of(ROW);
     let mut parts = Vec::new();
     for _ in 0..threads {
-        parts.push(buffer(values * size_of::<f32>()).map_err(|_| Error::Memory {
+        parts.push(large_pages(values * size_of::<f32>()).map_err(|_| Error::Memory {
             what: "the buffer that memory speed is measured on".into(),
             needed: bytes as u64,
             available: 0,
@@ -77,15 +78,6 @@ pub fn read_gb_per_s(simd: &Simd, threads: usize) -> Result<f64> {
     let fastest = median(&mut sums[1..]).min(median(&mut products[1..]));
     let read = (values * size_of::<f32>() * threads) as f64;
     Ok(read / fastest.as_secs_f64() / 1e9)
-}
-
-/// Memory of so many bytes, in large pages where it can be.
-fn buffer(bytes: usize) -> std::io::Result<MmapMut> {
-    let map = MmapMut::map_anon(bytes)?;
-    #[cfg(target_os = "linux")]
-    // What cannot be advised is as good as it was.
-    let _ = map.advise(memmap2::Advice::HugePage);
-    Ok(map)
 }
 
 /// The middle one.
