@@ -34,6 +34,9 @@ pub(super) mod exponential {
     }
 }
 
+/// `2 sqrt(2 / pi)`.
+const TWICE: f32 = 1.595_769_1;
+
 /// The arithmetic unit at hand: whether `a b + c` is one instruction. Passed by value so that it is known where
 /// the code is compiled.
 #[derive(Clone, Copy, Debug)]
@@ -124,8 +127,6 @@ impl Unit {
     /// `1 / (1 + e^-2u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`: half of one plus `tanh u`.
     #[inline(always)]
     pub fn gelu_tanh_gate(self, x: f32) -> f32 {
-        /// `2 sqrt(2 / pi)`.
-        const TWICE: f32 = 1.595_769_1;
         let cubic = self.multiply_add(x * x, 0.044_715 * TWICE, TWICE);
         1.0 / (1.0 + self.exp(-x * cubic))
     }
@@ -134,6 +135,14 @@ impl Unit {
     #[inline(always)]
     pub fn gelu_tanh(self, x: f32) -> f32 {
         x * self.gelu_tanh_gate(x)
+    }
+
+    /// `s + x s (1 - s) 2 u'`, the derivative of that, `s` being the gate of `x`.
+    #[inline(always)]
+    pub fn gelu_tanh_slope(self, x: f32) -> f32 {
+        let gate = self.gelu_tanh_gate(x);
+        let inner = self.multiply_add(x * x, 3.0 * 0.044_715 * TWICE, TWICE);
+        self.multiply_add(x * gate * (1.0 - gate), inner, gate)
     }
 
     /// `1 / (1 + e^-x)`.

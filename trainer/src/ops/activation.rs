@@ -15,9 +15,6 @@ use formats::config::Activation;
 use runtime::simd::routines::Unit;
 use runtime::simd::{Simd, Work};
 
-/// `2 sqrt(2 / pi)`.
-const TWICE: f32 = 1.595_769_1;
-
 /// The nonlinearity over rows of one hidden width.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hidden {
@@ -124,7 +121,7 @@ impl Work for Backward<'_> {
             }
             Activation::GeluTanh => {
                 for (d, &x) in pairs {
-                    *d *= gelu_tanh_slope(unit, x);
+                    *d *= unit.gelu_tanh_slope(x);
                 }
             }
             Activation::SwiGlu => unreachable!("a gate's gradient has no place in that of the result"),
@@ -156,13 +153,6 @@ impl Work for Gated<'_> {
             }
         }
     }
-}
-
-#[inline(always)]
-fn gelu_tanh_slope(unit: Unit, x: f32) -> f32 {
-    let gate = unit.gelu_tanh_gate(x);
-    let inner = unit.multiply_add(x * x, 3.0 * 0.044_715 * TWICE, TWICE);
-    unit.multiply_add(x * gate * (1.0 - gate), inner, gate)
 }
 
 #[cfg(test)]
