@@ -94,8 +94,13 @@ once() {
         ;;
     *)
         sizes+=(--threads "$([ "$row" = tiny-decode ] && echo 1 || echo "$threads")")
-        "$programs/runtime" bench --model "$models/$model" "${sizes[@]}" --format json 2>/dev/null >>"$folder/$row.ours"
-        [ -z "$llama" ] || python3 scripts/peers/llama_cpp_speed.py "$models/$model.gguf" --repeat 1 "${sizes[@]}" | tail -n 1 >>"$folder/$row.peer"
+        # Either program is given its own way of holding what decoding reads from memory.
+        ours=() peer=()
+        case $row in
+        gpt2-decode | gpt2-deep | gpt2-generate | mixtral-decode | mixtral-generate) ours=(--hold) peer=(--no-mmap) ;;
+        esac
+        "$programs/runtime" bench --model "$models/$model" "${sizes[@]}" "${ours[@]}" --format json 2>/dev/null >>"$folder/$row.ours"
+        [ -z "$llama" ] || python3 scripts/peers/llama_cpp_speed.py "$models/$model.gguf" --repeat 1 "${sizes[@]}" "${peer[@]}" | tail -n 1 >>"$folder/$row.peer"
         ;;
     esac
 }
@@ -110,12 +115,12 @@ for round in $(seq "$rounds"); do
         lecture) once "$row" - ;;
         nano-step) once "$row" nano --preset nano --batch 8 ;;
         gpt2-step) once "$row" gpt2_256 --preset gpt2 --batch 2 --block 256 ;;
-        gpt2-decode) model=gpt2 sizes=(--prompt 0 --decode 64 --no-mmap) ;;
-        gpt2-deep) model=gpt2 sizes=(--prompt 0 --decode 64 --depth 512 --no-mmap) ;;
-        gpt2-generate) model=gpt2 sizes=(--prompt 0 --decode 64 --greedy --no-mmap) ;;
+        gpt2-decode) model=gpt2 sizes=(--prompt 0 --decode 64) ;;
+        gpt2-deep) model=gpt2 sizes=(--prompt 0 --decode 64 --depth 512) ;;
+        gpt2-generate) model=gpt2 sizes=(--prompt 0 --decode 64 --greedy) ;;
         gpt2-prefill) model=gpt2 sizes=(--prompt 512 --decode 0) ;;
-        mixtral-decode) model=mixtral sizes=(--prompt 0 --decode 64 --no-mmap) ;;
-        mixtral-generate) model=mixtral sizes=(--prompt 0 --decode 64 --greedy --no-mmap) ;;
+        mixtral-decode) model=mixtral sizes=(--prompt 0 --decode 64) ;;
+        mixtral-generate) model=mixtral sizes=(--prompt 0 --decode 64 --greedy) ;;
         mixtral-prefill) model=mixtral sizes=(--prompt 256 --decode 0) ;;
         small-decode) model=small sizes=(--prompt 0 --decode 64) ;;
         tiny-decode) model=tiny sizes=(--prompt 0 --decode 64) ;;

@@ -43,6 +43,7 @@
 mod attention;
 mod cache;
 pub mod census;
+mod compact;
 pub mod generate;
 mod heads;
 pub mod load;

@@ -1,5 +1,6 @@
 //! A model on disk, mapped: what every session of it shares.
 
+use crate::compact::{self, Compact, Matrices};
 use crate::memory;
 use crate::residency::{Keeper, Residency};
 use crate::rotary;
@@ -42,8 +43,9 @@ pub struct ModelOptions {
     pub threads: Option<usize>,
     /// Bytes of experts that may stay in memory; `None` leaves it to the system. The text is the same either way.
     pub expert_budget: Option<u64>,
-    /// Whether the weights are copied into memory, in large pages where the system has them, instead of being read where their
-    /// file is mapped: a longer start, memory of one's own, and faster tokens. The text is the same either way.
+    /// Whether decoding reads the weights from memory of the process's own instead of where their file is mapped: in large pages
+    /// where the system has them, and matrices of 16-bit numbers in fewer bits where the processor is fast at that. A longer
+    /// start, more memory, and faster tokens. The text is the same either way.
     pub hold: bool,
     /// Whether [`Model::make_shortlist`] makes one where it can; `None` asks what is gained. The text is the same either way.
     pub shortlist: Option<bool>,
@@ -61,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) simd: &'static Simd,
     /// Where one row's products find the weights.
     pub(crate) origin: Origin,
+    /// The matrices that are held in fewer bits than they are stored in.
+    pub(crate) compact: Matrices,
     /// Gains and biases, widened once: a few of them, read at every step.
     vectors: Vec<Vec<f32>>,
     /// The matrices of a small model, packed for products of several rows; empty for a large one, whose weights
@@ -89,22 +93,7 @@ impl Model {
 
     /// Opens a model directory with options.
     pub fn open_with(path: &Path, options: &ModelOptions) -> Result<Model> {
-        let mut directory = Directory::open(path)?;
-        if options.hold {
-            if options.expert_budget.is_some() {
-                return Err(Error::Usage(
-                    "experts that are held in memory cannot be given back: a budget of experts needs mapped weights"
-                        .into(),
-                ));
-            }
-            let needed = directory.weights.bytes();
-            if let Some(available) = memory::available().filter(|available| needed > *available) {
-                let help = "free memory, or leave the weights mapped".into();
-                return Err(Error::Memory { what: "a copy of the weights".into(), needed, available, help });
-            }
-            directory.weights.hold()?;
-        }
-        Model::new(directory, options)
+        Model::new(Directory::open(path)?, options)
     }
 
     /// Opens a model held in memory: the texts of `config.json` and, if there is one, `tokenizer.json`, and the
@@ -140,6 +129,11 @@ impl Model {
     }
 
     fn new(directory: Directory, options: &ModelOptions) -> Result<Model> {
+        if options.hold && options.expert_budget.is_some() {
+            return Err(Error::Usage(
+                "experts that are held in memory cannot be given back: a budget of experts needs mapped weights".into(),
+            ));
+        }
         let Directory { path, config, layout, weights, tokenizer, foreign_tokenizer, generation } = directory;
         let threads = options.threads.unwrap_or_else(|| {
             if weights.bytes() < ONE_THREAD_BYTES {
@@ -169,7 +163,7 @@ impl Model {
         advise(&layout, &weights, options.expert_budget.is_some());
         let frequencies = rotary::frequencies(&config);
         let keeper = options.expert_budget.and_then(|budget| Keeper::new(&layout, &weights, budget));
-        let shared = Shared {
+        let mut shared = Shared {
             path,
             config,
             layout,
@@ -179,6 +173,7 @@ impl Model {
             generation,
             simd,
             origin,
+            compact: Matrices::default(),
             vectors,
             panels,
             small,
@@ -189,6 +184,9 @@ impl Model {
             threads,
             team,
         };
+        if options.hold {
+            shared.hold()?;
+        }
         Ok(Model { shared: Arc::new(shared) })
     }
 
@@ -241,18 +239,15 @@ impl Model {
     /// Bytes of weights read to decode one token: of the embeddings one row each, of experts those that a token is
     /// given, of everything else all of it.
     pub fn bytes_per_token(&self) -> u64 {
-        let layout = &self.shared.layout;
-        let bytes = layout.iter().map(|(id, parameter)| {
-            let looked_up = Some(id) == layout.position_embedding || id == layout.token_embedding;
-            let rows = if looked_up && id != layout.head.weight { 1 } else { parameter.rows };
-            let size = self.shared.weights.pieces(id).next().map_or(0, |piece| piece.values.dtype().size());
-            let stored = (rows * parameter.columns * size) as u64;
-            match (parameter.expert, &self.shared.config.experts) {
+        let shared = &self.shared;
+        let bytes = shared.layout.iter().map(|(id, parameter)| {
+            let read = shared.bytes_read(id);
+            match (parameter.expert, &shared.config.experts) {
                 // Experts are alike: each router's stands for its share of what is chosen.
                 (Some(expert), Some(experts)) if expert < experts.count => {
-                    stored * experts.active as u64 / experts.count as u64
+                    read * experts.active as u64 / experts.count as u64
                 }
-                _ => stored,
+                _ => read,
             }
         });
         bytes.sum()
@@ -285,9 +280,7 @@ impl Model {
     fn gains_by_shortlist(&self) -> bool {
         let shared = &self.shared;
         let head = &shared.layout.head;
-        let stored: usize =
-            shared.weights.pieces(head.weight).map(|p| p.values.len() * p.values.dtype().size()).sum();
-        let saved = (stored as u64).saturating_sub(Shortlist::bytes(head));
+        let saved = shared.bytes_read(head.weight).saturating_sub(Shortlist::bytes(head));
         let worth = || {
             shared.origin == Origin::Memory
                 && saved.saturating_mul(WORTH_A_SHORTLIST) >= self.bytes_per_token()
@@ -313,6 +306,11 @@ impl Model {
 
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared_mut(&mut self) -> &mut Arc<Shared> {
+        &mut self.shared
     }
 }
 
@@ -375,17 +373,44 @@ pub fn widen_piece(simd: &Simd, piece: &Piece, columns: usize, whole: &mut [f32]
 /// experts come page by page: what comes together lies together, and is read faster ever after.
 fn advise(layout: &Layout, weights: &Weights, scarce: bool) {
     for (id, parameter) in layout.iter() {
-        let looked_up = id == layout.token_embedding && id != layout.head.weight;
         let advice = match parameter.expert {
             Some(_) if scarce => Advice::Random,
-            None if !looked_up => Advice::WillNeed,
+            None if !is_looked_up(layout, id) => Advice::WillNeed,
             _ => continue,
         };
         weights.advise(id, advice);
     }
 }
 
+/// Whether a token reads one row of a parameter, not all of it.
+pub(crate) fn is_looked_up(layout: &Layout, id: ParameterId) -> bool {
+    (Some(id) == layout.position_embedding || id == layout.token_embedding) && id != layout.head.weight
+}
+
 impl Shared {
+    /// Copies the weights into memory of the process's own, see [`ModelOptions::hold`].
+    fn hold(&mut self) -> Result<()> {
+        let needed = self.weights.bytes();
+        if memory::available().is_some_and(|available| needed > available) {
+            return Err(compact::refusal(needed));
+        }
+        if !self.small && self.origin == Origin::Memory {
+            self.compact = Matrices::new(self)?;
+        }
+        if self.compact.is_empty() { self.weights.hold() } else { Ok(()) }
+    }
+
+    /// Bytes of a parameter that a token reads, of an expert's if it is given to that.
+    fn bytes_read(&self, id: ParameterId) -> u64 {
+        let parameter = self.layout.parameter(id);
+        let pieces = self.weights.pieces(id).enumerate().map(|(index, piece)| {
+            let rows = if is_looked_up(&self.layout, id) { 1 } else { piece.rows.len() };
+            let stored = rows * parameter.columns * piece.values.dtype().size();
+            self.compact.piece(id, index).map_or(stored, Compact::bytes)
+        });
+        pieces.sum::<usize>() as u64
+    }
+
     /// A matrix packed when the model was opened, if it was.
     pub(crate) fn packed(&self, id: ParameterId) -> Option<&[f32]> {
         Some(&self.panels[id.index()][..]).filter(|panels| !panels.is_empty())

@@ -108,10 +108,10 @@ struct Opening {
     /// Bytes of experts that may stay in memory, such as 2GiB; the text is the same, whatever it is
     #[arg(long, alias = "expert_budget", value_name = "BYTES", value_parser = bytes)]
     expert_budget: Option<u64>,
-    /// Copy the weights into memory, in large pages, instead of reading them where the file is mapped: starts later, takes
-    /// memory of its own, and decodes faster; the text is the same
-    #[arg(long, alias = "no_mmap", conflicts_with = "expert_budget")]
-    no_mmap: bool,
+    /// Hold a copy of the weights in memory for decoding, in fewer bits where that is faster, instead of reading them where the
+    /// file is mapped: starts later, takes more memory, and decodes faster; the text is the same
+    #[arg(long, conflicts_with = "expert_budget")]
+    hold: bool,
 }
 
 impl Opening {
@@ -119,7 +119,7 @@ impl Opening {
         let options = ModelOptions {
             threads: self.threads,
             expert_budget: self.expert_budget,
-            hold: self.no_mmap,
+            hold: self.hold,
             ..ModelOptions::default()
         };
         Model::open_with(&self.model, &options)

@@ -10,6 +10,7 @@
 use super::board::Scratch;
 use super::lines::SEGMENTS;
 use super::{BLOCK, FEW_ROWS};
+use crate::compact::Compact;
 use crate::model::Shared;
 use crate::simd::product::{Operand, Product, Write};
 use crate::simd::{PANEL, Simd, packed_len};
@@ -109,8 +110,7 @@ impl<'a> Projection<'a> {
         let inputs = self.inputs(segment);
         let Matrix { model, weight, outputs, .. } = self.matrix;
         for part in parts(model, weight, 0..outputs, self.inputs) {
-            let values = part.values.part(inputs.start * part.stride..part.values.len());
-            walk(model, values, part.stride, x, &mut out[part.rows]);
+            walk(model, &part, inputs.start, x, &mut out[part.rows.clone()]);
         }
     }
 
@@ -253,24 +253,28 @@ impl Matrix<'_> {
     }
 }
 
-/// The products of one row with a parameter's rows from `first` on, as stored.
+/// The products of one row with a parameter's rows from `first` on, one by one.
 pub(super) fn each_output(model: &Shared, weight: ParameterId, first: usize, x: &[f32], out: &mut [f32]) {
     let (simd, origin) = (model.simd, model.origin);
     for part in parts(model, weight, first..first + out.len(), x.len()) {
         let out = &mut out[part.rows.start - first..part.rows.end - first];
-        match (part.values, part.inputs_first) {
-            (Tensor::F32(values), false) => (simd.gemv_f32)(values, origin, x, out),
-            (Tensor::F16(values), false) => (simd.gemv_f16)(values, origin, x, out),
-            (Tensor::Bf16(values), false) => (simd.gemv_bf16)(values, origin, x, out),
-            (values, true) => walk(model, values, part.stride, x, out),
+        match (part.compact, part.values, part.inputs_first) {
+            (_, _, true) => walk(model, &part, 0, x, out),
+            (Some((compact, line)), _, false) => compact.gemv(line, x, out),
+            (None, Tensor::F32(values), false) => (simd.gemv_f32)(values, origin, x, out),
+            (None, Tensor::F16(values), false) => (simd.gemv_f16)(values, origin, x, out),
+            (None, Tensor::Bf16(values), false) => (simd.gemv_bf16)(values, origin, x, out),
         }
     }
 }
 
-/// `x W` for the first `out.len()` columns of lines that lie `stride` apart.
-fn walk(model: &Shared, values: Tensor<'_>, stride: usize, x: &[f32], out: &mut [f32]) {
-    let (simd, origin) = (model.simd, model.origin);
-    match values {
+/// `x W` for the first `out.len()` columns of a part's lines from `first` on.
+fn walk(model: &Shared, part: &Stretch<'_>, first: usize, x: &[f32], out: &mut [f32]) {
+    let (simd, origin, stride) = (model.simd, model.origin, part.stride);
+    if let Some((compact, line)) = part.compact {
+        return compact.gemv_rows(line + first, x, out);
+    }
+    match part.values.part(first * stride..part.values.len()) {
         Tensor::F32(values) => (simd.gemv_rows_f32)(values, stride, origin, x, out),
         Tensor::F16(values) => (simd.gemv_rows_f16)(values, stride, origin, x, out),
         Tensor::Bf16(values) => (simd.gemv_rows_bf16)(values, stride, origin, x, out),
@@ -285,6 +289,8 @@ struct Stretch<'a> {
     inputs_first: bool,
     /// How far lines lie apart.
     stride: usize,
+    /// The same in fewer bits, where they are held so and whole lines are wanted: the tensor's, and the first line.
+    compact: Option<(&'a Compact, usize)>,
 }
 
 /// Where some of a parameter's rows are stored: those that each tensor holds.
@@ -294,7 +300,8 @@ fn parts(
     wanted: Range<usize>,
     inputs: usize,
 ) -> impl Iterator<Item = Stretch<'_>> {
-    model.weights.pieces(weight).filter_map(move |Piece { rows: held, values, inputs_first }| {
+    model.weights.pieces(weight).enumerate().filter_map(move |(index, piece)| {
+        let Piece { rows: held, values, inputs_first } = piece;
         let rows = wanted.start.max(held.start)..wanted.end.min(held.end);
         if rows.is_empty() {
             return None;
@@ -304,6 +311,9 @@ fn parts(
             false => (first * inputs..(first + rows.len()) * inputs, inputs),
             true => (first..values.len(), held.len()),
         };
-        Some(Stretch { rows, values: values.part(range), inputs_first, stride })
+        let whole = !inputs_first || rows == held;
+        let compact = model.compact.piece(weight, index).filter(|_| whole);
+        let compact = compact.map(|compact| (compact, if inputs_first { 0 } else { first }));
+        Some(Stretch { rows, values: values.part(range), inputs_first, stride, compact })
     })
 }

@@ -14,6 +14,7 @@
 
 mod aligned;
 pub mod caches;
+pub mod compact;
 mod gemv;
 pub mod lanes;
 pub mod octets;
