@@ -107,8 +107,8 @@ pub(crate) struct Matrices {
 }
 
 impl Matrices {
-    /// Those that decoding reads whole and that get shorter, if this machine reads them faster so: where it has many times more
-    /// memory than processor it does not. Made by the model's threads, a parameter each at a time.
+    /// Those that decoding reads whole and that get shorter, if this machine reads them faster so: where memory gives more than
+    /// the threads unpack, it does not. Made by the model's threads, a parameter each at a time.
     pub(crate) fn new(model: &Shared) -> Result<Matrices> {
         model.start()?;
         if is_faster(model)? { Matrices::made(model) } else { Ok(Matrices::default()) }
