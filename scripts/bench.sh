@@ -3,20 +3,20 @@
 # and the fraction of the roof, all measured in the same run. Appends every figure to scripts/results.csv.
 #
 #   scripts/bench.sh TEXT [ROW...]       rows: lecture nano-step gpt2-step gpt2-decode gpt2-deep gpt2-generate
-#                                        gpt2-prefill mixtral-decode mixtral-generate mixtral-prefill small-decode
-#                                        tiny-decode
+#                                        gpt2-prefill mixtral-decode mixtral-generate mixtral-bf16 mixtral-prefill
+#                                        small-decode tiny-decode
 #
 # What is decoded is fed and its logits made, all of them; what is generated has its best token chosen, too. Where that reads
-# memory, both programs hold their weights in memory instead of mapping them.
+# memory, both programs hold their weights in memory instead of mapping them, ours in as many bits as turns out fastest.
 #
 # TEXT is the lecture's input (any text of characters will do). ROUNDS (5) and THREADS (2) say how often and with how
-# many threads; MODELS (target/bench) is where random models are made once, some 4 GB of them. Needs python3; torch is
+# many threads; MODELS (target/bench) is where random models are made once, some 7 GB of them. Needs python3; torch is
 # the peer of training and, with transformers, makes the models; llama-cpp-python is the peer of inference. A row or a
 # peer that cannot be had is said to be skipped.
 set -euo pipefail
 
 rows=(lecture nano-step gpt2-step gpt2-decode gpt2-deep gpt2-generate gpt2-prefill mixtral-decode mixtral-generate
-    mixtral-prefill small-decode tiny-decode)
+    mixtral-bf16 mixtral-prefill small-decode tiny-decode)
 if [ $# -lt 1 ] || [ ! -f "$1" ]; then
     sed -n '2,/^set /s/^# \{0,1\}//p' "$0" >&2
     exit 2
@@ -41,9 +41,12 @@ have llama_cpp && llama=yes || llama=
 
 # A random model of shape $1, as a directory and as a GGUF file; made once.
 make_model() {
-    local name=$1 sizes
+    local name=$1 sizes dtype=(float16 f16)
     [ ! -f "$models/$name.gguf" ] || return 0
     case $name in
+    *-bf16) dtype=(bfloat16 bf16) ;;
+    esac
+    case ${name%-bf16} in
     gpt2) sizes=(gpt2 --set vocab_size=50257 n_positions=1024 n_embd=768 n_layer=12 n_head=12) ;;
     small) sizes=(gpt2 --set vocab_size=65 n_positions=256 n_embd=384 n_layer=6 n_head=6) ;;
     tiny) sizes=(gpt2 --set vocab_size=65 n_positions=2048 n_embd=64 n_layer=4 n_head=4) ;;
@@ -55,8 +58,8 @@ make_model() {
     esac
     mkdir -p "$models"
     rm -rf "${models:?}/$name"
-    python3 scripts/peers/hf_checkpoint.py "${sizes[0]}" "$models/$name" --dtype float16 --scale 1.0 "${sizes[@]:1}" >&2
-    "$programs/trainer" export --model "$models/$name" --to gguf --dtype f16 --out "$models/$name.gguf" >&2
+    python3 scripts/peers/hf_checkpoint.py "${sizes[0]}" "$models/$name" --dtype "${dtype[0]}" --scale 1.0 "${sizes[@]:1}" >&2
+    "$programs/trainer" export --model "$models/$name" --to gguf --dtype "${dtype[1]}" --out "$models/$name.gguf" >&2
 }
 
 # Lets go of what is in memory of model $1: each program reads its own file anew, since the pages of a file stay as they came,
@@ -97,7 +100,7 @@ once() {
         # Either program is given its own way of holding what decoding reads from memory.
         ours=() peer=()
         case $row in
-        gpt2-decode | gpt2-deep | gpt2-generate | mixtral-decode | mixtral-generate) ours=(--hold) peer=(--no-mmap) ;;
+        gpt2-decode | gpt2-deep | gpt2-generate | mixtral-decode | mixtral-generate | mixtral-bf16) ours=(--hold) peer=(--no-mmap) ;;
         esac
         "$programs/runtime" bench --model "$models/$model" "${sizes[@]}" "${ours[@]}" --format json 2>/dev/null >>"$folder/$row.ours"
         [ -z "$llama" ] || python3 scripts/peers/llama_cpp_speed.py "$models/$model.gguf" --repeat 1 "${sizes[@]}" "${peer[@]}" | tail -n 1 >>"$folder/$row.peer"
@@ -121,6 +124,7 @@ for round in $(seq "$rounds"); do
         gpt2-prefill) model=gpt2 sizes=(--prompt 512 --decode 0) ;;
         mixtral-decode) model=mixtral sizes=(--prompt 0 --decode 64) ;;
         mixtral-generate) model=mixtral sizes=(--prompt 0 --decode 64 --greedy) ;;
+        mixtral-bf16) model=mixtral-bf16 sizes=(--prompt 0 --decode 64) ;;
         mixtral-prefill) model=mixtral sizes=(--prompt 256 --decode 0) ;;
         small-decode) model=small sizes=(--prompt 0 --decode 64) ;;
         tiny-decode) model=tiny sizes=(--prompt 0 --decode 64) ;;
@@ -157,6 +161,7 @@ TITLES = {
     "gpt2-prefill": "prefill, the same, 512 tokens, tokens/s",
     "mixtral-decode": "decode, 757M Mixtral shape, top-2 of 8, tokens/s",
     "mixtral-generate": "generate, the same, the best token of each, tokens/s",
+    "mixtral-bf16": "decode, the same in bf16, tokens/s",
     "mixtral-prefill": "prefill, the same, 256 tokens, tokens/s",
     "small-decode": "decode, 10.7M, tokens/s",
     "tiny-decode": "decode, 0.34M, one thread, tokens/s",

@@ -29,6 +29,8 @@ const ROUNDS: usize = 4;
 /// The numbers of one tensor, line by line in fewer bits.
 pub(crate) struct Compact {
     bytes: Mmap,
+    /// Numbers of a line.
+    columns: usize,
     /// Where its lines begin.
     starts: Vec<usize>,
     /// Where the last one ends.
@@ -52,7 +54,7 @@ impl Compact {
             return Ok(None);
         };
         let lines = values.chunks_exact(columns);
-        let (mut codes, mut starts) = (memory::reserved(lines.len())?, memory::reserved(lines.len())?);
+        let (mut codes, mut starts) = (Vec::with_capacity(lines.len()), Vec::with_capacity(lines.len()));
         let mut end = 0;
         for line in lines.clone() {
             let code = LineCode::of(line);
@@ -72,7 +74,7 @@ impl Compact {
             rest = after;
         }
         let bytes = bytes.make_read_only().map_err(|_| refusal(whole as u64))?;
-        Ok(Some(Compact { bytes, starts, end, products }))
+        Ok(Some(Compact { bytes, columns, starts, end, products }))
     }
 
     /// Bytes that reading all of it takes.
@@ -82,11 +84,13 @@ impl Compact {
 
     /// `y = W x` for the lines from `first` on, a line an output.
     pub(crate) fn gemv(&self, first: usize, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), self.columns, "a line an output");
         (self.products.gemv)(&self.bytes, &self.starts[first..first + y.len()], x, y);
     }
 
     /// `y = x W` for the lines from `first` on, a line an input.
     pub(crate) fn gemv_rows(&self, first: usize, x: &[f32], y: &mut [f32]) {
+        assert_eq!(y.len(), self.columns, "a line an input");
         (self.products.gemv_rows)(&self.bytes, &self.starts[first..first + x.len()], x, y);
     }
 }

@@ -118,6 +118,17 @@ fn no_base_leaves_fewer_exceptions() {
 }
 
 #[test]
+fn a_line_that_changes_while_it_is_written_ends_no_process() {
+    let simd = Simd::best();
+    let mut random = bits(6);
+    let wild: Vec<u16> = (0..4 * GROUP).map(|_| random() as u16).collect();
+    for (made_for, written) in [(&[0; 4 * GROUP][..], &wild[..]), (&wild, &[0; 4 * GROUP])] {
+        let code = LineCode::of(<bf16 as Half>::from_bits(made_for));
+        code.write(simd, <bf16 as Half>::from_bits(written), &mut vec![0; code.bytes]);
+    }
+}
+
+#[test]
 fn deviates_take_nine_tenths_and_seven_tenths() {
     let taken = |bytes: usize, count: usize| bytes as f64 / (2 * count) as f64;
     let (half, brain) = (deviates(1 << 16, 5, f16::from_f32), deviates(1 << 16, 5, bf16::from_f32));
