@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Ours and the peers that are installed, interleaved, on this machine: one row a piece of work with medians, the ratio
-# and the fraction of the roof, all measured in the same run. Appends every figure to scripts/results.csv.
+# Ours and the peers that are installed, interleaved, on this machine: one row a piece of work with medians, the median of
+# the rounds' ratios, and the fraction of the roof, all measured in the same run. Appends every figure to scripts/results.csv.
 #
 #   scripts/bench.sh TEXT [ROW...]       rows: lecture nano-step gpt2-step gpt2-decode gpt2-deep gpt2-generate
 #                                        gpt2-prefill mixtral-decode mixtral-generate mixtral-bf16 mixtral-prefill
@@ -103,7 +103,7 @@ once() {
         gpt2-decode | gpt2-deep | gpt2-generate | mixtral-decode | mixtral-generate | mixtral-bf16) ours=(--hold) peer=(--no-mmap) ;;
         esac
         "$programs/runtime" bench --model "$models/$model" "${sizes[@]}" "${ours[@]}" --format json 2>/dev/null >>"$folder/$row.ours"
-        [ -z "$llama" ] || python3 scripts/peers/llama_cpp_speed.py "$models/$model.gguf" --repeat 1 "${sizes[@]}" "${peer[@]}" | tail -n 1 >>"$folder/$row.peer"
+        [ -z "$llama" ] || python3 scripts/peers/llama_cpp_speed.py "$models/$model.gguf" --repeat 5 "${sizes[@]}" "${peer[@]}" | tail -n 1 >>"$folder/$row.peer"
         ;;
     esac
 }
@@ -220,7 +220,8 @@ with results.open("a", newline="") as file:
         if peers:
             his = statistics.median(v[key(row)] for v in peers)
             out.writerow([today, commit, machine(), row, peers[0]["engine"], f"{his:.4g}"])
-            faster = his / mine if key(row) in ("seconds", "step_ms") else mine / his
+            pairs = zip((v[key(row)] for v in ours), (v[key(row)] for v in peers))
+            faster = statistics.median(b / a if key(row) in ("seconds", "step_ms") else a / b for a, b in pairs)
             cells[2:4] = [f"{shown(his)} ({peers[0]['engine'].split('+')[0]})", f"{faster:.2f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
 PYTHON
