@@ -16,7 +16,7 @@ use memmap2::Mmap;
 use std::hint::black_box;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Lines have to leave one part of so many of what they took; a matrix that does not is not worth it.
 const WORTH: usize = 20;
@@ -24,7 +24,10 @@ const WORTH: usize = 20;
 const RACE_BYTES: usize = 64 << 20;
 const RACE_CACHES: usize = 2;
 /// Times that either side runs.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 11;
+/// What fewer bits may take of the time of the others' and still be chosen: memory that is fast now may be slow later, and then
+/// they are ahead by more.
+const TIE: f64 = 1.05;
 
 /// The numbers of one tensor, line by line in fewer bits.
 pub(crate) struct Compact {
@@ -165,7 +168,7 @@ fn is_faster(model: &Shared) -> Result<bool> {
     }
 }
 
-/// The same of one tensor: the better of a few products of each kind, by all threads and taking turns.
+/// The same of one tensor: by the median of how much longer one product takes than the other, all threads taking turns at both.
 fn race<T: Half>(model: &Shared, values: &[T], columns: usize) -> Result<bool> {
     let (simd, go) = (model.simd, AtomicBool::new(false));
     let lines = RACE_BYTES.max(RACE_CACHES * last_level_caches()) / (columns * size_of::<T>());
@@ -177,9 +180,10 @@ fn race<T: Half>(model: &Shared, values: &[T], columns: usize) -> Result<bool> {
     let mut pages = large_pages(size_of_val(values)).map_err(|_| refusal(size_of_val(values) as u64))?;
     bytemuck::cast_slice_mut(&mut pages).copy_from_slice(T::bits(values));
     let stored = T::from_bits(bytemuck::cast_slice(&pages));
-    let mut best = [Duration::MAX; 2];
-    for _ in 0..ROUNDS {
-        for (way, best) in best.iter_mut().enumerate() {
+    let mut ratios = [0.0; ROUNDS];
+    for ratio in &mut ratios {
+        let mut times = [0.0; 2];
+        for (way, time) in times.iter_mut().enumerate() {
             let begin = Instant::now();
             model.run(&mut Slots::default(), &go, &|member| {
                 let edge = |index: usize| index * lines / model.threads();
@@ -197,10 +201,12 @@ fn race<T: Half>(model: &Shared, values: &[T], columns: usize) -> Result<bool> {
                 black_box(y);
                 Ok(())
             })?;
-            *best = begin.elapsed().min(*best);
+            *time = begin.elapsed().as_secs_f64();
         }
+        *ratio = times[0] / times[1];
     }
-    Ok(best[0] < best[1])
+    ratios.sort_unstable_by(f64::total_cmp);
+    Ok(ratios[ROUNDS / 2] < TIE)
 }
 
 /// The error of a model that there is no memory to hold.
