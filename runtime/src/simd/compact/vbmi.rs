@@ -5,7 +5,7 @@ use crate::simd::gemv::prefetch_lines;
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
-/// Fields in a quarter of that; the shuffle of bits reaches across one.
+/// Fields of which 64 bits are made; the shuffle of bits reaches no further.
 const LANE: usize = 4;
 /// Bytes asked for ahead of their use.
 const AHEAD: usize = 9216;
