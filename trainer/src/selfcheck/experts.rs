@@ -234,7 +234,7 @@ impl Case for Apart {
     fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
         let pairs = self.0.hidden(backend, true)?.into_iter().zip(self.0.hidden(backend, false)?);
         let unlike = pairs.flat_map(|(joined, apart)| differences(joined, apart));
-        Ok(vec![Found::new("joined beside apart", unlike.collect())])
+        Ok(vec![Found::marks("joined beside apart", unlike.collect())])
     }
 
     fn allowances(&self, _: &Cpu) -> Result<Vec<Allowance>> {

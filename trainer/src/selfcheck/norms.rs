@@ -179,7 +179,7 @@ impl Case for AddNormed {
         Ok(vec![
             Found::new("sum", sum),
             Found::new("norm of the sum", out),
-            Found::new("beside both apart", apart),
+            Found::marks("beside both apart", apart),
         ])
     }
 

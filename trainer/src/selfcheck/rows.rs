@@ -156,7 +156,7 @@ impl Case for Activated {
             if self.s.kind.gated() { d_x.clone() } else { read(backend, &in_place, self.x.len())? };
         Ok(vec![
             Found::new("forward", read(backend, &out, self.d_out.len())?),
-            Found::new("beside its own place", differences(in_place, d_x.clone())),
+            Found::marks("beside its own place", differences(in_place, d_x.clone())),
             Found::new("d_x", d_x),
         ])
     }
