@@ -12,7 +12,7 @@ use super::lines::SEGMENTS;
 use super::{BLOCK, FEW_ROWS};
 use crate::compact::Compact;
 use crate::model::Shared;
-use crate::simd::product::{Operand, Product, Write};
+use crate::simd::product::{Epilogue, Operand, Product, Write};
 use crate::simd::{PANEL, Simd, packed_len};
 use crate::team::{Cancelled, Part};
 use formats::Result;
@@ -249,7 +249,8 @@ impl Matrix<'_> {
             c_stride: stride,
             write: Write::Set,
         };
-        (self.model.simd.product)(&sizes, x, panels, self.bias.map(|bias| &bias[outputs]), out);
+        let epilogue = Epilogue { bias: self.bias.map(|bias| &bias[outputs]), residual: None };
+        (self.model.simd.product)(&sizes, x, panels, epilogue, out);
     }
 }
 

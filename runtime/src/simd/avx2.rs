@@ -2,7 +2,7 @@
 
 use super::lanes::Lanes;
 use super::octets::{OCTET, Octet};
-use super::product::Product;
+use super::product::{Epilogue, Product};
 use super::{
     InstructionSet, Origin, PANEL, Simd, gemv, peak, product, recall, routines, shims, vector_table,
 };

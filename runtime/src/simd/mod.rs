@@ -35,7 +35,7 @@ pub use aligned::Aligned;
 
 use half::{bf16, f16};
 use octets::{OctetWork, Octets};
-use product::Product;
+use product::{Epilogue, Product};
 use std::sync::OnceLock;
 
 /// Columns of one packed panel; every instruction set's tile is built from whole panels.
@@ -88,7 +88,7 @@ pub struct Simd {
     /// The same with `W` in bfloat16, converted in registers.
     pub gemv_rows_bf16: fn(&[bf16], usize, Origin, &[f32], &mut [f32]),
     /// A general matrix product, see [`Product`].
-    pub product: fn(&Product, &[f32], &[f32], Option<&[f32]>, &mut [f32]),
+    pub product: fn(&Product, &[f32], &[f32], Epilogue<'_>, &mut [f32]),
     /// `W` `[outputs, inputs]` transposed into panels of [`PANEL`] columns: element `(input, output)` stands at
     /// `(output / PANEL * inputs + input) * PANEL + output % PANEL`; missing outputs are zero.
     pub pack_f32: fn(&[f32], usize, usize, &mut [f32]),
@@ -284,8 +284,8 @@ macro_rules! vector_table {
                 = gemv::gemv_rows::<$lanes, f16>(w, stride, origin, x, y);
             fn gemv_rows_bf16(w: &[bf16], stride: usize, origin: Origin, x: &[f32], y: &mut [f32])
                 = gemv::gemv_rows::<$lanes, bf16>(w, stride, origin, x, y);
-            fn product(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32])
-                = product::product::<$lanes>(p, a, b, bias, c);
+            fn product(p: &Product, a: &[f32], b: &[f32], epilogue: Epilogue<'_>, c: &mut [f32])
+                = product::product::<$lanes>(p, a, b, epilogue, c);
             fn pack_f32(w: &[f32], outputs: usize, inputs: usize, panels: &mut [f32])
                 = product::pack::<$lanes, f32>(w, outputs, inputs, panels);
             fn pack_f16(w: &[f16], outputs: usize, inputs: usize, panels: &mut [f32])

@@ -78,7 +78,16 @@ pub enum Write {
     Accumulate,
 }
 
-/// See [`Product`]; `bias` has one value a column and needs [`Write::Set`].
+/// What else is added to a product where it is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a> {
+    /// What each sum begins with, one value a column; needs [`Write::Set`].
+    pub bias: Option<&'a [f32]>,
+    /// What is added to each finished sum, a matrix that lies as `C` does.
+    pub residual: Option<&'a [f32]>,
+}
+
+/// See [`Product`].
 ///
 /// # Safety
 /// `L`'s instruction set must be present.
@@ -87,24 +96,15 @@ pub(super) unsafe fn product<L: Lanes>(
     p: &Product,
     a: &[f32],
     b: &[f32],
-    bias: Option<&[f32]>,
+    epilogue: Epilogue<'_>,
     c: &mut [f32],
 ) {
     if p.rows == 0 || p.columns == 0 {
         return;
     }
-    check(p, a, b, bias, c);
+    check(p, a, b, epilogue, c);
     if p.inner == 0 {
-        if p.write == Write::Set {
-            for row in 0..p.rows {
-                let to = &mut c[row * p.c_stride..][..p.columns];
-                match bias {
-                    Some(bias) => to.copy_from_slice(bias),
-                    None => to.fill(0.0),
-                }
-            }
-        }
-        return;
+        return empty(p, epilogue, c);
     }
     let group = L::TILE_VECTORS * L::WIDTH;
     let blocks = p.inner.div_ceil(INNER);
@@ -132,7 +132,7 @@ pub(super) unsafe fn product<L: Lanes>(
                 for first_column in (0..p.columns).step_by(group) {
                     let columns = group.min(p.columns - first_column);
                     let right = right_block::<L>(p, b, first_inner, inner, first_column, columns, panels);
-                    let begin = match (p.write, bias) {
+                    let begin = match (p.write, epilogue.bias) {
                         _ if first_inner > 0 => Begin::Old,
                         (Write::Accumulate, _) => Begin::Old,
                         (Write::Set, Some(bias)) => Begin::Bias(bias.as_ptr().add(first_column)),
@@ -168,6 +168,12 @@ pub(super) unsafe fn product<L: Lanes>(
                             c_stride: p.c_stride,
                             columns,
                             begin,
+                            residual: match epilogue.residual {
+                                Some(residual) if first_inner + inner == p.inner => {
+                                    residual.as_ptr().add((first_row + at) * p.c_stride + first_column)
+                                }
+                                _ => std::ptr::null(),
+                            },
                         };
                         tile.run::<L>(count);
                         at += count;
@@ -197,14 +203,32 @@ fn scratch() -> (*mut f32, *mut f32) {
     })
 }
 
+/// The product over no inner index.
+fn empty(p: &Product, epilogue: Epilogue<'_>, c: &mut [f32]) {
+    for row in 0..p.rows {
+        let place = row * p.c_stride..row * p.c_stride + p.columns;
+        match (p.write, epilogue.bias) {
+            (Write::Accumulate, _) => {}
+            (Write::Set, Some(bias)) => c[place.clone()].copy_from_slice(bias),
+            (Write::Set, None) => c[place.clone()].fill(0.0),
+        }
+        if let Some(residual) = epilogue.residual {
+            c[place.clone()].iter_mut().zip(&residual[place]).for_each(|(c, residual)| *c += residual);
+        }
+    }
+}
+
 /// Proves that every element the product touches lies inside its slice.
 #[inline(always)]
-fn check(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &[f32]) {
+fn check(p: &Product, a: &[f32], b: &[f32], epilogue: Epilogue<'_>, c: &[f32]) {
     assert!(p.a_row_stride == 1 || p.a_inner_stride == 1 || p.rows == 1 || p.inner <= 1, "A is a matrix");
     assert!(p.c_stride >= p.columns || p.rows == 1, "rows of C overlap");
     assert!((p.rows - 1) * p.c_stride + p.columns <= c.len(), "C is too short");
-    if let Some(bias) = bias {
+    if let Some(bias) = epilogue.bias {
         assert!(bias.len() == p.columns && p.write == Write::Set, "bias: one value a column, and no old C");
+    }
+    if let Some(residual) = epilogue.residual {
+        assert!((p.rows - 1) * p.c_stride + p.columns <= residual.len(), "the residual is too short");
     }
     if p.inner == 0 {
         return;
@@ -471,6 +495,8 @@ struct Tile {
     c_stride: usize,
     columns: usize,
     begin: Begin,
+    /// What is added at the end, as far apart as `c`; null if nothing.
+    residual: *const f32,
 }
 
 impl Tile {
@@ -555,6 +581,15 @@ impl Tile {
                     }
                 }
                 at += self.a_inner_stride;
+            }
+            if !self.residual.is_null() {
+                for (row, sums) in sum.iter_mut().enumerate() {
+                    for (vector, value) in sums.iter_mut().enumerate() {
+                        let from = self.residual.add(row * self.c_stride + vector * L::WIDTH);
+                        let old = if whole { L::load(from) } else { load_some(from, part(vector)) };
+                        *value = old.add(*value);
+                    }
+                }
             }
             for (row, sums) in sum.iter().enumerate() {
                 for (vector, value) in sums.iter().enumerate() {

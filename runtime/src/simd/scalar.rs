@@ -1,6 +1,6 @@
 //! The portable twin of every routine: the oracle of the tests, and the only table where there is no other.
 
-use super::product::{Operand, Product, Write};
+use super::product::{Epilogue, Operand, Product, Write};
 use super::routines::{self, Unit};
 use super::{InstructionSet, PANEL, Simd};
 use half::{bf16, f16};
@@ -141,13 +141,13 @@ fn place(output: usize, input: usize, inputs: usize) -> usize {
     (output / PANEL * inputs + input) * PANEL + output % PANEL
 }
 
-fn product(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32]) {
+fn product(p: &Product, a: &[f32], b: &[f32], epilogue: Epilogue<'_>, c: &mut [f32]) {
     for row in 0..p.rows {
         for column in 0..p.columns {
             let to = row * p.c_stride + column;
             let mut sum = match p.write {
                 Write::Accumulate => c[to],
-                Write::Set => bias.map_or(0.0, |bias| bias[column]),
+                Write::Set => epilogue.bias.map_or(0.0, |bias| bias[column]),
             };
             for inner in 0..p.inner {
                 let right = match p.b {
@@ -157,7 +157,7 @@ fn product(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32
                 };
                 sum += a[row * p.a_row_stride + inner * p.a_inner_stride] * right;
             }
-            c[to] = sum;
+            c[to] = epilogue.residual.map_or(sum, |residual| residual[to] + sum);
         }
     }
 }

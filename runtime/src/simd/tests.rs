@@ -1,7 +1,7 @@
 //! Every routine of every table against float64 and against the portable twin, at every small length.
 
 use super::octets::{OCTET, Octet};
-use super::product::{Operand, Product, Write};
+use super::product::{Epilogue, Operand, Product, Write};
 use super::*;
 
 /// Deterministic values in (-1, 1).
@@ -277,11 +277,13 @@ fn products_match_float64_in_every_orientation() {
             (130, 300, 31),
             (3, 520, 100),
             (125, 8, 97),
+            (3, 0, 5),
         ] {
             let a = values(rows * inner, 11);
             let b = values(inner * columns, 12);
             let bias = values(columns, 13);
             let old = values(rows * columns, 14);
+            let stream = values(rows * columns, 15);
             // B stored as [inner, columns], as its transpose, and packed from the transpose.
             let transposed: Vec<f32> =
                 (0..columns * inner).map(|i| b[(i % inner) * columns + i / inner]).collect();
@@ -296,9 +298,13 @@ fn products_match_float64_in_every_orientation() {
                     (&b, Operand::Rows { stride: columns }),
                     (&transposed, Operand::Transposed { stride: inner }),
                 ] {
-                    for (write, bias) in
-                        [(Write::Set, None), (Write::Set, Some(&bias[..])), (Write::Accumulate, None)]
-                    {
+                    for (write, bias, residual) in [
+                        (Write::Set, None, None),
+                        (Write::Set, Some(&bias[..]), None),
+                        (Write::Set, Some(&bias[..]), Some(&stream[..])),
+                        (Write::Accumulate, None, None),
+                        (Write::Accumulate, None, Some(&stream[..])),
+                    ] {
                         let p = Product {
                             rows,
                             inner,
@@ -310,7 +316,7 @@ fn products_match_float64_in_every_orientation() {
                             write,
                         };
                         let mut c = old.clone();
-                        (table.product)(&p, left, right, bias, &mut c);
+                        (table.product)(&p, left, right, Epilogue { bias, residual }, &mut c);
                         let want: Vec<f64> = (0..rows * columns)
                             .map(|i| {
                                 let (row, column) = (i / columns, i % columns);
@@ -319,6 +325,7 @@ fn products_match_float64_in_every_orientation() {
                                     Write::Set => bias.map_or(0.0, |bias| f64::from(bias[column])),
                                 };
                                 begin
+                                    + residual.map_or(0.0, |residual| f64::from(residual[i]))
                                     + (0..inner)
                                         .map(|k| {
                                             f64::from(a[row * inner + k]) * f64::from(b[k * columns + column])
@@ -351,7 +358,7 @@ fn an_element_does_not_depend_on_how_rows_and_columns_are_cut() {
                 c_stride: columns,
                 write: Write::Set,
             };
-            (table.product)(&p, &a[row * inner..], &b[column * inner..], None, &mut c);
+            (table.product)(&p, &a[row * inner..], &b[column * inner..], Epilogue::default(), &mut c);
             c
         };
         let whole = run(0, rows, 0, columns);

@@ -17,10 +17,11 @@ use crate::ops::route::{Balance, Disturbance, Router, Routing};
 use crate::ops::{activation, add, embedding, experts, linear, norm, query_key_norm, rotary, route};
 use crate::params::Params;
 use crate::windows::Windows;
-use arena::{grad, grad_pair, head_of, part, piece_rows, router_of, split_off};
+use arena::{grad, grad_pair, head_of, part, piece_rows, router_of, split_off, weights};
 use formats::layout::{Bank, Linear, Norm, ParameterId};
 use formats::{Layout, Result};
 use runtime::load;
+use runtime::simd::product::Epilogue;
 use runtime::simd::{Aligned, Simd, packed_len};
 use runtime::team::Crew;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,6 +88,8 @@ impl Backend for Cpu {
     const AT_HAND: bool = true;
 
     const SHARES_ROWS: bool = true;
+    const ADDS_IN_PRODUCTS: bool = true;
+
     fn replayed(&self, _: Phase, _: Option<&Adam>, work: impl FnOnce()) -> Result<()> {
         work();
         Ok(())
@@ -177,16 +180,9 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, rows: usize, x: &Aligned, linear: &Linear, params: &Params<Cpu>, out: &mut Aligned) {
-        let bias = linear.bias.map(|bias| part(params, bias));
-        linear::forward(
-            &mut self.hands(),
-            linear,
-            rows,
-            x,
-            &params.working[linear.weight.index()],
-            bias,
-            out,
-        );
+        let (panels, bias) = weights(params, linear);
+        let epilogue = Epilogue { bias, residual: None };
+        linear::forward(&mut self.hands(), linear, rows, x, panels, epilogue, out);
     }
 
     fn linear_backward(
@@ -207,6 +203,36 @@ impl Backend for Cpu {
         if let Some(bias) = linear.bias {
             linear::backward_bias(hands, d_out, grad(&params.layout, grads, bias));
         }
+    }
+
+    fn linear_activation(
+        &self,
+        rows: usize,
+        x: &Aligned,
+        linear: &Linear,
+        s: Hidden,
+        params: &Params<Cpu>,
+        hidden: &mut Aligned,
+        out: &mut Aligned,
+    ) {
+        let (panels, bias) = weights(params, linear);
+        let (epilogue, to) = (Epilogue { bias, residual: None }, (&mut hidden[..], &mut out[..]));
+        linear::forward_activation(&mut self.hands(), linear, rows, x, panels, epilogue, s, to);
+    }
+
+    fn linear_add(
+        &self,
+        rows: usize,
+        x: &Aligned,
+        linear: &Linear,
+        params: &Params<Cpu>,
+        stream: &Aligned,
+        _: &mut Aligned,
+        sum: &mut Aligned,
+    ) {
+        let (panels, bias) = weights(params, linear);
+        let epilogue = Epilogue { bias, residual: Some(stream) };
+        linear::forward(&mut self.hands(), linear, rows, x, panels, epilogue, sum);
     }
 
     fn attention(

@@ -36,6 +36,10 @@ pub trait Backend: Storage {
     /// Whether its evaluation takes [`Windows::Shared`]: the verbs that ask for windows are otherwise given whole ones only.
     const SHARES_ROWS: bool;
 
+    /// Whether a product adds a residual stream to what it makes: [`Backend::linear_add`] is then asked for in place of
+    /// [`Backend::add_norm`] where nothing is dropped.
+    const ADDS_IN_PRODUCTS: bool = false;
+
     /// Does `work`, which calls only verbs without a result and is the same work on the same buffers whenever `phase` is
     /// the same: all that may differ is what `adam` says of the step. A device may record it and carry out the record.
     fn replayed(&self, phase: Phase, adam: Option<&Adam>, work: impl FnOnce()) -> Result<()>;
@@ -211,6 +215,21 @@ pub trait Backend: Storage {
     ) {
         self.linear(rows, x, linear, params, hidden);
         self.activation(s, hidden, None, out);
+    }
+    /// [`Backend::linear`] to `branch`, which nobody reads, and [`Backend::add`] of it and the stream to `sum`; asked for
+    /// if [`Backend::ADDS_IN_PRODUCTS`].
+    fn linear_add(
+        &self,
+        rows: usize,
+        x: &Self::Values,
+        linear: &Linear,
+        params: &Params<Self>,
+        stream: &Self::Values,
+        branch: &mut Self::Values,
+        sum: &mut Self::Values,
+    ) {
+        self.linear(rows, x, linear, params, branch);
+        self.add(rows, stream, branch, None, sum);
     }
     /// The backward pass of such an [`Backend::activation`] of `hidden` and of the [`Backend::linear`] that reads its
     /// result `x`; sets the gradient of `hidden`.

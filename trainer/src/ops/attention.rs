@@ -19,7 +19,7 @@ mod short;
 use super::dropout::{Mask, after};
 use super::hands::Hands;
 use crate::windows::Windows;
-use runtime::simd::product::{Operand, Product, Write};
+use runtime::simd::product::{Epilogue, Operand, Product, Write};
 use runtime::simd::routines::Unit;
 use runtime::simd::{Simd, Work};
 
@@ -245,12 +245,12 @@ fn one_by_one(
     let (width, row) = (s.width(), s.row());
     blocks(s, |block, Place { query, key: at_key, value: at_value, out: at_out }| {
         let queries = &qkv[query + block.first * row..];
-        (simd.product)(&block.against_keys(row), queries, &qkv[at_key..], None, scratch);
+        (simd.product)(&block.against_keys(row), queries, &qkv[at_key..], Epilogue::default(), scratch);
         let log_sums = &mut kept[block.first_row..][..block.queries];
         simd.run(Weigh { block, log_sums, scores: scratch });
         block.drop(mask, scratch);
         let to = &mut out[at_out + block.first * width..];
-        (simd.product)(&block.over_keys(width), scratch, &qkv[at_value..], None, to);
+        (simd.product)(&block.over_keys(width), scratch, &qkv[at_value..], Epilogue::default(), to);
     });
 }
 
@@ -382,8 +382,14 @@ fn windows_backward(
         let write = if block.opens { Write::Set } else { Write::Accumulate };
         let d_rows = &d_out[from_out..];
 
-        (simd.product)(&block.against_keys(row), &qkv[queries..], &qkv[at_key..], None, weights);
-        (simd.product)(&block.against_keys(width), d_rows, &qkv[at_value..], None, d_weights);
+        (simd.product)(
+            &block.against_keys(row),
+            &qkv[queries..],
+            &qkv[at_key..],
+            Epilogue::default(),
+            weights,
+        );
+        (simd.product)(&block.against_keys(width), d_rows, &qkv[at_value..], Epilogue::default(), d_weights);
         let log_sums = &kept[block.first_row..][..block.queries];
         simd.run(WeighAgain { block, log_sums, scores: weights });
         // d_p takes the mask; then d_s, while the weights without it are still at hand.
@@ -391,11 +397,17 @@ fn windows_backward(
         simd.run(Unweigh { block, weights, d_weights, out: &out[from_out..], d_out: d_rows });
         block.drop(mask, weights);
         let d_values = &mut d_qkv[at_value..];
-        (simd.product)(&block.over_queries(width, write), weights, d_rows, None, d_values);
+        (simd.product)(&block.over_queries(width, write), weights, d_rows, Epilogue::default(), d_values);
         let d_queries = &mut d_qkv[queries..];
-        (simd.product)(&block.over_keys(row), d_weights, &qkv[at_key..], None, d_queries);
+        (simd.product)(&block.over_keys(row), d_weights, &qkv[at_key..], Epilogue::default(), d_queries);
         let d_keys = &mut d_qkv[at_key..];
-        (simd.product)(&block.over_queries(row, write), d_weights, &qkv[queries..], None, d_keys);
+        (simd.product)(
+            &block.over_queries(row, write),
+            d_weights,
+            &qkv[queries..],
+            Epilogue::default(),
+            d_keys,
+        );
     });
 }
 

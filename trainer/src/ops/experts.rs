@@ -14,7 +14,7 @@ use super::linear;
 use super::route::{DROPPED, Router, Routing};
 use formats::layout::{Bank, Linear};
 use runtime::simd::Simd;
-use runtime::simd::product::Write;
+use runtime::simd::product::{Epilogue, Write};
 
 /// Into an expert, or out of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +78,8 @@ pub fn linear(
     }
     let x = &x[places.start * map.inputs..places.end * map.inputs];
     let out = &mut out[places.start * map.outputs..places.end * map.outputs];
-    linear::forward(hands, map, places.len(), x, panels, bias, out);
+    let epilogue = Epilogue { bias, residual: None };
+    linear::forward(hands, map, places.len(), x, panels, epilogue, out);
 }
 
 /// Its gradients: `d_x` set, those of the parameters added to what is there.

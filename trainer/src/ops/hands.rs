@@ -5,7 +5,7 @@
 //! the sizes alone, and no piece shares a sum with another, so that neither the cut nor the number of threads changes
 //! a bit. Computes nothing itself.
 
-use runtime::simd::product::{Operand, Product, Write};
+use runtime::simd::product::{Epilogue, Operand, Product, Write};
 use runtime::simd::{Aligned, PANEL, Simd};
 use runtime::team::Crew;
 use std::sync::MutexGuard;
@@ -91,30 +91,18 @@ impl<'a> Hands<'a> {
     }
 
     /// See [`Simd::product`].
-    pub fn product(&mut self, p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32]) {
-        let simd = self.simd;
-        let work = p.rows.saturating_mul(p.inner).saturating_mul(p.columns);
-        let crowd = match &mut self.crowd {
-            Some(crowd) if work >= PRODUCT => crowd,
-            _ => return (simd.product)(p, a, b, bias, c),
-        };
+    pub fn product(&mut self, p: &Product, a: &[f32], b: &[f32], epilogue: Epilogue<'_>, c: &mut [f32]) {
+        let (simd, nothing) = (self.simd, |_: usize, _: &[f32], _: &mut [f32]| {});
+        let Some(crowd) = self.crowd_for(p) else { return (simd.product)(p, a, b, epilogue, c) };
         match p.b {
-            Operand::Panels => {
-                let block = (FACTOR / p.inner / GROUP).max(1) * GROUP;
-                for first in (0..p.columns).step_by(block) {
-                    let columns = block.min(p.columns - first);
-                    let part = Product { columns, ..*p };
-                    let bias = bias.map(|bias| &bias[first..first + columns]);
-                    pieces(&mut crowd.crew, simd, &part, a, &b[first * p.inner..], bias, &mut c[first..]);
-                }
-            }
+            Operand::Panels => self.product_then(p, a, b, epilogue, c, &mut [], nothing),
             Operand::Rows { stride } if p.rows >= PACKED_ROWS && crowd.make_room() => {
-                let Crowd { crew, panels } = &mut **crowd;
+                let Crowd { crew, panels } = crowd;
                 let width = p.columns.next_multiple_of(PANEL);
                 let most = (FACTOR / width).max(1);
                 let block = p.inner.div_ceil(p.inner.div_ceil(most));
                 if block * width > panels.len() {
-                    return pieces(crew, simd, p, a, b, bias, c);
+                    return pieces(crew, simd, p, a, b, epilogue, (c, &mut []), &nothing);
                 }
                 for first in (0..p.inner).step_by(block) {
                     let inner = block.min(p.inner - first);
@@ -123,34 +111,82 @@ impl<'a> Hands<'a> {
                     crew.deal(strips, |(index, panels)| {
                         lay(from, stride, index * PACKED_PANELS * PANEL..p.columns, inner, panels);
                     });
-                    let (write, bias) = if first == 0 { (p.write, bias) } else { (Write::Accumulate, None) };
+                    let write = if first == 0 { p.write } else { Write::Accumulate };
+                    let epilogue = Epilogue {
+                        bias: epilogue.bias.filter(|_| first == 0),
+                        residual: epilogue.residual.filter(|_| first + inner == p.inner),
+                    };
                     let part = Product { inner, b: Operand::Panels, write, ..*p };
-                    pieces(crew, simd, &part, &a[first * p.a_inner_stride..], panels, bias, c);
+                    let a = &a[first * p.a_inner_stride..];
+                    pieces(crew, simd, &part, a, panels, epilogue, (c, &mut []), &nothing);
                 }
             }
-            _ => pieces(&mut crowd.crew, simd, p, a, b, bias, c),
+            _ => pieces(&mut crowd.crew, simd, p, a, b, epilogue, (c, &mut []), &nothing),
         }
+    }
+
+    /// The product with packed panels, and `then` of each piece of it, of so many columns, while it is near: it makes the
+    /// same piece of `out`, which lies as `c` does or is empty.
+    pub fn product_then(
+        &mut self,
+        p: &Product,
+        a: &[f32],
+        panels: &[f32],
+        epilogue: Epilogue<'_>,
+        c: &mut [f32],
+        out: &mut [f32],
+        then: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+    ) {
+        let simd = self.simd;
+        let Some(crowd) = self.crowd_for(p) else {
+            (simd.product)(p, a, panels, epilogue, c);
+            return then(p.columns, c, out);
+        };
+        let block = (FACTOR / p.inner / GROUP).max(1) * GROUP;
+        for first in (0..p.columns).step_by(block) {
+            let columns = block.min(p.columns - first);
+            let part = Product { columns, ..*p };
+            let epilogue = Epilogue {
+                bias: epilogue.bias.map(|bias| &bias[first..first + columns]),
+                residual: epilogue.residual.map(|residual| &residual[first..]),
+            };
+            let to = (&mut c[first..], out.get_mut(first..).unwrap_or_default());
+            pieces(&mut crowd.crew, simd, &part, a, &panels[first * p.inner..], epilogue, to, &then);
+        }
+    }
+
+    /// All threads, if a product is worth waking them for.
+    fn crowd_for(&mut self, p: &Product) -> Option<&mut Crowd> {
+        let work = p.rows.saturating_mul(p.inner).saturating_mul(p.columns);
+        self.crowd.as_deref_mut().filter(|_| work >= PRODUCT)
     }
 }
 
-/// A product by rows of its result.
+/// A product by rows of its result, and what follows of each.
 fn pieces(
     crew: &mut Crew,
     simd: &Simd,
     p: &Product,
     a: &[f32],
     b: &[f32],
-    bias: Option<&[f32]>,
-    c: &mut [f32],
+    epilogue: Epilogue<'_>,
+    (c, out): (&mut [f32], &mut [f32]),
+    then: &(impl Fn(usize, &[f32], &mut [f32]) + Sync),
 ) {
     let piece = match p.rows {
         rows if rows >= PIECES * LONG_PIECE => LONG_PIECE,
         rows => (rows.div_ceil(PIECES / 2).next_multiple_of(8)).min(SHORT_PIECE),
     };
-    let parts = (0..p.rows).step_by(piece).zip(c.chunks_mut(piece * p.c_stride));
-    crew.deal(parts, |(first, c)| {
+    let len = piece * p.c_stride;
+    let mut out = out.chunks_mut(len);
+    let parts = (0..p.rows).step_by(piece).zip(c.chunks_mut(len));
+    let parts = parts.map(|(first, c)| (first, c, out.next().unwrap_or_default()));
+    crew.deal(parts, |(first, c, out)| {
         let part = Product { rows: piece.min(p.rows - first), ..*p };
-        (simd.product)(&part, &a[first * p.a_row_stride..], b, bias, c);
+        let residual = epilogue.residual.map(|residual| &residual[first * p.c_stride..]);
+        let epilogue = Epilogue { residual, ..epilogue };
+        (simd.product)(&part, &a[first * p.a_row_stride..], b, epilogue, c);
+        then(part.columns, c, out);
     });
 }
 
@@ -176,15 +212,15 @@ mod tests {
 
     /// What one thread alone makes of a product, and what crews make of it.
     #[track_caller]
-    fn same(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>) {
+    fn same(p: &Product, a: &[f32], b: &[f32], epilogue: Epilogue<'_>) {
         for simd in Simd::available().into_iter().filter(|simd| simd.name != "scalar") {
             let old = values(p.rows * p.c_stride, 9);
             let mut expected = old.clone();
-            Hands::alone(simd).product(p, a, b, bias, &mut expected);
+            Hands::alone(simd).product(p, a, b, epilogue, &mut expected);
             for threads in 1..=3 {
                 let crowd = Mutex::new(Crowd::new(Crew::new(threads).expect("threads")));
                 let mut found = old.clone();
-                Hands::all(simd, crowd.lock().expect("a new lock")).product(p, a, b, bias, &mut found);
+                Hands::all(simd, crowd.lock().expect("a new lock")).product(p, a, b, epilogue, &mut found);
                 assert!(found == expected, "{p:?} by {threads} threads");
             }
         }
@@ -207,16 +243,18 @@ mod tests {
                 c_stride: columns + 3,
                 write: Write::Set,
             };
-            same(&p, &a, &panels, Some(&bias));
-            same(&Product { write: Write::Accumulate, ..p }, &a, &panels, None);
+            let residual = values(rows * p.c_stride, 4);
+            let epilogues = [None, Some(&residual[..])]
+                .map(|residual| [None, Some(&bias[..])].map(|bias| Epilogue { bias, residual }));
+            epilogues.iter().flatten().for_each(|epilogue| same(&p, &a, &panels, *epilogue));
+            same(&Product { write: Write::Accumulate, ..p }, &a, &panels, Epilogue::default());
             let turned = Product { a_row_stride: 1, a_inner_stride: rows, ..p };
             for p in [p, turned] {
                 let p = Product { b: Operand::Rows { stride: columns }, ..p };
-                same(&p, &a, &b, None);
-                same(&p, &a, &b, Some(&bias));
-                same(&Product { write: Write::Accumulate, ..p }, &a, &b, None);
+                epilogues.iter().flatten().for_each(|epilogue| same(&p, &a, &b, *epilogue));
+                same(&Product { write: Write::Accumulate, ..p }, &a, &b, Epilogue::default());
             }
-            same(&Product { b: Operand::Transposed { stride: inner }, ..p }, &a, &b, None);
+            same(&Product { b: Operand::Transposed { stride: inner }, ..p }, &a, &b, Epilogue::default());
         }
     }
 
@@ -235,6 +273,6 @@ mod tests {
             c_stride: columns,
             write: Write::Set,
         };
-        same(&p, &a, &b, None);
+        same(&p, &a, &b, Epilogue::default());
     }
 }

@@ -5,21 +5,48 @@
 
 pub mod cuda;
 
+use super::activation::{self, Hidden};
 use super::hands::Hands;
 use formats::layout::Linear;
-use runtime::simd::product::{Operand, Product, Write};
+use runtime::simd::product::{Epilogue, Operand, Product, Write};
 
-/// `panels` is `W` packed by `pack_f32`.
+/// `panels` is `W` packed by `pack_f32`; the epilogue has the bias, and what else is added.
 pub fn forward(
     hands: &mut Hands<'_>,
     linear: &Linear,
     rows: usize,
     x: &[f32],
     panels: &[f32],
-    bias: Option<&[f32]>,
+    epilogue: Epilogue<'_>,
     out: &mut [f32],
 ) {
-    let product = Product {
+    hands.product(&product(linear, rows), x, panels, epilogue, out);
+}
+
+/// The same, and its nonlinearity, which goes value by value: `y` to `hidden`, `f(y)` to `out`.
+pub fn forward_activation(
+    hands: &mut Hands<'_>,
+    linear: &Linear,
+    rows: usize,
+    x: &[f32],
+    panels: &[f32],
+    epilogue: Epilogue<'_>,
+    s: Hidden,
+    (hidden, out): (&mut [f32], &mut [f32]),
+) {
+    let (simd, stride) = (hands.simd, linear.outputs);
+    hands.product_then(&product(linear, rows), x, panels, epilogue, hidden, out, |columns, hidden, out| {
+        // Whole rows are one stretch.
+        let (len, part) = if columns == stride { (hidden.len(), hidden.len()) } else { (stride, columns) };
+        for (hidden, out) in hidden.chunks(len).zip(out.chunks_mut(len)) {
+            let s = Hidden { width: part, ..s };
+            activation::forward(simd, s, &hidden[..part], None, &mut out[..part]);
+        }
+    });
+}
+
+fn product(linear: &Linear, rows: usize) -> Product {
+    Product {
         rows,
         inner: linear.inputs,
         columns: linear.outputs,
@@ -28,8 +55,7 @@ pub fn forward(
         b: Operand::Panels,
         c_stride: linear.outputs,
         write: Write::Set,
-    };
-    hands.product(&product, x, panels, bias, out);
+    }
 }
 
 /// `d_x = d_y W`.
@@ -51,7 +77,7 @@ pub fn backward_input(
         c_stride: linear.inputs,
         write,
     };
-    hands.product(&product, d_out, weight, None, d_x);
+    hands.product(&product, d_out, weight, Epilogue::default(), d_x);
 }
 
 /// `d_W += d_y^T x` and `d_b += sum d_y`.
@@ -73,7 +99,7 @@ pub fn backward_weight(
         c_stride: linear.inputs,
         write: Write::Accumulate,
     };
-    hands.product(&product, d_out, x, None, d_weight);
+    hands.product(&product, d_out, x, Epilogue::default(), d_weight);
 }
 
 /// `d_b += sum over rows of d_y`.
@@ -106,7 +132,15 @@ mod tests {
                     let mut panels = vec![0.0; packed_len(outputs, inputs)];
                     (simd.pack_f32)(weight, outputs, inputs, &mut panels);
                     let mut out = vec![f32::NAN; rows * outputs];
-                    forward(&mut Hands::alone(simd), &linear, rows, x, &panels, Some(bias), &mut out);
+                    forward(
+                        &mut Hands::alone(simd),
+                        &linear,
+                        rows,
+                        x,
+                        &panels,
+                        Epilogue { bias: Some(bias), residual: None },
+                        &mut out,
+                    );
                     out
                 };
                 let mut d_x = vec![f32::NAN; x.len()];

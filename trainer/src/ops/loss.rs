@@ -11,7 +11,7 @@ use super::linear;
 use crate::windows::{Question, Windows};
 use formats::layout::Linear;
 use runtime::simd::Simd;
-use runtime::simd::product::Write;
+use runtime::simd::product::{Epilogue, Write};
 
 /// Rows whose softmax is taken at once.
 const TOGETHER: usize = 8;
@@ -85,7 +85,8 @@ pub fn forward(
         let rows = s.chunk().min(s.rows - first);
         let x = &x[first * s.width..][..rows * s.width];
         let logits = &mut scratch[..rows * s.vocabulary];
-        linear::forward(hands, head.linear, rows, x, head.panels, head.bias, logits);
+        let epilogue = Epilogue { bias: head.bias, residual: None };
+        linear::forward(hands, head.linear, rows, x, head.panels, epilogue, logits);
         if let Some(shared) = windows.shared() {
             let asked = shared.asked(first..first + rows);
             let (questions, losses) = (&shared.questions[asked.clone()], &mut losses[asked]);

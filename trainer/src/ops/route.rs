@@ -22,7 +22,7 @@ use super::dropout::{Draws, Mask};
 use formats::config::{RouterScore, RouterWeight};
 use runtime::random::uniform;
 use runtime::simd::Simd;
-use runtime::simd::product::{Operand, Product, Write};
+use runtime::simd::product::{Epilogue, Operand, Product, Write};
 use std::cmp::Ordering;
 use std::collections::TryReserveError;
 
@@ -176,10 +176,10 @@ pub fn forward(
     let (scores, rest) = kept.split_at_mut(s.rows * s.count);
     let (log_sums, slopes) = rest.split_at_mut(s.rows);
     let input = jitter(s, x, disturbance, jittered);
-    (simd.product)(&logits_product(s), input, parameters.panels, None, scores);
+    (simd.product)(&logits_product(s), input, parameters.panels, Epilogue::default(), scores);
     if let (Some((_, panels)), Some(draws)) = (parameters.noise, disturbance.noise) {
         let scales = &mut logits[..s.rows * s.count];
-        (simd.product)(&logits_product(s), x, panels, None, scales);
+        (simd.product)(&logits_product(s), x, panels, Epilogue::default(), scales);
         add_noise(s, draws, scales, scores, slopes);
     } else {
         slopes.fill(0.0);
@@ -389,7 +389,7 @@ pub fn backward(
             c_stride: s.width,
             write: Write::Accumulate,
         };
-        (simd.product)(&product, d, x, None, to);
+        (simd.product)(&product, d, x, Epilogue::default(), to);
     };
     by_parameter(d_logits, input, d_router);
     let by_input = |d: &[f32], weight: &[f32], write: Write, to: &mut [f32]| {
@@ -403,7 +403,7 @@ pub fn backward(
             c_stride: s.width,
             write,
         };
-        (simd.product)(&product, d, weight, None, to);
+        (simd.product)(&product, d, weight, Epilogue::default(), to);
     };
     match disturbance.jitter {
         None => by_input(d_logits, parameters.router, write, d_x),

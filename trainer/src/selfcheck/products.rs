@@ -1,4 +1,4 @@
-//! Cases of the affine map, alone and with the nonlinearity behind or before it.
+//! Cases of the affine map, alone, with a residual stream, and with the nonlinearity behind or before it.
 
 use super::compare::{Allowance, Kept, differences};
 use super::rows::{ELEMENTARY, linear_allowances, of_sizes};
@@ -60,6 +60,37 @@ impl Case for Mapped {
     }
 }
 
+/// The map and the residual connection behind it, beside one after the other.
+struct Added {
+    map: Mapped,
+    stream: Vec<f32>,
+}
+
+impl Case for Added {
+    const NAME: &'static str = "linear_add";
+
+    fn shape(&self) -> String {
+        self.map.shape()
+    }
+
+    fn carry_out<B: Backend>(&self, backend: &B) -> Result<Vec<Found>> {
+        let Added { map: Mapped { rows, subject, x, .. }, stream } = self;
+        let (params, map, len) = (subject.params(backend)?, subject.up(), stream.len());
+        let (x, stream) = (values(backend, x)?, values(backend, stream)?);
+        let made = || unwritten(backend, len);
+        let (mut branch, mut sum, mut branch_apart, mut sum_apart) = (made()?, made()?, made()?, made()?);
+        backend.linear_add(*rows, &x, &map, &params, &stream, &mut branch, &mut sum);
+        backend.linear(*rows, &x, &map, &params, &mut branch_apart);
+        backend.add(*rows, &stream, &branch_apart, None, &mut sum_apart);
+        let unlike = differences(read(backend, &sum, len)?, read(backend, &sum_apart, len)?);
+        Ok(vec![Found::marks("beside both apart", unlike)])
+    }
+
+    fn allowances(&self, _: &Cpu) -> Result<Vec<Allowance>> {
+        Ok(vec![Allowance::none(self.stream.len())])
+    }
+}
+
 /// Rows, inputs and outputs: smaller than a tile, around one, several with a rest, and a model's own.
 const SHAPES: &[[usize; 3]] = &[
     [1, 1, 1],
@@ -93,7 +124,7 @@ pub(super) fn linears<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
     for (index, [rows, width, feed_forward]) in shapes.into_iter().enumerate() {
         let config = Config { feed_forward, feed_forward_bias: index % 3 != 2, ..config(width) };
         let write = if index % 2 == 0 { Write::Set } else { Write::Accumulate };
-        suite.check(&Mapped {
+        let map = Mapped {
             rows,
             subject: Subject::new(config, suite.rounding, 100 + index as u64),
             x: drawn(suite.rounding, rows * width, 120 + index as u64),
@@ -103,7 +134,10 @@ pub(super) fn linears<B: Backend>(suite: &mut Suite<'_, B>) -> Result<()> {
                 Write::Accumulate => drawn(suite.rounding, rows * width, 160 + index as u64),
             },
             write,
-        })?;
+        };
+        suite.check(&map)?;
+        suite
+            .check(&Added { stream: drawn(suite.rounding, rows * feed_forward, 180 + index as u64), map })?;
     }
     Ok(())
 }
@@ -237,7 +271,7 @@ impl Case for Apart {
         unlike.extend(differences(joined.activated, apart.activated));
         unlike.extend(differences(joined.d_hidden, apart.d_hidden));
         unlike.extend(differences(joined.grads, apart.grads));
-        Ok(vec![Found::new("beside both apart", unlike)])
+        Ok(vec![Found::marks("beside both apart", unlike)])
     }
 
     fn allowances(&self, _: &Cpu) -> Result<Vec<Allowance>> {

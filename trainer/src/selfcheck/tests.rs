@@ -1,6 +1,6 @@
 use super::*;
 use runtime::simd::Simd;
-use runtime::simd::product::Product;
+use runtime::simd::product::{Epilogue, Product};
 
 fn reference() -> Cpu {
     Cpu::with(Simd::available()[0], 1).expect("a thread")
@@ -64,8 +64,8 @@ fn a_backend_with_a_wrong_routine_fails_where_it_is_used() {
     fn scalar() -> &'static Simd {
         Simd::available()[0]
     }
-    fn last_column_short(p: &Product, a: &[f32], b: &[f32], bias: Option<&[f32]>, c: &mut [f32]) {
-        (scalar().product)(p, a, b, bias, c);
+    fn last_column_short(p: &Product, a: &[f32], b: &[f32], epilogue: Epilogue<'_>, c: &mut [f32]) {
+        (scalar().product)(p, a, b, epilogue, c);
         // One element, one part in a thousand.
         c[(p.rows - 1) * p.c_stride + p.columns - 1] *= 0.999;
     }

@@ -201,6 +201,7 @@ impl Op {
     pub fn follows(&self, before: &Op) -> bool {
         match (before, self) {
             (Op::Add { out, .. }, Op::Norm { x, .. }) => out == x,
+            (Op::Linear { out, .. }, Op::Add { stream, branch, .. }) => out == branch && stream != branch,
             (Op::Linear { out, .. }, Op::Activation { x, site: None, .. })
             | (Op::Experts { way: Way::In, out, .. }, Op::Activation { x, .. }) => {
                 out == x && self.in_place()

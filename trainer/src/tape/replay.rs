@@ -300,6 +300,16 @@ impl<B: Backend> Replay<B> {
                     });
                 });
             }
+            (Op::Linear { x, linear, out: branch }, Some(Op::Add { stream, out: sum, site, .. }))
+                if B::ADDS_IN_PRODUCTS && self.row_mask(place, site, sum).is_none() =>
+            {
+                self.make_first(branch, |this, branch| {
+                    this.make(sum, |this, sum| {
+                        let (x, stream) = (this.value(x), this.value(stream));
+                        backend.linear_add(rows, x, &linear, params, stream, branch, sum);
+                    });
+                });
+            }
             (Op::Linear { x, linear, out: made }, Some(Op::Activation { out, hidden, .. })) => {
                 self.make_first(made, |this, made| {
                     this.make(out, |this, out| {

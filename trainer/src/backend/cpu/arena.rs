@@ -13,6 +13,11 @@ pub(super) fn part(params: &Params<Cpu>, id: ParameterId) -> &[f32] {
     &params.master[params.layout.parameter(id).range()]
 }
 
+/// A map's matrix as its product reads it, and its bias.
+pub(super) fn weights<'a>(params: &'a Params<Cpu>, linear: &Linear) -> (&'a [f32], Option<&'a [f32]>) {
+    (&params.working[linear.weight.index()], linear.bias.map(|bias| part(params, bias)))
+}
+
 /// A parameter's gradient.
 pub(super) fn grad<'a>(layout: &Layout, grads: &'a mut [f32], id: ParameterId) -> &'a mut [f32] {
     &mut grads[layout.parameter(id).range()]
