@@ -78,22 +78,23 @@ impl Generate {
         let interrupt = Interrupt::watch(session.canceller());
         let mut generator = Generator::new(&mut session, &prompt, &options)?;
         note(format_args!("seed: {}", options.seed));
+        let context = model.config().context;
+        // Said before the text, which it would otherwise cut in two. The last token is not fed.
+        if options.at_context == AtContext::Slide
+            && (prompt.len().max(1) - 1).saturating_add(options.max_tokens) > context
+        {
+            note(format_args!(
+                "past the context of {context} ids each token recomputes the window of its last {context} ids \
+                 (--at-context stop ends there instead)"
+            ));
+        }
 
         let mut writer = Writer::new(self.format, &model, &prompt, self.echo)?;
         let mut clock = Clock::new(prompt.len().max(1));
-        let mut told = false;
         while let Some(token) = generator.next() {
             let token = token.map_err(|error| self.opening.blame(error))?;
             clock.token();
             writer.token(token, generator.text())?;
-            if generator.slid() && !told {
-                told = true;
-                let context = model.config().context;
-                note(format_args!(
-                    "the context of {context} ids is full: from here each token recomputes the window of its last \
-                     {context} ids (--at-context stop ends instead)"
-                ));
-            }
         }
         let reason = generator.finish_reason().unwrap_or(FinishReason::Length);
         writer.end(generator.tail(), reason, &options)?;
