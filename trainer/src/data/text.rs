@@ -55,8 +55,24 @@ impl Source {
         match tokenizer.split() {
             // Of bytes, which need be no UTF-8.
             Some(_) => tokenizer.encode_bytes(&self.bytes),
-            None => tokenizer.encode(self.utf8()?),
+            None => {
+                let text = self.utf8()?;
+                tokenizer.encode(text).map_err(|error| self.blame(tokenizer, text, error))
+            }
         }
+    }
+
+    /// The same error, of the file that holds what cannot be encoded.
+    fn blame(&self, tokenizer: &Tokenizer, text: &str, error: Error) -> Error {
+        let mut start = 0;
+        let named = self.files.iter().find_map(|(path, end)| {
+            let part = text.get(std::mem::replace(&mut start, *end)..*end)?;
+            match tokenizer.encode(part) {
+                Err(Error::Usage(problem)) => Some(Error::Usage(format!("{}: {problem}", path.display()))),
+                _ => None,
+            }
+        });
+        named.unwrap_or(error)
     }
 
     /// The bytes and their ids.
@@ -219,6 +235,14 @@ mod tests {
         assert_eq!(tokenizer.vocabulary(), 3);
         assert_eq!([text.training(), text.validation()].concat(), [0, 1, 2, 0]);
         assert_eq!(text.fingerprint().bytes, 7);
+    }
+
+    #[test]
+    fn the_file_of_an_unknown_character_is_named() {
+        let tokenizer = Tokenizer::characters("abß").expect("three characters");
+        let text = source(&["abß".as_bytes(), "bßc".as_bytes(), b"d"]);
+        let error = Text::encode(&tokenizer, &text).expect_err("no such character").to_string();
+        assert!(error.starts_with("part 1: ") && error.contains("'c' (U+0063) at byte 3"), "{error}");
     }
 
     #[test]
