@@ -2,7 +2,7 @@
 //!
 //! - [`source`]: the only way a file is opened: regular, bounded, never a hang
 //! - `map`: a file's bytes, mapped or held; `advice`: what the system is told about them
-//! - `container`: the safetensors format, read strictly; `writer`: written to the same bytes every time
+//! - `container`: the safetensors format, its `header` read strictly; `writer`: written to the same bytes every time
 //! - `weights`: one model's tensors, each proven to be what the layout expects
 //! - `shards`: weights in several files, under one index
 //! - `generation`: how a model wants to be sampled
@@ -19,6 +19,7 @@ mod commit;
 mod container;
 mod directory;
 mod generation;
+mod header;
 mod history;
 mod manifest;
 mod map;

@@ -1,7 +1,8 @@
 //! One model's tensors: each of the layout's parameters has its own, whole or in pieces, of the right shapes, and
 //! there are no others. They may lie in several files.
 
-use super::container::{Place, TensorFile};
+use super::container::TensorFile;
+use super::header::Place;
 use super::{Advice, Dtype, Tensor, shards};
 use crate::config::Config;
 use crate::error::{Error, Result};

@@ -4,7 +4,7 @@
 //! held twice.
 
 use super::Dtype;
-use super::container::{LENGTH_BYTES, MOST_HEADER, check_name};
+use super::header::{LENGTH_BYTES, MOST_HEADER, check_name};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};

@@ -1,6 +1,9 @@
 //! Presets, files and flags over one another; contradictions; what a resumed run may change.
 
 use super::*;
+use crate::data::TokenizerSource;
+use crate::device::Precision;
+use crate::options::keys::Kind;
 
 fn request(preset: Option<&str>, flags: &[(&'static str, &str)]) -> Request {
     Request { preset: preset.map(str::to_owned), flags: Flags::of(flags), ..Request::default() }
@@ -142,9 +145,9 @@ fn a_resumed_run_may_change_what_changes_no_result() {
             "rng" => "torch".to_owned(),
             "rotary_base" => "500".to_owned(),
             _ => match key.kind {
-                keys::Kind::Count(least, _) => (least + 1).to_string(),
-                keys::Kind::Switch => (!table[key.name].as_bool().expect("a switch")).to_string(),
-                keys::Kind::Choice(words) => {
+                Kind::Count(least, _) => (least + 1).to_string(),
+                Kind::Switch => (!table[key.name].as_bool().expect("a switch")).to_string(),
+                Kind::Choice(words) => {
                     let other =
                         words.iter().find(|word| Some(**word) != table.get(key.name).and_then(Value::as_str));
                     other.map(|word| (*word).to_owned()).expect("another word")
