@@ -4,8 +4,12 @@
 //! keys, so that a score is never summed across lanes. Values stand `[position][element]`. Both are converted in
 //! registers, and every sum has one order whatever stands beside it. Where all that is seen is one block, scores never leave
 //! the registers, and a few queries go side by side: one alone is a chain of steps that wait for each other.
+//!
+//! Blocks side by side are several short streams, which a processor does not follow: those of a long past are asked for while
+//! the ones before them are read. Values are one stream, which it follows by itself.
 
 use super::PANEL;
+use super::gemv::prefetch_lines;
 use super::lanes::{Element, Lanes};
 use super::routines::{self, Unit};
 
@@ -14,6 +18,9 @@ const VECTORS: usize = 4;
 
 /// Queries whose steps are taken together where they see one block.
 const TOGETHER: usize = 4;
+
+/// Bytes of keys that are likely to be in the nearest cache still.
+const NEAR: usize = 16 << 10;
 
 /// For each of `count` queries, `s_j = sum_c query[c] key_j[c]`, `w = softmax(s)`, `out = sum_j w_j value_j`; the first sees
 /// `seen` positions, at least one, and each one more than that before it. `room` is for as many values as the last sees.
@@ -46,7 +53,12 @@ pub(super) unsafe fn attend<L: Lanes, T: Element>(
         for index in first..count {
             let (query, out) = (&queries[index * size..][..size], &mut out[index * size..][..size]);
             let weights = &mut room[..seen + index];
-            scores::<L, T>(keys, query, weights);
+            // Queries that come together find the keys near, all but the first.
+            if count == 1 && weights.len() * size * size_of::<T>() > NEAR {
+                scores::<L, T, true>(keys, query, weights, values.as_ptr());
+            } else {
+                scores::<L, T, false>(keys, query, weights, values.as_ptr());
+            }
             routines::softmax(unit, weights, &mut [0.0; 2]);
             mix::<L, T>(weights, values, out);
         }
@@ -68,7 +80,7 @@ unsafe fn block<L: Lanes, T: Element, const N: usize>(
     unsafe {
         let mut weights = [[0.0; PANEL]; N];
         for (weights, query) in weights.iter_mut().zip(queries.chunks_exact(size)) {
-            scores::<L, T>(keys, query, weights);
+            scores::<L, T, false>(keys, query, weights, values.as_ptr());
         }
         routines::softmax_lanes(unit, &mut weights, seen);
         for (index, (weights, out)) in weights.iter().zip(out.chunks_exact_mut(size)).enumerate() {
@@ -78,12 +90,18 @@ unsafe fn block<L: Lanes, T: Element, const N: usize>(
     N
 }
 
-/// `scores[j] = sum_c query[c] key_j[c]`, even elements and odd ones apart.
+/// `scores[j] = sum_c query[c] key_j[c]`, even elements and odd ones apart. If `FAR`, keys are asked for ahead, and
+/// `then`, which is read after them.
 ///
 /// # Safety
 /// `L`'s instruction set must be present.
 #[inline(always)]
-unsafe fn scores<L: Lanes, T: Element>(keys: &[T], query: &[f32], scores: &mut [f32]) {
+unsafe fn scores<L: Lanes, T: Element, const FAR: bool>(
+    keys: &[T],
+    query: &[f32],
+    scores: &mut [f32],
+    then: *const T,
+) {
     let block = query.len() * PANEL;
     assert!(scores.len().div_ceil(PANEL) * block <= keys.len(), "keys are whole blocks");
     let mut at = 0;
@@ -93,31 +111,47 @@ unsafe fn scores<L: Lanes, T: Element>(keys: &[T], query: &[f32], scores: &mut [
         // Blocks side by side, as many as there are registers for, so that additions do not wait for each other.
         while L::WIDTH == PANEL && at + 4 * PANEL <= scores.len() {
             let from = keys.as_ptr().add(at / PANEL * block);
-            blocks::<L, T, 4>(from, query, &mut scores[at..at + 4 * PANEL]);
+            let next = if at + 8 * PANEL <= scores.len() { from.wrapping_add(4 * block) } else { then };
+            blocks::<L, T, 4, FAR>(from, query, &mut scores[at..at + 4 * PANEL], next);
             at += 4 * PANEL;
         }
         while at + 2 * PANEL <= scores.len() {
             let from = keys.as_ptr().add(at / PANEL * block);
-            blocks::<L, T, 2>(from, query, &mut scores[at..at + 2 * PANEL]);
+            let next = if at + 4 * PANEL <= scores.len() { from.wrapping_add(2 * block) } else { then };
+            blocks::<L, T, 2, FAR>(from, query, &mut scores[at..at + 2 * PANEL], next);
             at += 2 * PANEL;
         }
         while at < scores.len() {
             let end = scores.len().min(at + PANEL);
-            blocks::<L, T, 1>(keys.as_ptr().add(at / PANEL * block), query, &mut scores[at..end]);
+            blocks::<L, T, 1, false>(
+                keys.as_ptr().add(at / PANEL * block),
+                query,
+                &mut scores[at..end],
+                then,
+            );
             at = end;
         }
     }
 }
 
-/// The scores of `N` blocks; of the last, as many as there is room for.
+/// The scores of `N` blocks; of the last, as many as there is room for. If `FAR`, as many values are asked for at `next`
+/// meanwhile.
 #[inline(always)]
-unsafe fn blocks<L: Lanes, T: Element, const N: usize>(keys: *const T, query: &[f32], scores: &mut [f32]) {
+unsafe fn blocks<L: Lanes, T: Element, const N: usize, const FAR: bool>(
+    keys: *const T,
+    query: &[f32],
+    scores: &mut [f32],
+    next: *const T,
+) {
     let (vectors, block) = (PANEL / L::WIDTH, query.len() * PANEL);
     // SAFETY: the caller vouches for `N` blocks at `keys`; stores stay inside `scores`.
     unsafe {
         let (mut even, mut odd) = ([[L::splat(0.0); VECTORS]; N], [[L::splat(0.0); VECTORS]; N]);
         let mut element = 0;
         while element + 2 <= query.len() {
+            if FAR {
+                prefetch_lines::<T, true>(next.wrapping_add(element * N * PANEL), 2 * N * PANEL);
+            }
             let (first, second) = (L::splat(query[element]), L::splat(query[element + 1]));
             for n in 0..N {
                 for vector in 0..vectors {
