@@ -1,6 +1,7 @@
 //! The affine map of each row.
 //!
-//! Forward: `y = x W^T + b`, `x` `[rows, inputs]`, `W` `[outputs, inputs]`.
+//! Forward: `y = x W^T + b`, `x` `[rows, inputs]`, `W` `[outputs, inputs]`; where what follows is done with it, `r + y` is
+//! left of a residual stream `r`, or `f(y)` beside `y`.
 //! Backward: `d_x = d_y W`, `d_W += d_y^T x`, `d_b += sum over rows of d_y`.
 
 pub mod cuda;

@@ -196,8 +196,8 @@ impl Op {
         }
     }
 
-    /// Whether it is the norm of a sum that `before` makes, or an affine map's nonlinearity that goes value by value: the
-    /// two are carried out as one.
+    /// Whether it is the norm of a sum that `before` makes, the sum of a stream and an affine map's branch, or such a map's
+    /// nonlinearity that goes value by value: the two may be carried out as one.
     pub fn follows(&self, before: &Op) -> bool {
         match (before, self) {
             (Op::Add { out, .. }, Op::Norm { x, .. }) => out == x,
