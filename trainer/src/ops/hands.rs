@@ -109,7 +109,9 @@ impl<'a> Hands<'a> {
                     let (from, panels) = (&b[first * stride..], &mut panels[..inner * width]);
                     let strips = panels.chunks_mut(PACKED_PANELS * inner * PANEL).enumerate();
                     crew.deal(strips, |(index, panels)| {
-                        lay(from, stride, index * PACKED_PANELS * PANEL..p.columns, inner, panels);
+                        let column = index * PACKED_PANELS * PANEL;
+                        let columns = (p.columns - column).min(PACKED_PANELS * PANEL);
+                        (simd.pack_rows_f32)(&from[column..], [columns, inner, stride], panels);
                     });
                     let write = if first == 0 { p.write } else { Write::Accumulate };
                     let epilogue = Epilogue {
@@ -188,19 +190,6 @@ fn pieces(
         (simd.product)(&part, &a[first * p.a_row_stride..], b, epilogue, c);
         then(part.columns, c, out);
     });
-}
-
-/// Columns of rows that lie `stride` apart, as whole panels of `inner` rows; zeros beyond the last column.
-fn lay(from: &[f32], stride: usize, columns: std::ops::Range<usize>, inner: usize, panels: &mut [f32]) {
-    for k in 0..inner {
-        let firsts = columns.clone().step_by(PANEL);
-        for (panel, first) in panels.chunks_exact_mut(inner * PANEL).zip(firsts) {
-            let count = PANEL.min(columns.end - first);
-            let (to, rest) = panel[k * PANEL..][..PANEL].split_at_mut(count);
-            to.copy_from_slice(&from[k * stride + first..][..count]);
-            rest.fill(0.0);
-        }
-    }
 }
 
 #[cfg(test)]
