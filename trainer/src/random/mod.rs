@@ -11,7 +11,12 @@ use formats::layout::{Init, InitScheme, Layout};
 use runtime::random::{Purpose, Stream, uniform, uniform_f64};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use torch::Torch;
+
+/// Values that one thread draws at a time, whole blocks of a counter.
+const PIECE: usize = 1 << 16;
 
 /// Which generator a run draws from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,24 +74,28 @@ impl Generator {
                 (Init::Normal { std }, Generator::Torch(torch)) => torch.normal(values, std),
                 (Init::Uniform { bound }, Generator::Counter { seed }) => {
                     let stream = Stream::new(*seed, Purpose::Init);
-                    for (block, four) in values.chunks_mut(4).enumerate() {
-                        let words = stream.draws(id.index() as u64, block as u64);
-                        for (value, word) in four.iter_mut().zip(words) {
-                            *value = (2.0 * uniform(word) - 1.0) * bound;
+                    side_by_side(values, |first, values| {
+                        for (block, four) in (first / 4..).zip(values.chunks_mut(4)) {
+                            let words = stream.draws(id.index() as u64, block as u64);
+                            for (value, word) in four.iter_mut().zip(words) {
+                                *value = (2.0 * uniform(word) - 1.0) * bound;
+                            }
                         }
-                    }
+                    });
                 }
                 (Init::Normal { std }, Generator::Counter { seed }) => {
                     let stream = Stream::new(*seed, Purpose::Init);
-                    for (block, pair) in values.chunks_mut(2).enumerate() {
-                        let [a, b, c, d] = stream.draws(id.index() as u64, block as u64);
-                        // Box and Muller 1958; the first fraction is turned round so that it is never zero.
-                        let radius = (-2.0 * (1.0 - uniform_f64([a, b])).ln()).sqrt();
-                        let angle = 2.0 * PI * uniform_f64([c, d]);
-                        for (value, part) in pair.iter_mut().zip([angle.cos(), angle.sin()]) {
-                            *value = (radius * part) as f32 * std;
+                    side_by_side(values, |first, values| {
+                        for (block, pair) in (first / 2..).zip(values.chunks_mut(2)) {
+                            let [a, b, c, d] = stream.draws(id.index() as u64, block as u64);
+                            // Box and Muller 1958; the first fraction is turned round so that it is never zero.
+                            let radius = (-2.0 * (1.0 - uniform_f64([a, b])).ln()).sqrt();
+                            let angle = 2.0 * PI * uniform_f64([c, d]);
+                            for (value, part) in pair.iter_mut().zip([angle.cos(), angle.sin()]) {
+                                *value = (radius * part) as f32 * std;
+                            }
                         }
-                    }
+                    });
                 }
             }
         }
@@ -121,6 +130,30 @@ impl Generator {
             }
         }
     }
+}
+
+/// Draws values piece by piece, on as many threads as there are processors; `draw` is told where its piece begins. A value
+/// depends on its place alone.
+fn side_by_side(values: &mut [f32], draw: impl Fn(usize, &mut [f32]) + Sync) {
+    let helpers = match values.len() {
+        ..=PIECE => 0,
+        _ => thread::available_parallelism().map_or(0, |processors| processors.get() - 1),
+    };
+    let pieces = Mutex::new(values.chunks_mut(PIECE).enumerate());
+    let work = || {
+        loop {
+            let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((index, piece)) = piece else { return };
+            draw(index * PIECE, piece);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..helpers {
+            // A thread that cannot be had leaves its pieces to the others.
+            let _ = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
 }
 
 #[cfg(test)]
@@ -194,6 +227,17 @@ mod tests {
         assert_ne!(first, second);
         let start = |layer: usize| layout.parameter(layout.layers[layer].qkv.weight).offset;
         assert_ne!(first[start(0)..start(0) + 8], first[start(1)..start(1) + 8]);
+    }
+
+    #[test]
+    fn every_value_is_drawn_once_at_its_own_place() {
+        for len in [0, 1, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE + 3] {
+            let mut values = vec![0.0; len];
+            side_by_side(&mut values, |first, values| {
+                values.iter_mut().zip(first..).for_each(|(value, place)| *value += place as f32);
+            });
+            assert!(values.iter().enumerate().all(|(place, value)| *value == place as f32), "{len} values");
+        }
     }
 
     #[test]
