@@ -46,7 +46,7 @@ pub enum Device {
     Cuda,
 }
 
-/// Everything a run is told but its text and its directory. [`KEYS`] documents each.
+/// Everything a run is told but its text and its directory. [`keys::KEYS`] documents each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
