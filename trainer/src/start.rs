@@ -1,5 +1,6 @@
 //! What a run begins from: its recipe settled, and its state restored from a checkpoint or drawn afresh.
 
+use crate::backend::choice::all_threads;
 use crate::data::{Data, TokenizerSource, open_tokenizer};
 use crate::options::{Recipe, Request, refuse_differences};
 use crate::presets;
@@ -9,6 +10,7 @@ use crate::state::TrainState;
 use crate::{finetune, upcycle};
 use formats::tokenizer::Tokenizer;
 use formats::{Config, Error, Layout, Result, checkpoint};
+use runtime::team::Crew;
 use std::path::Path;
 
 /// What is to be done: a new run's recipe, or a recorded one's with the changes it allows.
@@ -108,7 +110,8 @@ pub(crate) fn fresh(
     let options = &recipe.options;
     let zero = vec![0.0; layout.parameters()];
     let mut weights = zero.clone();
-    generator.initialise(&mut weights, layout, config, options.init);
+    let mut crew = Crew::new(options.threads.unwrap_or_else(all_threads))?;
+    generator.initialise(&mut crew, &mut weights, layout, config, options.init);
     if let Some(dense) = &recipe.upcycle {
         upcycle::copy(dense, tokenizer, config, layout, &mut weights)?;
     }

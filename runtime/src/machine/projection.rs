@@ -249,7 +249,7 @@ impl Matrix<'_> {
             c_stride: stride,
             write: Write::Set,
         };
-        let epilogue = Epilogue { bias: self.bias.map(|bias| &bias[outputs]), residual: None };
+        let epilogue = Epilogue::of(self.bias.map(|bias| &bias[outputs]));
         (self.model.simd.product)(&sizes, x, panels, epilogue, out);
     }
 }

@@ -87,6 +87,13 @@ pub struct Epilogue<'a> {
     pub residual: Option<&'a [f32]>,
 }
 
+impl<'a> Epilogue<'a> {
+    /// No residual, and a bias if there is one.
+    pub fn of(bias: Option<&'a [f32]>) -> Epilogue<'a> {
+        Epilogue { bias, residual: None }
+    }
+}
+
 /// See [`Product`].
 ///
 /// # Safety

@@ -181,8 +181,7 @@ impl Backend for Cpu {
 
     fn linear(&self, rows: usize, x: &Aligned, linear: &Linear, params: &Params<Cpu>, out: &mut Aligned) {
         let (panels, bias) = weights(params, linear);
-        let epilogue = Epilogue { bias, residual: None };
-        linear::forward(&mut self.hands(), linear, rows, x, panels, epilogue, out);
+        linear::forward(&mut self.hands(), linear, rows, x, panels, Epilogue::of(bias), out);
     }
 
     fn linear_backward(
@@ -216,8 +215,8 @@ impl Backend for Cpu {
         out: &mut Aligned,
     ) {
         let (panels, bias) = weights(params, linear);
-        let (epilogue, to) = (Epilogue { bias, residual: None }, (&mut hidden[..], &mut out[..]));
-        linear::forward_activation(&mut self.hands(), linear, rows, x, panels, epilogue, s, to);
+        let to = (&mut hidden[..], &mut out[..]);
+        linear::forward_activation(&mut self.hands(), linear, rows, x, panels, bias, s, to);
     }
 
     fn linear_add(

@@ -4,6 +4,7 @@ use super::{Format, answer};
 use formats::{Config, Error, Layout, Result};
 use runtime::random::{Purpose, Stream};
 use runtime::simd::Simd;
+use runtime::team::Crew;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -97,7 +98,10 @@ impl Work {
         let (optimizer, mixing) = (options.optimizer(), options.mixing());
         let mut learner = Learner::with(backend, config, *shape, &optimizer, &mixing, options.recompute)?;
         let mut weights = vec![0.0; layout.parameters()];
-        Generator::new(options.rng, options.seed).initialise(&mut weights, layout, config, options.init);
+        let mut crew = Crew::new(options.threads.unwrap_or_else(all_threads))?;
+        let mut generator = Generator::new(options.rng, options.seed);
+        generator.initialise(&mut crew, &mut weights, layout, config, options.init);
+        drop(crew);
         let zero = vec![0.0; weights.len()];
         learner.load(&weights, &zero, &zero)?;
 

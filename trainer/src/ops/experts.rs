@@ -78,8 +78,7 @@ pub fn linear(
     }
     let x = &x[places.start * map.inputs..places.end * map.inputs];
     let out = &mut out[places.start * map.outputs..places.end * map.outputs];
-    let epilogue = Epilogue { bias, residual: None };
-    linear::forward(hands, map, places.len(), x, panels, epilogue, out);
+    linear::forward(hands, map, places.len(), x, panels, Epilogue::of(bias), out);
 }
 
 /// Its gradients: `d_x` set, those of the parameters added to what is there.

@@ -31,11 +31,11 @@ pub fn forward_activation(
     rows: usize,
     x: &[f32],
     panels: &[f32],
-    epilogue: Epilogue<'_>,
+    bias: Option<&[f32]>,
     s: Hidden,
     (hidden, out): (&mut [f32], &mut [f32]),
 ) {
-    let (simd, stride) = (hands.simd, linear.outputs);
+    let (simd, stride, epilogue) = (hands.simd, linear.outputs, Epilogue::of(bias));
     hands.product_then(&product(linear, rows), x, panels, epilogue, hidden, out, |columns, hidden, out| {
         // Whole rows are one stretch.
         let (len, part) = if columns == stride { (hidden.len(), hidden.len()) } else { (stride, columns) };
@@ -139,7 +139,7 @@ mod tests {
                         rows,
                         x,
                         &panels,
-                        Epilogue { bias: Some(bias), residual: None },
+                        Epilogue::of(Some(bias)),
                         &mut out,
                     );
                     out

@@ -85,8 +85,7 @@ pub fn forward(
         let rows = s.chunk().min(s.rows - first);
         let x = &x[first * s.width..][..rows * s.width];
         let logits = &mut scratch[..rows * s.vocabulary];
-        let epilogue = Epilogue { bias: head.bias, residual: None };
-        linear::forward(hands, head.linear, rows, x, head.panels, epilogue, logits);
+        linear::forward(hands, head.linear, rows, x, head.panels, Epilogue::of(head.bias), logits);
         if let Some(shared) = windows.shared() {
             let asked = shared.asked(first..first + rows);
             let (questions, losses) = (&shared.questions[asked.clone()], &mut losses[asked]);

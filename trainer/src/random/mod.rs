@@ -9,10 +9,9 @@ pub mod torch;
 use formats::config::Config;
 use formats::layout::{Init, InitScheme, Layout};
 use runtime::random::{Purpose, Stream, uniform, uniform_f64};
+use runtime::team::Crew;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use torch::Torch;
 
 /// Values that one thread draws at a time, whole blocks of a counter.
@@ -63,8 +62,15 @@ impl Generator {
     }
 
     /// Draws every parameter of `layout` into `arena`, in arena order: the order in which PyTorch makes its modules.
-    /// Zeros and ones draw nothing.
-    pub fn initialise(&mut self, arena: &mut [f32], layout: &Layout, config: &Config, scheme: InitScheme) {
+    /// Zeros and ones draw nothing. What a counter gives depends on its place alone, and is drawn by the whole crew.
+    pub fn initialise(
+        &mut self,
+        crew: &mut Crew,
+        arena: &mut [f32],
+        layout: &Layout,
+        config: &Config,
+        scheme: InitScheme,
+    ) {
         for (id, parameter) in layout.iter() {
             let values = &mut arena[parameter.range()];
             match (parameter.init(scheme, config), &mut *self) {
@@ -74,8 +80,8 @@ impl Generator {
                 (Init::Normal { std }, Generator::Torch(torch)) => torch.normal(values, std),
                 (Init::Uniform { bound }, Generator::Counter { seed }) => {
                     let stream = Stream::new(*seed, Purpose::Init);
-                    side_by_side(values, |first, values| {
-                        for (block, four) in (first / 4..).zip(values.chunks_mut(4)) {
+                    crew.deal(values.chunks_mut(PIECE).enumerate(), |(piece, values)| {
+                        for (block, four) in (piece * PIECE / 4..).zip(values.chunks_mut(4)) {
                             let words = stream.draws(id.index() as u64, block as u64);
                             for (value, word) in four.iter_mut().zip(words) {
                                 *value = (2.0 * uniform(word) - 1.0) * bound;
@@ -85,8 +91,8 @@ impl Generator {
                 }
                 (Init::Normal { std }, Generator::Counter { seed }) => {
                     let stream = Stream::new(*seed, Purpose::Init);
-                    side_by_side(values, |first, values| {
-                        for (block, pair) in (first / 2..).zip(values.chunks_mut(2)) {
+                    crew.deal(values.chunks_mut(PIECE).enumerate(), |(piece, values)| {
+                        for (block, pair) in (piece * PIECE / 2..).zip(values.chunks_mut(2)) {
                             let [a, b, c, d] = stream.draws(id.index() as u64, block as u64);
                             // Box and Muller 1958; the first fraction is turned round so that it is never zero.
                             let radius = (-2.0 * (1.0 - uniform_f64([a, b])).ln()).sqrt();
@@ -132,30 +138,6 @@ impl Generator {
     }
 }
 
-/// Draws values piece by piece, on as many threads as there are processors; `draw` is told where its piece begins. A value
-/// depends on its place alone.
-fn side_by_side(values: &mut [f32], draw: impl Fn(usize, &mut [f32]) + Sync) {
-    let helpers = match values.len() {
-        ..=PIECE => 0,
-        _ => thread::available_parallelism().map_or(0, |processors| processors.get() - 1),
-    };
-    let pieces = Mutex::new(values.chunks_mut(PIECE).enumerate());
-    let work = || {
-        loop {
-            let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((index, piece)) = piece else { return };
-            draw(index * PIECE, piece);
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 0..helpers {
-            // A thread that cannot be had leaves its pieces to the others.
-            let _ = thread::Builder::new().spawn_scoped(scope, work);
-        }
-        work();
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,7 +149,8 @@ mod tests {
             crate::presets::find("gpt-zero").and_then(|preset| preset.model(65)).expect("a valid preset");
         let layout = Layout::new(&config);
         let mut arena = vec![f32::NAN; layout.parameters()];
-        Generator::new(kind, seed).initialise(&mut arena, &layout, &config, scheme);
+        let mut crew = Crew::new(1).expect("no thread but this one");
+        Generator::new(kind, seed).initialise(&mut crew, &mut arena, &layout, &config, scheme);
         (config, layout, arena)
     }
 
@@ -230,13 +213,20 @@ mod tests {
     }
 
     #[test]
-    fn every_value_is_drawn_once_at_its_own_place() {
-        for len in [0, 1, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE + 3] {
-            let mut values = vec![0.0; len];
-            side_by_side(&mut values, |first, values| {
-                values.iter_mut().zip(first..).for_each(|(value, place)| *value += place as f32);
-            });
-            assert!(values.iter().enumerate().all(|(place, value)| *value == place as f32), "{len} values");
+    fn no_number_of_threads_changes_a_value() {
+        let config =
+            crate::presets::find("gpt-zero").and_then(|preset| preset.model(5000)).expect("a valid preset");
+        let layout = Layout::new(&config);
+        assert!(layout.iter().any(|(_, parameter)| parameter.len() > 4 * PIECE), "one that is dealt");
+        for scheme in [InitScheme::Torch, InitScheme::Gpt2] {
+            let drawn = |threads: usize| {
+                let (mut crew, mut arena) =
+                    (Crew::new(threads).expect("threads"), vec![f32::NAN; layout.parameters()]);
+                Generator::new(RngKind::Counter, 3)
+                    .initialise(&mut crew, &mut arena, &layout, &config, scheme);
+                arena
+            };
+            assert!(drawn(1) == drawn(3), "{scheme:?}");
         }
     }
 

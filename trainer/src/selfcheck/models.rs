@@ -17,6 +17,7 @@ use formats::config::{
 use formats::layout::InitScheme;
 use formats::{Layout, Result};
 use runtime::random::{Purpose, Stream};
+use runtime::team::Crew;
 
 /// Ids of the models' vocabulary: a prime, and no multiple of anything.
 const VOCABULARY: usize = 61;
@@ -139,7 +140,8 @@ impl Model {
         let layout = Layout::new(&self.config);
         let mut weights = vec![0.0; layout.parameters()];
         let mut generator = Generator::new(RngKind::Counter, SEED);
-        generator.initialise(&mut weights, &layout, &self.config, InitScheme::Gpt2);
+        let mut crew = Crew::new(1).expect("no thread but this one");
+        generator.initialise(&mut crew, &mut weights, &layout, &self.config, InitScheme::Gpt2);
         // The noise's scale begins at zero, where it would teach nothing.
         for (_, parameter) in layout.iter().filter(|(_, parameter)| !parameter.is_stored()) {
             let values = drawn(Rounding::Bf16, parameter.len(), SEED).into_iter().map(|x| 0.05 * x);
